@@ -1,0 +1,73 @@
+"""Training feedback spiking networks by implicit differentiation on the equilibrium state, by hand.
+
+The pipeline, one name a stage::
+
+    params = network.init(rng)
+    frozen = freeze(network, params, x, training=True, rng=rng)
+    rates = simulate(frozen, x, n_steps)
+    loss, d_logits = cross_entropy(read_out(frozen, rates), y)
+    result = backward(frozen, rates, d_logits)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that the command line answers --help without compiling anything.
+_HOMES = {
+    "IF": "neurons",
+    "LIF": "neurons",
+    "Neuron": "neurons",
+    "Dense": "synapses",
+    "Restriction": "constraints",
+    "Population": "network",
+    "Connection": "network",
+    "Readout": "network",
+    "Network": "network",
+    "Frozen": "network",
+    "freeze": "network",
+    "read_out": "network",
+    "build": "structure",
+    "simulate": "simulation",
+    "Rates": "simulation",
+    "find_equilibrium": "equilibrium",
+    "Equilibrium": "equilibrium",
+    "contraction": "equilibrium",
+    "linearise": "equilibrium",
+    "backward": "implicit",
+    "solve_beta": "implicit",
+    "NotConverged": "solvers",
+    "solve": "solvers",
+    "cross_entropy": "training.losses",
+    "SGD": "training.sgd",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from ide_ref.constraints import Restriction
+    from ide_ref.equilibrium import Equilibrium, contraction, find_equilibrium, linearise
+    from ide_ref.implicit import backward, solve_beta
+    from ide_ref.network import Connection, Frozen, Network, Population, Readout, freeze, read_out
+    from ide_ref.neurons import IF, LIF, Neuron
+    from ide_ref.simulation import Rates, simulate
+    from ide_ref.solvers import NotConverged, solve
+    from ide_ref.structure import build
+    from ide_ref.synapses import Dense
+    from ide_ref.training.losses import cross_entropy
+    from ide_ref.training.sgd import SGD
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ide_ref' has no attribute {name!r}")
+    value = getattr(import_module(f"ide_ref.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

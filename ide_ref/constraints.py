@@ -1,0 +1,220 @@
+"""What stands between the parameters and the plain affine maps of a frozen network.
+
+The spectral restriction (NORM), batch normalisation (BN) and dropout, each as a pair: *fold* turns
+parameters into a scaled and shifted linear map, *pull back* turns the Hebbian gradient of that map into
+gradients of the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+EPSILON = 1e-5
+"""Added to every variance before the root, in simulation, equilibrium and gradient alike."""
+
+MOMENTUM = 0.1
+"""Weight of a new batch in the running statistics."""
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """(NORM): W = α W̄ / ‖W̄‖, α ∈ [−c, c].
+
+    Parameters
+    ----------
+    c : float
+        Largest |α|.
+    norm : {"operator", "kernel"}
+        ``operator``: ‖·‖₂ of the linear map at the given input size, which certifies (COND). ``kernel``: of
+        the weight array reshaped to (first axis, rest), as the authors' program has it; for convolutions the
+        operator's norm can be up to k times larger. The same for dense connections.
+    """
+
+    c: float = 1.0
+    norm: Literal["operator", "kernel"] = "operator"
+
+    def __post_init__(self) -> None:
+        if not self.c > 0:
+            raise ValueError(f"c is {self.c!r}; expected a positive bound for |alpha|")
+        if self.norm not in ("operator", "kernel"):
+            raise ValueError(f"norm is {self.norm!r}; expected 'operator' or 'kernel'")
+
+
+@dataclass(frozen=True)
+class SingularPair:
+    """Leading singular triple: ‖A‖₂ ≈ value, A right ≈ value · left.
+
+    ``residual`` is ‖Aᵀ left − value · right‖ / value, which bounds the error of the vectors up to the gap.
+    """
+
+    value: float
+    left: NDArray
+    right: NDArray
+    residual: float
+
+
+def singular_tolerance(dtype: DTypeLike) -> float:
+    """Relative residual to which ‖W̄‖₂ is computed: 1e-12 to verify in float64, 1e-4 to train in float32."""
+    return 1e-12 if np.dtype(dtype) == np.float64 else 1e-4
+
+
+def leading_singular_pair(
+    apply: Callable[[NDArray], NDArray],
+    adjoint: Callable[[NDArray], NDArray],
+    start: NDArray,
+    *,
+    tol: float,
+    max_restarts: int = 200,
+    n_vectors: int = 24,
+) -> SingularPair:
+    """Largest singular value of a linear map by restarted Golub-Kahan bidiagonalisation.
+
+    Parameters
+    ----------
+    apply, adjoint : callables
+        v ↦ A v and u ↦ Aᵀ u on vectors.
+    start : (n,) array
+        Where to begin; a vector from an earlier, similar map saves most of the work.
+    tol : float
+        Stop when the relative residual falls below this.
+    max_restarts, n_vectors : int
+        At most max_restarts runs of n_vectors products each.
+
+    Returns
+    -------
+    SingularPair
+        Of ``start``'s dtype; the caller decides what to do with a residual above ``tol``.
+
+    Notes
+    -----
+    The value is a lower bound of ‖A‖₂ whose error is of the second order in the residual. Full
+    reorthogonalisation: n_vectors is small.
+    """
+    right = start / np.linalg.norm(start)
+    n_vectors = min(n_vectors, right.size)
+    for _ in range(max_restarts):
+        rights = np.empty((n_vectors, right.size), right.dtype)
+        lefts: NDArray | None = None
+        projected = np.zeros((n_vectors, n_vectors))
+        rights[0] = right
+        for k in range(n_vectors):
+            u = apply(rights[k])
+            if lefts is None:
+                lefts = np.empty((n_vectors, u.size), u.dtype)
+            # B = Uᵀ A V is upper bidiagonal in exact arithmetic; keeping the whole column keeps its rounding.
+            for _pass in range(2):
+                overlap = lefts[:k] @ u
+                u = u - overlap @ lefts[:k]
+                projected[:k, k] += overlap
+            alpha = float(np.linalg.norm(u))
+            projected[k, k] = alpha
+            lefts[k] = u / alpha if alpha > 0 else 0
+            w = adjoint(lefts[k])
+            for _pass in range(2):
+                w = w - (rights[: k + 1] @ w) @ rights[: k + 1]
+            beta = float(np.linalg.norm(w))
+            size = k + 1
+            x, s, yt = np.linalg.svd(projected[:size, :size])
+            # Aᵀ (U x) − s (V y) = beta · x_k · w/beta, the standard Lanczos residual.
+            residual = abs(beta * x[k, 0]) / s[0] if s[0] > 0 else 0.0
+            if residual <= tol or size == n_vectors or alpha == 0:
+                break
+            rights[size] = w / beta
+        dtype = right.dtype
+        left = x[:, 0].astype(dtype) @ lefts[:size]
+        right = yt[0].astype(dtype) @ rights[:size]
+        right = right / np.linalg.norm(right)
+        if residual <= tol:
+            break
+    return SingularPair(float(s[0]), left, right, float(residual))
+
+
+def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
+    """Mean and biased variance a channel of cells z (B, n): two (n_channels,) arrays, summed in float64."""
+    columns = z.reshape(-1, n_channels)
+    mean = columns.mean(axis=0, dtype=np.float64)
+    variance = np.square(columns - mean.astype(z.dtype)).mean(axis=0, dtype=np.float64)
+    return mean.astype(z.dtype), variance.astype(z.dtype)
+
+
+def running_update(running: NDArray, batch: NDArray) -> NDArray:
+    """A running statistic after one more batch."""
+    return running + running.dtype.type(MOMENTUM) * (batch - running)
+
+
+def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, dtype: DTypeLike) -> NDArray:
+    """Mask (B, n), one draw a batch: 0 with probability ``rate``, else 1/(1 − rate)."""
+    return (rng.random(shape, dtype=np.float32) >= rate).astype(dtype) * np.dtype(dtype).type(1.0 / (1.0 - rate))
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """(BN) of one connection: y = weight · (z − mean)/√(variance + ε) + bias a channel.
+
+    ``from_batch`` says that mean and variance are those of the batch itself, so that gradients pass through
+    them; otherwise they are constants.
+    """
+
+    weight: NDArray
+    bias: NDArray
+    mean: NDArray
+    variance: NDArray
+    from_batch: bool
+
+    @property
+    def scale(self) -> NDArray:
+        """(C,) factor on z."""
+        return self.weight / self.deviation
+
+    @property
+    def deviation(self) -> NDArray:
+        """(C,) √(variance + ε)."""
+        return np.sqrt(self.variance + self.variance.dtype.type(EPSILON))
+
+    @property
+    def shift(self) -> NDArray:
+        """(C,) what is added after scaling z."""
+        return self.bias - self.scale * self.mean
+
+    def pull_back(self, delta: NDArray, z: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        """From ∂L/∂y to ∂L/∂z, ∂L/∂weight, ∂L/∂bias.
+
+        Parameters
+        ----------
+        delta, z : (B, n) cells
+            ∂L/∂y, and the map's output before normalisation.
+        """
+        n_channels = self.weight.shape[0]
+        columns = delta.reshape(-1, n_channels)
+        z_hat = (z.reshape(-1, n_channels) - self.mean) / self.deviation
+        d_bias = columns.sum(axis=0)
+        d_weight = np.einsum("nc,nc->c", columns, z_hat)
+        if self.from_batch:
+            n = columns.shape[0]
+            columns = columns - d_bias / n - z_hat * (d_weight / n)
+        return (self.scale * columns).reshape(delta.shape), d_weight, d_bias
+
+
+def restrict_pull_back(
+    d_weight: NDArray, raw: NDArray, alpha: NDArray, norm: float, d_norm: NDArray
+) -> tuple[NDArray, NDArray]:
+    """From ∂L/∂W to ∂L/∂W̄ and ∂L/∂α, W = α W̄/‖W̄‖ (NORM).
+
+    Parameters
+    ----------
+    d_weight, raw : arrays of the weight's shape
+        ∂L/∂W and W̄.
+    alpha : 0-d array
+    norm : float
+        ‖W̄‖.
+    d_norm : array of the weight's shape
+        ∂‖W̄‖/∂W̄: left rightᵀ of the leading singular pair, in the weight's layout.
+    """
+    along = float(np.vdot(d_weight, raw)) / norm
+    factor = raw.dtype.type(float(alpha) / norm)
+    return factor * (d_weight - raw.dtype.type(along) * d_norm), np.asarray(along, raw.dtype)

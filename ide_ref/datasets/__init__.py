@@ -1,0 +1,50 @@
+"""Data sets: readers, the registry, augmentation, and synthetic event recordings.
+
+A leaf of the package: it imports NumPy and the standard library, and pooch only to look into the
+user's cache or to download.
+"""
+
+from ide_ref.datasets.augment import check_images, normalise, random_crop, random_flip
+from ide_ref.datasets.cifar import read_cifar10, read_cifar100
+from ide_ref.datasets.errors import DataError
+from ide_ref.datasets.events import (
+    EventFrames,
+    Events,
+    bin_events,
+    find_recordings,
+    read_events,
+    write_events,
+)
+from ide_ref.datasets.idx import idx_shape, read_idx
+from ide_ref.datasets.registry import DATASETS, Dataset, DatasetInfo, Download, Status, fetch, load, status
+from ide_ref.datasets.synthetic import Recordings, Sensor, make_recordings, record
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "DatasetInfo",
+    "Download",
+    "EventFrames",
+    "Events",
+    "Recordings",
+    "Sensor",
+    "Status",
+    "bin_events",
+    "check_images",
+    "fetch",
+    "find_recordings",
+    "idx_shape",
+    "load",
+    "make_recordings",
+    "normalise",
+    "random_crop",
+    "random_flip",
+    "read_cifar10",
+    "read_cifar100",
+    "read_events",
+    "read_idx",
+    "record",
+    "status",
+    "write_events",
+]

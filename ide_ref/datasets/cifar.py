@@ -1,0 +1,100 @@
+"""CIFAR-10 and CIFAR-100 in their binary form.
+
+One record is the label bytes (CIFAR-10: the class; CIFAR-100: the coarse, then the fine class) and
+3072 pixel bytes: the red, green and blue planes, each 32 rows of 32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref.datasets.errors import damaged, read_bytes
+
+IMAGE_SHAPE = (3, 32, 32)
+_N_PIXELS = 3 * 32 * 32
+
+
+def read_cifar10(
+    path: str | Path, *, n_records: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and labels of one CIFAR-10 batch (``data_batch_1.bin``, ..., ``test_batch.bin``).
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    n_records : int, optional
+        Number of records that the file has to hold (10,000 in the published files); by default any
+        whole number of them.
+
+    Returns
+    -------
+    images : (B, 3, 32, 32) uint8, read-only
+    labels : (B,) int64, 0 to 9
+
+    Raises
+    ------
+    DataError
+        A file that ends inside a record, holds another number of records, or has a label out of range.
+    """
+    labels, images = _read(Path(path), (("label", 10),), n_records)
+    return images, labels[:, 0]
+
+
+def read_cifar100(
+    path: str | Path, *, n_records: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Images, fine and coarse labels of a CIFAR-100 file (``train.bin`` or ``test.bin``).
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    n_records : int, optional
+        Number of records that the file has to hold (50,000 and 10,000 in the published files); by
+        default any whole number of them.
+
+    Returns
+    -------
+    images : (B, 3, 32, 32) uint8, read-only
+    fine : (B,) int64, 0 to 99
+    coarse : (B,) int64, 0 to 19
+
+    Raises
+    ------
+    DataError
+        As :func:`read_cifar10`.
+    """
+    labels, images = _read(Path(path), (("coarse label", 20), ("fine label", 100)), n_records)
+    return images, labels[:, 1], labels[:, 0]
+
+
+def _read(
+    path: Path, label_bytes: tuple[tuple[str, int], ...], n_records: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    content = read_bytes(path, "a CIFAR binary batch")
+    size = len(label_bytes) + _N_PIXELS
+    whole, rest = divmod(len(content), size)
+    if n_records is not None and len(content) > n_records * size:
+        raise damaged(
+            path,
+            n_records * size,
+            f"{len(content) - n_records * size} trailing bytes",
+            f"the end of the file after {n_records} records of {size} bytes",
+        )
+    if rest or whole == 0 or (n_records is not None and whole < n_records):
+        wanted = "a whole number of records" if n_records is None else f"{n_records} records"
+        raise damaged(path, len(content), "the end of the file", f"{wanted} of {size} bytes")
+    records = np.frombuffer(content, np.uint8).reshape(whole, size)
+    for column, (name, n_classes) in enumerate(label_bytes):
+        wrong = np.flatnonzero(records[:, column] >= n_classes)
+        if wrong.size:
+            row = int(wrong[0])
+            raise damaged(
+                path, row * size + column, f"{name} {records[row, column]}", f"0 to {n_classes - 1}"
+            )
+    labels = records[:, : len(label_bytes)].astype(np.int64)
+    return labels, records[:, len(label_bytes) :].reshape(whole, *IMAGE_SHAPE)

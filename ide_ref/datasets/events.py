@@ -1,0 +1,290 @@
+"""N-MNIST recordings: 40-bit event files, and the frames that a network is given.
+
+One event is five bytes, big-endian: column (8 bits), row (8), polarity (1; 1 is ON, brighter) and time
+in microseconds (23). A record whose row is 240 is no event: it adds 2^13 µs to the time of every record
+after it. The sensor has 34 by 34 pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ide_ref.datasets.errors import DataError, damaged, read_bytes
+
+SENSOR_SIZE = 34
+N_CLASSES = 10
+_RECORD = 5
+_OVERFLOW_ROW = 240
+_OVERFLOW = 1 << 13
+_END_OF_TIME = 1 << 23
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """Events of one recording, in the order of time.
+
+    Attributes
+    ----------
+    x, y : (n,) uint8
+        Column and row, 0 to 33.
+    polarity : (n,) uint8
+        1 where the pixel became brighter (ON), 0 where darker (OFF).
+    t : (n,) int64
+        Time in microseconds, not decreasing.
+    """
+
+    x: NDArray[np.uint8]
+    y: NDArray[np.uint8]
+    polarity: NDArray[np.uint8]
+    t: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+
+def read_events(path: str | Path) -> Events:
+    """Events of an N-MNIST file.
+
+    Raises
+    ------
+    DataError
+        An empty file or one that ends inside an event, a pixel outside the 34 by 34 sensor, or a time
+        before its predecessor's: one line with the file and the byte offset.
+    """
+    path = Path(path)
+    content = read_bytes(path, "an N-MNIST event file")
+    if not content or len(content) % _RECORD:
+        raise damaged(path, len(content), "the end of the file", f"a whole number of {_RECORD}-byte events")
+    records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
+    x, y = records[:, 0], records[:, 1]
+    high, middle, low = records[:, 2:].astype(np.int64).T
+    t = (high & 0x7F) << 16 | middle << 8 | low
+    polarity = np.right_shift(records[:, 2], 7, dtype=np.uint8)
+    overflow = y == _OVERFLOW_ROW
+    event = np.flatnonzero(~overflow)
+    t = (t + _OVERFLOW * np.cumsum(overflow))[event]
+    x, y, polarity = x[event], y[event], polarity[event]
+    outside = (x >= SENSOR_SIZE) | (y >= SENSOR_SIZE)
+    if outside.any():
+        i = np.argmax(outside)
+        raise damaged(
+            path,
+            _RECORD * int(event[i]),
+            f"column {x[i]}, row {y[i]}",
+            f"both below {SENSOR_SIZE}, the sensor's size",
+        )
+    backwards = t[1:] < t[:-1]
+    if backwards.any():
+        i = np.argmax(backwards) + 1
+        raise damaged(path, _RECORD * int(event[i]), f"time {t[i]} µs after {t[i - 1]} µs", "times in order")
+    return Events(x, y, polarity, t)
+
+
+def write_events(path: str | Path, events: Events) -> None:
+    """Write a recording in N-MNIST's format.
+
+    Parameters
+    ----------
+    path : path
+        The file, overwritten.
+    events : Events
+        Times below 2^23 µs, as the format's time field has no room for more.
+
+    Raises
+    ------
+    ValueError
+        Arrays of unequal length, a pixel outside the sensor, a polarity other than 0 or 1, times out
+        of range or out of order.
+    """
+    t = np.asarray(events.t)
+    columns = {"x": SENSOR_SIZE, "y": SENSOR_SIZE, "polarity": 2, "t": _END_OF_TIME}
+    for name, limit in columns.items():
+        values = np.asarray(getattr(events, name))
+        if values.ndim != 1 or len(values) != len(t) or values.dtype.kind not in "iu":
+            raise ValueError(
+                f"events.{name} is {values.dtype} of shape {values.shape}, expected ({len(t)},) integers"
+            )
+        if len(values) and (values.min() < 0 or values.max() >= limit):
+            raise ValueError(
+                f"events.{name} reaches from {values.min()} to {values.max()}, expected 0 to {limit - 1}"
+            )
+    if np.any(t[1:] < t[:-1]):
+        raise ValueError("events.t is not in order, expected times that never decrease; sort the events")
+    records = np.empty((len(t), _RECORD), np.uint8)
+    records[:, 0] = events.x
+    records[:, 1] = events.y
+    records[:, 2] = np.asarray(events.polarity) << 7 | t >> 16
+    records[:, 3] = t >> 8 & 0xFF
+    records[:, 4] = t & 0xFF
+    Path(path).write_bytes(records.tobytes())
+
+
+def bin_events(
+    events: Events, n_frames: int, *, window: int | None = None, binary: bool = True
+) -> NDArray[np.uint8] | NDArray[np.int32]:
+    """Frames of a recording, the spike train that a network is given.
+
+    Parameters
+    ----------
+    events : Events
+        The recording.
+    n_frames : int
+        T, the number of frames.
+    window : int, optional
+        Length of a frame in microseconds. Frame k holds the events with k·window ≤ t < (k+1)·window;
+        later ones are dropped. By default the time from 0 through the last event is divided into T
+        equal parts: k = floor(T t / (t_last + 1)). Then no event is lost, and the length of a frame
+        differs a little between recordings (about 10 ms for T = 30).
+    binary : bool
+        1 where a pixel has at least one event of that polarity in that frame (the default: the
+        network's input is spikes), otherwise the number of them.
+
+    Returns
+    -------
+    (T, 2, 34, 34) uint8, or int32 for counts
+        Channel 0 is OFF, channel 1 is ON.
+
+    Raises
+    ------
+    ValueError
+        ``n_frames`` or ``window`` below 1.
+    """
+    if n_frames < 1:
+        raise ValueError(f"n_frames is {n_frames}, expected at least 1")
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window} µs, expected at least 1")
+    x, y, polarity, t = events.x, events.y, events.polarity, events.t
+    if window is None:
+        frame = t * n_frames // (t[-1] + 1) if len(t) else t
+    else:
+        frame = t // window
+        if len(t) and frame[-1] >= n_frames:
+            kept = int(np.searchsorted(frame, n_frames))
+            x, y, polarity, frame = x[:kept], y[:kept], polarity[:kept], frame[:kept]
+    cell = ((frame * 2 + polarity) * SENSOR_SIZE + y) * SENSOR_SIZE + x
+    shape = _frames_shape(n_frames)
+    if binary:
+        spikes = np.zeros(int(np.prod(shape)), np.uint8)
+        spikes[cell] = 1
+        return spikes.reshape(shape)
+    return np.bincount(cell, minlength=int(np.prod(shape))).astype(np.int32).reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class EventFrames:
+    """Recordings that are read, binned and handed out as spike trains a batch at a time.
+
+    Attributes
+    ----------
+    paths : tuple of Path
+        One file a recording.
+    n_frames : int
+        T.
+    window : int or None
+        As in :func:`bin_events`.
+    packed : (B, bytes) uint8 or None
+        The binned frames, one bit a pixel, polarity and frame (8.7 kB a recording for T = 30; 520 MB
+        for all of N-MNIST's training set), or ``None`` where every batch reads its files again.
+    """
+
+    paths: tuple[Path, ...]
+    n_frames: int
+    window: int | None = None
+    packed: NDArray[np.uint8] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, T, 2, 34, 34)."""
+        return (len(self.paths), *_frames_shape(self.n_frames))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def cached(self) -> EventFrames:
+        """The same recordings, all of them read now and kept in memory as packed bits.
+
+        Raises
+        ------
+        DataError
+            As :func:`read_events`.
+        """
+        n_bytes = -(-int(np.prod(_frames_shape(self.n_frames))) // 8)
+        packed = np.empty((len(self), n_bytes), np.uint8)
+        for row, path in zip(packed, self.paths, strict=True):
+            row[:] = np.packbits(bin_events(read_events(path), self.n_frames, window=self.window))
+        packed.flags.writeable = False
+        return EventFrames(self.paths, self.n_frames, self.window, packed)
+
+    def take(self, indices: ArrayLike) -> NDArray[np.uint8]:
+        """Spike trains of the given recordings.
+
+        Parameters
+        ----------
+        indices : (B,) int
+
+        Returns
+        -------
+        (B, T, 2, 34, 34) uint8, 0 or 1
+
+        Raises
+        ------
+        DataError
+            As :func:`read_events`, where nothing is cached.
+        """
+        chosen = np.asarray(indices)
+        shape = _frames_shape(self.n_frames)
+        if self.packed is not None:
+            bits = np.unpackbits(self.packed[chosen], axis=1, count=int(np.prod(shape)))
+            return bits.reshape(len(chosen), *shape)
+        frames = np.empty((len(chosen), *shape), np.uint8)
+        for k, i in enumerate(chosen):
+            frames[k] = bin_events(read_events(self.paths[i]), self.n_frames, window=self.window)
+        return frames
+
+
+def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], NDArray[np.int64]]:
+    """Recordings of one split of an N-MNIST folder: ``Train/0`` to ``Train/9`` or ``Test/0`` to ``Test/9``.
+
+    Parameters
+    ----------
+    folder : path
+        The folder that holds ``Train`` and ``Test``.
+    split : {"train", "test"}
+
+    Returns
+    -------
+    paths : tuple of Path
+        Sorted by file name across the classes, N-MNIST's order of MNIST's images: a part from the
+        beginning holds all classes.
+    labels : (B,) int64
+
+    Raises
+    ------
+    DataError
+        A class folder is missing, or none of them holds a ``.bin`` file.
+    """
+    base = Path(folder) / split.capitalize()
+    found: list[tuple[str, int, Path]] = []
+    for label in range(N_CLASSES):
+        class_folder = base / str(label)
+        if not class_folder.is_dir():
+            raise DataError(
+                f"{class_folder}: no such folder, expected the recordings of class {label}; "
+                f"unpack {split.capitalize()}.zip of N-MNIST into {folder}"
+            )
+        found += [(path.stem, label, path) for path in class_folder.glob("*.bin")]
+    if not found:
+        raise DataError(
+            f"{base}: no recordings, expected .bin files in its folders 0 to {N_CLASSES - 1}; "
+            f"unpack {split.capitalize()}.zip of N-MNIST into {folder}"
+        )
+    found.sort()
+    return tuple(path for _, _, path in found), np.array([label for _, label, _ in found], np.int64)
+
+
+def _frames_shape(n_frames: int) -> tuple[int, int, int, int]:
+    return (n_frames, 2, SENSOR_SIZE, SENSOR_SIZE)

@@ -1,0 +1,140 @@
+"""IDX files, the format of MNIST and its relatives, plain or gzip.
+
+An IDX file is two zero bytes, a type code, the number of dimensions, each dimension as a big-endian
+32-bit count, and the elements, big-endian, last dimension fastest.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ide_ref.datasets.errors import DataError, damaged, read_bytes
+
+_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK = 1 << 16
+_LONGEST_HEADER = 4 + 4 * 255
+
+
+def read_idx(
+    path: str | Path, *, shape: Sequence[int | None] | None = None, dtype: DTypeLike | None = None
+) -> NDArray[np.generic]:
+    """Array stored in an IDX file.
+
+    Parameters
+    ----------
+    path : path
+        The file; gzip is recognised by its content, not by its name.
+    shape : sequence of int or None, optional
+        Expected shape, ``None`` where any size will do. Not checked by default.
+    dtype : dtype, optional
+        Expected element type. Not checked by default.
+
+    Returns
+    -------
+    array of the file's shape and type, native byte order, read-only
+
+    Raises
+    ------
+    DataError
+        Wrong magic number, type or shape, a file that ends early or goes on after its last element,
+        or a broken gzip stream: one line with the file, the byte offset and what was expected. Offsets
+        count the decompressed bytes, except where the gzip stream itself is broken.
+    """
+    path = Path(path)
+    content = read_bytes(path, "an IDX file")
+    if content[:2] == _GZIP_MAGIC:
+        content = _gunzip(path, content)
+    stored, dims, start = _header(path, content)
+    if dtype is not None and stored.newbyteorder("=") != np.dtype(dtype):
+        raise damaged(path, 2, f"elements of type {stored.name}", f"type {np.dtype(dtype).name}")
+    if shape is not None and not _fits(dims, shape):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise damaged(path, 3, f"shape {dims}", f"shape ({wanted})")
+    # Python integers: a damaged header may announce more elements than an int64 can count.
+    end = start + stored.itemsize
+    for size in dims:
+        end = start + (end - start) * size
+    if len(content) < end:
+        raise damaged(path, len(content), "the end of the file", f"{end} bytes for shape {dims}")
+    if len(content) > end:
+        raise damaged(path, end, f"{len(content) - end} trailing bytes", f"the end after shape {dims}")
+    values = np.frombuffer(content, stored, offset=start).reshape(dims)
+    values = values.astype(stored.newbyteorder("="), copy=False)
+    values.flags.writeable = False
+    return values
+
+
+def idx_shape(path: str | Path) -> tuple[int, ...]:
+    """Shape that an IDX file announces, from its first bytes alone.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read or does not begin as an IDX file does.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(2 * _LONGEST_HEADER)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}), expected an IDX file; check the path"
+        ) from None
+    if begin[:2] == _GZIP_MAGIC:
+        try:
+            begin = zlib.decompressobj(wbits=31).decompress(begin, _LONGEST_HEADER)
+        except zlib.error as error:
+            raise damaged(path, 0, f"a broken gzip stream ({error})", "a sound one") from None
+    return _header(path, begin)[1]
+
+
+def _fits(dims: tuple[int, ...], shape: Sequence[int | None]) -> bool:
+    return len(dims) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(dims, shape, strict=True)
+    )
+
+
+def _header(path: Path, content: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], int]:
+    """Element type, shape, and offset of the first element."""
+    if len(content) < 4:
+        raise damaged(path, len(content), "the end of the file", "the 4 bytes of an IDX magic number")
+    if content[:2] != b"\0\0":
+        raise damaged(path, 0, f"bytes {content[:2].hex(' ')}", "bytes 00 00, the beginning of an IDX file")
+    if content[2] not in _DTYPES:
+        codes = " ".join(f"{code:02x}" for code in _DTYPES)
+        raise damaged(path, 2, f"type code {content[2]:02x}", f"one of {codes}")
+    ndim = content[3]
+    start = 4 + 4 * ndim
+    if ndim == 0:
+        raise damaged(path, 3, "0 dimensions", "at least 1")
+    if len(content) < start:
+        raise damaged(path, len(content), "the end of the file", f"a header of {start} bytes")
+    return np.dtype(_DTYPES[content[2]]), struct.unpack_from(f">{ndim}I", content, 4), start
+
+
+def _gunzip(path: Path, content: bytes) -> bytes:
+    # Not the gzip module: it hides how far it came, and the error has to say where.
+    inflate = zlib.decompressobj(wbits=31)
+    parts = []
+    for start in range(0, len(content), _CHUNK):
+        try:
+            parts.append(inflate.decompress(content[start : start + _CHUNK]))
+        except zlib.error as error:
+            raise damaged(
+                path, start, f"an error in the {_CHUNK} bytes from here ({error})", "a sound gzip stream"
+            ) from None
+    if not inflate.eof:
+        raise damaged(path, len(content), "the end of the compressed file", "the rest of its gzip stream")
+    if inflate.unused_data:
+        n_over = len(inflate.unused_data)
+        raise damaged(
+            path, len(content) - n_over, f"{n_over} bytes after the gzip stream", "the end of the file"
+        )
+    return b"".join(parts)

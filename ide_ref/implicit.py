@@ -1,0 +1,179 @@
+"""Implicit differentiation at the equilibrium: β and the Hebbian gradients.
+
+Nothing of the forward rollout is needed but its average rates: (BETA) is one more equilibrium, reached along
+the connections in reverse, and every gradient is an outer product of what arrives there with the rates that
+were sent, (HEBB).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref import solvers
+from ide_ref.equilibrium import Equilibrium, Linearisation, certified, contraction, gather_sources, linearise
+from ide_ref.network import Frozen, Params
+from ide_ref.neurons import MaskRule
+from ide_ref.simulation import Rates
+from ide_ref.solvers import Solution
+from ide_ref.synapses import to_cells
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Gradients of one batch.
+
+    Attributes
+    ----------
+    gradients : dict
+        ∂L/∂ of every trainable parameter, in its shape.
+    statistics : dict
+        Running statistics after this batch, to merge into the parameters.
+    beta : (B, n) array
+        β of all populations, cell order.
+    solution : Solution
+        How (BETA) was solved on the feedback sources, with its residuals.
+    frozen : Frozen
+        The network it belongs to.
+    """
+
+    gradients: Params
+    statistics: Params
+    beta: NDArray
+    solution: Solution
+    frozen: Frozen
+
+    @cached_property
+    def contraction(self) -> float:
+        """γ of (COND), from operator norms; computed when asked for."""
+        return contraction(self.frozen)
+
+    @cached_property
+    def certificate(self) -> NDArray:
+        """(B,) bound of ‖β − β*‖₂ on the feedback sources, (CERT); infinite where γ ≥ 1."""
+        return certified(self.solution.residual, self.contraction)
+
+
+def solve_beta(
+    linearisation: Linearisation,
+    g: NDArray,
+    *,
+    solver: str = "fixed_point",
+    tol: float = 1e-10,
+    max_iter: int = 200,
+    allow_unconverged: bool = False,
+) -> tuple[NDArray, NDArray, Solution]:
+    """Solve (BETA) for a loss gradient.
+
+    Parameters
+    ----------
+    linearisation : Linearisation
+    g : (B, n) array
+        ∂L/∂a of all populations.
+    solver, tol, max_iter
+        As in :func:`ide_ref.solvers.solve`.
+
+    Returns
+    -------
+    beta, delta : (B, n) arrays
+        β and (1/V_th) M β of all populations.
+    solution : Solution
+        On the feedback sources.
+
+    Raises
+    ------
+    NotConverged
+        Unless ``allow_unconverged``.
+    """
+    net = linearisation.frozen.network
+    b = gather_sources(net, g)
+    rest = g.copy()
+    for _, place, _ in net.feedback_places:
+        rest[:, place] = 0
+    elsewhere = rest if rest.any() else None
+    if elsewhere is not None:
+        b = b + linearisation.sweep_back(np.zeros_like(b), elsewhere)[2]
+    solution = solvers.solve(solver, linearisation.vjp, b, tol=tol, max_iter=max_iter)
+    if not allow_unconverged:
+        solvers.require(solution, "(BETA)")
+    beta, delta, _ = linearisation.sweep_back(solution.x, elsewhere)
+    return beta, delta, solution
+
+
+def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> Params:
+    """(HEBB) for every connection, pulled back to the parameters.
+
+    Parameters
+    ----------
+    linearisation : Linearisation
+    delta : (B, n) array
+        (1/V_th) M β.
+    x_mean : (B, *input_shape) array
+    """
+    frozen = linearisation.frozen
+    net = frozen.network
+    cells = to_cells(x_mean, net.input_shape)
+    grads: Params = {}
+    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        if source < 0:
+            pre = cells
+        else:
+            rates = linearisation.forward if source < target else linearisation.feedback
+            pre = rates[:, net.place(source)]
+        grads.update(c.pull_back(delta[:, net.place(target)], pre, frozen.params))
+    return grads
+
+
+def backward(
+    frozen: Frozen,
+    state: Rates | Equilibrium,
+    d_logits: NDArray,
+    *,
+    solver: str = "fixed_point",
+    tol: float = 1e-10,
+    max_iter: int = 200,
+    mask_rule: MaskRule = "closed",
+    recompute: bool = False,
+    allow_unconverged: bool = False,
+) -> Backward:
+    """Gradient of a loss by implicit differentiation.
+
+    Parameters
+    ----------
+    frozen : Frozen
+        As used for the forward pass.
+    state : Rates or Equilibrium
+        Where to differentiate: the simulated a[T], or a* itself.
+    d_logits : (B, n_classes) array
+        ∂L/∂o.
+    solver : {"fixed_point", "gmres", "direct"}
+    tol : float
+        Relative, on the residual of (BETA), every sample.
+    max_iter : int
+        Most products with Jᵀ.
+    mask_rule, recompute
+        As in :func:`ide_ref.equilibrium.linearise`. By default all masks are taken at the simulated rates.
+    allow_unconverged : bool
+        Take β as it is when the solver stops early; ``solution.converged`` tells.
+
+    Raises
+    ------
+    ValueError
+        When shapes do not fit.
+    NotConverged
+        When (BETA) was not solved to ``tol``.
+    """
+    d_logits = np.asarray(d_logits, frozen.dtype)
+    expected = (state.a.shape[0], frozen.network.n_classes)
+    if d_logits.shape != expected:
+        raise ValueError(f"d_logits has shape {d_logits.shape}; expected {expected}, a row a sample")
+    g, grads = frozen.read_out_pull_back(state, d_logits)
+    at = linearise(frozen, state.a, state.x_mean, mask_rule=mask_rule, recompute=recompute)
+    beta, delta, solution = solve_beta(
+        at, g, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=allow_unconverged
+    )
+    grads.update(hebbian(at, delta, state.x_mean))
+    return Backward(grads, dict(frozen.statistics), beta, solution, frozen)

@@ -1,0 +1,672 @@
+"""A network is a graph: populations in order, and connections between any two of them.
+
+``Network`` says what is connected to what and holds no arrays. ``init`` draws parameters, a flat dict;
+``freeze`` folds restriction, batch normalisation and dropout, after which every connection is a plain affine
+map. All states are (B, n) arrays in cell order, the populations side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ide_ref import constraints
+from ide_ref.constraints import BatchNorm, Restriction, SingularPair
+from ide_ref.neurons import Neuron
+from ide_ref.synapses import Dense, Shape, Synapse, from_cells, matmul, to_cells
+
+INPUT = "input"
+"""Name of the input as the source of a connection."""
+
+Params = dict[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Neurons of one layer: (n,) or (channels, rows, columns) of them."""
+
+    name: str
+    shape: Shape
+
+    @property
+    def size(self) -> int:
+        """Number of neurons."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A linear map from ``source`` (a population or ``"input"``) into ``target``.
+
+    Parameters
+    ----------
+    bias, batch_norm : bool
+        Whether the map's output gets a bias a channel, and is then normalised (BN).
+    restriction : Restriction, optional
+        (NORM) on the weight.
+    dropout : float
+        Probability of a zero in the mask on the map's output, in [0, 1).
+    """
+
+    name: str
+    source: str
+    target: str
+    synapse: Synapse
+    bias: bool = False
+    batch_norm: bool = False
+    restriction: Restriction | None = None
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Readout:
+    """(READ): o = W^o a + b^o from one population, by neurons that neither spike nor reset."""
+
+    source: str
+    synapse: Dense
+
+
+@dataclass(frozen=True)
+class Network:
+    """The structure of a feedback spiking network.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+    populations : tuple of Population
+        In the order of (LAYERS): a connection from an earlier population carries this step's spikes, one
+        from the same or a later population, feedback, those of the step before.
+    connections : tuple of Connection
+    readout : Readout
+    neuron : Neuron
+        λ and V_th of all populations.
+
+    Raises
+    ------
+    ValueError
+        When names repeat or are unknown, or shapes do not fit; the message names the connection and both
+        shapes.
+    """
+
+    input_shape: Shape
+    populations: tuple[Population, ...]
+    connections: tuple[Connection, ...]
+    readout: Readout
+    neuron: Neuron
+
+    def __post_init__(self) -> None:
+        if not self.populations:
+            raise ValueError("the network has no populations; expected at least one")
+        shapes = {INPUT: self.input_shape}
+        for population in self.populations:
+            if population.name in shapes:
+                raise ValueError(f"population name {population.name!r} is used twice; names must differ")
+            shapes[population.name] = population.shape
+        names = [c.name for c in self.connections]
+        for name in names:
+            if names.count(name) > 1 or name == "readout":
+                raise ValueError(f"connection name {name!r} is used twice or reserved; names must differ")
+        for c in self.connections:
+            if c.target not in shapes or c.target == INPUT:
+                raise ValueError(f"connection {c.name!r} ends in {c.target!r}, which is no population")
+            self._check_fit(c.name, "from", c.source, c.synapse.in_shape, shapes)
+            self._check_fit(c.name, "into", c.target, c.synapse.out_shape, shapes)
+            if not 0.0 <= c.dropout < 1.0:
+                raise ValueError(f"connection {c.name!r} has dropout {c.dropout!r}; expected a number in [0, 1)")
+        self._check_fit("readout", "from", self.readout.source, self.readout.synapse.in_shape, shapes)
+
+    @staticmethod
+    def _check_fit(name: str, way: str, end: str, shape: Shape, shapes: Mapping[str, Shape]) -> None:
+        if end not in shapes:
+            raise ValueError(f"connection {name!r} goes {way} {end!r}, which is no population")
+        if shapes[end] != shape:
+            raise ValueError(f"connection {name!r} goes {way} {end!r} with shape {shape}, but that has {shapes[end]}")
+
+    # --- sizes and places ---------------------------------------------------------------------------
+
+    @property
+    def n_classes(self) -> int:
+        """Number of readout units."""
+        return self.readout.synapse.n_out
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons as the paper's tables count them: the input's too."""
+        return math.prod(self.input_shape) + self.state_size
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(L + 1,) offsets of the populations in a state."""
+        return np.concatenate([[0], np.cumsum([p.size for p in self.populations])]).astype(np.int64)
+
+    @property
+    def state_size(self) -> int:
+        """n, the neurons of all populations."""
+        return int(self.starts[-1])
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {INPUT: -1, **{p.name: i for i, p in enumerate(self.populations)}}
+
+    def index(self, population: str) -> int:
+        """Place of a population in the order; -1 for the input."""
+        if population not in self._index:
+            raise ValueError(f"population {population!r} is unknown; expected one of {', '.join(self._index)}")
+        return self._index[population]
+
+    def place(self, population: str | int) -> slice:
+        """Where a population lies in a state."""
+        i = self.index(population) if isinstance(population, str) else population
+        return slice(int(self.starts[i]), int(self.starts[i + 1]))
+
+    @cached_property
+    def ends(self) -> tuple[tuple[int, int], ...]:
+        """(source, target) of each connection as places in the order; source -1 is the input."""
+        return tuple((self.index(c.source), self.index(c.target)) for c in self.connections)
+
+    @cached_property
+    def feedback_sources(self) -> tuple[int, ...]:
+        """Populations that send feedback: the unknowns of (FP) and (BETA)."""
+        return tuple(sorted({s for s, t in self.ends if s >= t}))
+
+    @cached_property
+    def feedback_places(self) -> tuple[tuple[int, slice, slice], ...]:
+        """(population, its place in a state, its place in a vector of the feedback sources alone)."""
+        result = []
+        offset = 0
+        for source in self.feedback_sources:
+            place = self.place(source)
+            result.append((source, place, slice(offset, offset + place.stop - place.start)))
+            offset += place.stop - place.start
+        return tuple(result)
+
+    @property
+    def feedback_size(self) -> int:
+        """Neurons in the feedback sources."""
+        return sum(self.populations[i].size for i in self.feedback_sources)
+
+    # --- parameters ---------------------------------------------------------------------------------
+
+    @cached_property
+    def parameter_shapes(self) -> dict[str, Shape]:
+        """Name and shape of every array in the parameters."""
+        shapes: dict[str, Shape] = {}
+        for c in self.connections:
+            channels = (c.synapse.out_shape[0],)
+            if c.synapse.weight_shape:
+                shapes[f"{c.name}.weight"] = c.synapse.weight_shape
+            if c.bias:
+                shapes[f"{c.name}.bias"] = channels
+            if c.batch_norm:
+                for part in ("bn_weight", "bn_bias", "running_mean", "running_var"):
+                    shapes[f"{c.name}.{part}"] = channels
+            if c.restriction:
+                shapes[f"{c.name}.alpha"] = ()
+                shapes[f"{c.name}.singular_vector"] = (self._singular_size(c),)
+        shapes["readout.weight"] = self.readout.synapse.weight_shape
+        shapes["readout.bias"] = (self.n_classes,)
+        return shapes
+
+    @staticmethod
+    def _singular_size(c: Connection) -> int:
+        """Length of the right singular vector kept as the next search's start."""
+        if c.restriction is not None and c.restriction.norm == "operator":
+            return c.synapse.n_in
+        return math.prod(c.synapse.weight_shape[1:])
+
+    @cached_property
+    def trainable(self) -> tuple[str, ...]:
+        """Names that have gradients: all but running statistics and singular vectors."""
+        state = ("running_mean", "running_var", "singular_vector")
+        return tuple(name for name in self.parameter_shapes if name.rsplit(".", 1)[1] not in state)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable scalars."""
+        return sum(math.prod(self.parameter_shapes[name]) for name in self.trainable)
+
+    def init(self, rng: np.random.Generator, *, dtype: DTypeLike = np.float64) -> Params:
+        """Draw parameters.
+
+        Weights are uniform(−1, 1) with each receiving row scaled to norm 1, biases 0, batch norm the
+        identity, α = 0.9 c. The readout is uniform in ±1/√fan-in.
+
+        Returns
+        -------
+        dict of str to array
+            Everything the network needs, running statistics and start vectors included.
+        """
+        params: Params = {}
+        for name, shape in self.parameter_shapes.items():
+            owner, part = name.rsplit(".", 1)
+            if owner == "readout":
+                bound = 1.0 / math.sqrt(self.readout.synapse.n_in)
+                value = rng.uniform(-bound, bound, shape)
+            elif part == "weight":
+                synapse = next(c.synapse for c in self.connections if c.name == owner)
+                value = rng.uniform(-1.0, 1.0, shape)
+                others = tuple(i for i in range(value.ndim) if i != synapse.out_axis)
+                value /= np.sqrt(np.sum(np.square(value), axis=others, keepdims=True))
+            elif part == "singular_vector":
+                value = rng.standard_normal(shape)
+            elif part == "alpha":
+                restriction = next(c.restriction for c in self.connections if c.name == owner)
+                value = np.asarray(0.9 * restriction.c if restriction else 1.0)
+            else:
+                value = np.full(shape, 1.0 if part in ("bn_weight", "running_var") else 0.0)
+            params[name] = np.asarray(value, dtype=dtype)
+        return params
+
+    def check_params(self, params: Mapping[str, NDArray]) -> None:
+        """Raise ValueError, naming the array, where ``params`` does not belong to this network."""
+        missing = [name for name in self.parameter_shapes if name not in params]
+        unknown = [name for name in params if name not in self.parameter_shapes]
+        if missing or unknown:
+            raise ValueError(
+                f"parameters do not fit the network: missing {', '.join(missing) or 'none'}; "
+                f"unknown {', '.join(unknown) or 'none'}"
+            )
+        dtypes = set()
+        for name, shape in self.parameter_shapes.items():
+            array = params[name]
+            if np.shape(array) != shape:
+                raise ValueError(f"parameter {name!r} has shape {np.shape(array)}; the network expects {shape}")
+            dtypes.add(np.dtype(array.dtype))
+            if not np.all(np.isfinite(array)):
+                raise ValueError(f"parameter {name!r} has values that are NaN or infinite")
+        if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+            names = ", ".join(sorted(str(d) for d in dtypes))
+            raise ValueError(f"parameters have dtypes {names}; expected all float32 or all float64")
+
+    def project(self, params: Params) -> Params:
+        """Parameters with every α clipped to [−c, c], to follow each step of the optimiser."""
+        clipped = {
+            f"{c.name}.alpha": np.clip(params[f"{c.name}.alpha"], -c.restriction.c, c.restriction.c)
+            for c in self.connections
+            if c.restriction
+        }
+        return {**params, **clipped}
+
+    # --- input --------------------------------------------------------------------------------------
+
+    def is_train(self, x: NDArray) -> bool:
+        """Whether x is a spike train (B, T, *input_shape) rather than a static input (B, *input_shape)."""
+        return x.ndim == len(self.input_shape) + 2
+
+    def check_input(self, x: NDArray, dtype: DTypeLike) -> NDArray:
+        """x as an array of the computation's dtype.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape, or NaN or infinite values.
+        """
+        x = np.asarray(x)
+        ok = x.shape[1:] == self.input_shape or (self.is_train(x) and x.shape[2:] == self.input_shape)
+        if not ok or x.ndim == 0:
+            raise ValueError(
+                f"x has shape {x.shape}; expected (batch, *{self.input_shape}) for static input or "
+                f"(batch, steps, *{self.input_shape}) for a spike train"
+            )
+        if np.issubdtype(x.dtype, np.floating) and not np.all(np.isfinite(x)):
+            raise ValueError("x has values that are NaN or infinite; expected finite inputs")
+        return x.astype(dtype, copy=False)
+
+    def mean_input(self, x: NDArray) -> NDArray:
+        """x̄ of (RATE): x itself if static, its weighted average if a spike train. (B, *input_shape)."""
+        return self.neuron.time_average(x) if self.is_train(x) else x
+
+
+@dataclass(frozen=True)
+class FrozenConnection:
+    """One connection with everything folded: s ↦ keep ⊙ (scale ⊙ W s + shift).
+
+    Attributes
+    ----------
+    taps : (K, C_in, C_out) array
+        W after the restriction.
+    bias : (C,) array or None
+        Added to W s before normalisation.
+    norm : BatchNorm or None
+    keep : (B, n_to) array or None
+        Dropout mask of this batch.
+    singular : SingularPair or None
+        Leading singular pair of W̄ under a restriction.
+    z : (B, n_to) array or None
+        W x̄ + b of the batch whose statistics are in ``norm``.
+    """
+
+    connection: Connection
+    taps: NDArray
+    bias: NDArray | None
+    norm: BatchNorm | None
+    keep: NDArray | None
+    singular: SingularPair | None
+    z: NDArray | None
+
+    @property
+    def synapse(self) -> Synapse:
+        """The linear map's structure."""
+        return self.connection.synapse
+
+    @cached_property
+    def scale(self) -> NDArray | None:
+        """(C,) factor of the normalisation, None for none."""
+        return None if self.norm is None else self.norm.scale
+
+    @cached_property
+    def shift(self) -> NDArray | None:
+        """(C,) constant part of the output, None for none."""
+        if self.norm is None:
+            return self.bias
+        return self.norm.shift if self.bias is None else self.norm.shift + self.norm.scale * self.bias
+
+    def _by_channel(self, cells: NDArray) -> NDArray:
+        return cells.reshape(cells.shape[0], -1, self.synapse.out_shape[0])
+
+    def raw(self, cells: NDArray) -> NDArray:
+        """z = W s + b before normalisation."""
+        z = self.synapse.apply(self.taps, cells)
+        if self.bias is not None:
+            by_channel = self._by_channel(z)
+            by_channel += self.bias
+        return z
+
+    def normalise(self, z: NDArray) -> NDArray:
+        """Output of the connection from its z: keep ⊙ BN(z)."""
+        if self.norm is not None:
+            z = (self._by_channel(z) * self.norm.scale + self.norm.shift).reshape(z.shape)
+        return z if self.keep is None else self.keep * z
+
+    def linear(self, cells: NDArray) -> NDArray:
+        """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
+        out = self.synapse.apply(self.taps, cells)
+        if self.scale is not None:
+            by_channel = self._by_channel(out)
+            by_channel *= self.scale
+        if self.keep is not None:
+            out *= self.keep
+        return out
+
+    def adjoint(self, cells: NDArray) -> NDArray:
+        """Transpose of ``linear``."""
+        if self.keep is not None:
+            cells = self.keep * cells
+        if self.scale is not None:
+            cells = (self._by_channel(cells) * self.scale).reshape(cells.shape)
+        return self.synapse.adjoint(self.taps, cells)
+
+    def constant(self, n_batch: int) -> NDArray | None:
+        """keep ⊙ shift, (B, n_to) or (1, n_to): what arrives without any spike; None for nothing."""
+        if self.shift is None:
+            return None
+        shift = self.synapse.out_channels(self.shift)[None]
+        return shift if self.keep is None else self.keep * shift
+
+    @cached_property
+    def folded_taps(self) -> NDArray:
+        """scale ⊙ W as taps: what one spike adds."""
+        return self.taps if self.scale is None else self.taps * self.scale
+
+    @cached_property
+    def operator_norm(self) -> float:
+        """‖scale ⊙ W‖₂ at this input size, times the largest factor of the mask."""
+        plain = FrozenConnection(self.connection, self.taps, None, self.norm, None, None, None)
+        start = np.random.default_rng(0).standard_normal(self.synapse.n_in).astype(self.taps.dtype)
+        tol = 1e-8 if self.taps.dtype == np.float64 else 1e-4
+        pair = constraints.leading_singular_pair(
+            lambda v: plain.linear(v[None])[0], lambda v: plain.adjoint(v[None])[0], start, tol=tol
+        )
+        return pair.value * (1.0 if self.keep is None else float(self.keep.max(initial=0.0)))
+
+    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> Params:
+        """Gradients of this connection's parameters.
+
+        Parameters
+        ----------
+        delta : (B, n_to) array
+            ∂L/∂(output), (1/V_th) M β of the receiving population.
+        pre : (B, n_from) array
+            Rates (or input) of the sending population.
+        params : dict
+            The parameters that were frozen.
+        """
+        c = self.connection
+        grads: Params = {}
+        if self.keep is not None:
+            delta = self.keep * delta
+        if self.norm is not None:
+            z = self.z if self.z is not None else self.raw(pre)
+            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = self.norm.pull_back(delta, z)
+        if c.bias:
+            grads[f"{c.name}.bias"] = self.synapse.channel_sum(delta)
+        if not c.synapse.weight_shape:
+            return grads
+        d_weight = self.synapse.from_taps(self.synapse.hebbian(delta, pre))
+        if self.singular is not None and c.restriction is not None:
+            alpha = params[f"{c.name}.alpha"]
+            raw = params[f"{c.name}.weight"]
+            d_norm = _norm_gradient(c, self.singular)
+            d_weight, grads[f"{c.name}.alpha"] = constraints.restrict_pull_back(
+                d_weight, raw, alpha, self.singular.value, d_norm
+            )
+        grads[f"{c.name}.weight"] = d_weight
+        return grads
+
+    def effective_weight(self) -> NDArray:
+        """W after the restriction, in the weight's own layout."""
+        return self.synapse.from_taps(self.taps)
+
+
+def _singular_pair(c: Connection, raw: NDArray, start: NDArray, tol: float) -> SingularPair:
+    """Leading singular pair of W̄ in the restriction's norm."""
+    if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
+        taps = c.synapse.to_taps(raw)
+        pair = constraints.leading_singular_pair(
+            lambda v: c.synapse.apply(taps, v[None])[0],
+            lambda v: c.synapse.adjoint(taps, v[None])[0],
+            start,
+            tol=tol,
+        )
+    else:
+        matrix = c.synapse.kernel_matrix(raw)
+        transposed = np.ascontiguousarray(matrix.T)
+        pair = constraints.leading_singular_pair(lambda v: matmul(v[None], transposed)[0], lambda v: matmul(v[None], matrix)[0], start,
+            tol=tol)
+    if not pair.value > 0:
+        raise ValueError(f"weight of connection {c.name!r} is zero; (NORM) needs a weight with a positive norm")
+    return pair
+
+
+def _norm_gradient(c: Connection, pair: SingularPair) -> NDArray:
+    """∂‖W̄‖/∂W̄ in the weight's layout."""
+    if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
+        return c.synapse.from_taps(c.synapse.hebbian(pair.left[None], pair.right[None]))
+    return np.outer(pair.left, pair.right).reshape(c.synapse.weight_shape)
+
+
+class HasRates(Protocol):
+    """Anything with rates of all populations: a rollout's or an equilibrium's."""
+
+    @property
+    def a(self) -> NDArray:
+        """(B, n) rates in cell order."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A network with fixed affine maps, for one batch (training) or for any (evaluation).
+
+    Attributes
+    ----------
+    network : Network
+    params : dict
+        What was frozen.
+    connections : tuple of FrozenConnection
+        In the network's order.
+    readout : (K, n, n_classes) array
+        Taps of the readout.
+    batch_size : int or None
+        The batch it belongs to; None for any.
+    statistics : dict
+        Running statistics of the input connections after this batch, and singular vectors to start from.
+    """
+
+    network: Network
+    params: Params
+    connections: tuple[FrozenConnection, ...]
+    readout: NDArray
+    batch_size: int | None
+    statistics: Params
+
+    @property
+    def dtype(self) -> np.dtype:
+        """dtype of the computation."""
+        return self.readout.dtype
+
+    def check_input(self, x: NDArray) -> NDArray:
+        """x as an array of this dtype; ValueError for a wrong shape, batch or value."""
+        x = self.network.check_input(x, self.dtype)
+        if self.batch_size is not None and x.shape[0] != self.batch_size:
+            raise ValueError(f"x has {x.shape[0]} samples; the network was frozen on a batch of {self.batch_size}")
+        return x
+
+    def drive(self, x_mean: NDArray | None, n_batch: int) -> NDArray:
+        """F x + b of every population.
+
+        Parameters
+        ----------
+        x_mean : (B, *input_shape) array or None
+            Static or average input; None for the constant part alone, when the input arrives as spikes.
+        n_batch : int
+
+        Returns
+        -------
+        (B, n) array.
+        """
+        net = self.network
+        out = np.zeros((n_batch, net.state_size), self.dtype)
+        cells = None if x_mean is None else to_cells(x_mean, net.input_shape)
+        for c, (source, target) in zip(self.connections, net.ends, strict=True):
+            if source < 0 and cells is not None:
+                # A batch's z was computed when its statistics were taken.
+                part = c.normalise(c.raw(cells) if c.z is None else c.z)
+            else:
+                constant = c.constant(n_batch)
+                if constant is None:
+                    continue
+                part = constant
+            out[:, net.place(target)] += part
+        return out
+
+    def read_out(self, state: HasRates) -> NDArray:
+        """o = W^o a + b^o, (READ): (B, n_classes)."""
+        net = self.network
+        a = state.a[:, net.place(net.readout.source)]
+        return net.readout.synapse.apply(self.readout, a) + self.params["readout.bias"]
+
+    def read_out_pull_back(self, state: HasRates, d_logits: NDArray) -> tuple[NDArray, Params]:
+        """g = ∂L/∂a, (B, n), and the readout's gradients, from ∂L/∂o (B, n_classes)."""
+        net = self.network
+        place = net.place(net.readout.source)
+        synapse = net.readout.synapse
+        g = np.zeros_like(state.a)
+        g[:, place] = synapse.adjoint(self.readout, d_logits)
+        grads = {
+            "readout.weight": synapse.from_taps(synapse.hebbian(d_logits, state.a[:, place])),
+            "readout.bias": d_logits.sum(axis=0),
+        }
+        return g, grads
+
+
+def read_out(frozen: Frozen, state: HasRates) -> NDArray:
+    """Logits of a rollout or an equilibrium, (READ): (B, n_classes)."""
+    return frozen.read_out(state)
+
+
+def freeze(
+    network: Network,
+    params: Params,
+    x: NDArray | None = None,
+    *,
+    training: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Frozen:
+    """Fold restriction, batch normalisation and dropout into plain affine maps.
+
+    Parameters
+    ----------
+    network : Network
+    params : dict
+        As ``network.init`` returns them; not changed.
+    x : (B, *input_shape) or (B, T, *input_shape) array
+        The batch; needed for training alone.
+    training : bool
+        Batch statistics for the input connections and one dropout mask for the batch; otherwise running
+        statistics and no dropout.
+    rng : numpy Generator
+        Draws the masks; needed where a connection has dropout.
+
+    Returns
+    -------
+    Frozen
+
+    Raises
+    ------
+    ValueError
+        For parameters or inputs that do not fit.
+    """
+    network.check_params(params)
+    dtype = params["readout.weight"].dtype
+    cells = None
+    n_batch = None
+    if training:
+        if x is None:
+            raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
+        x = network.check_input(x, dtype)
+        n_batch = x.shape[0]
+        cells = to_cells(network.mean_input(x), network.input_shape)
+    statistics: Params = {}
+    frozen = []
+    for c in network.connections:
+        singular = None
+        weight = params.get(f"{c.name}.weight", np.empty((), dtype))
+        if c.restriction:
+            start = params[f"{c.name}.singular_vector"]
+            singular = _singular_pair(c, weight, start, constraints.singular_tolerance(dtype))
+            statistics[f"{c.name}.singular_vector"] = singular.right
+            weight = weight * dtype.type(float(params[f"{c.name}.alpha"]) / singular.value)
+        keep = None
+        if training and c.dropout > 0:
+            if rng is None:
+                raise ValueError(f"rng is missing; connection {c.name!r} has dropout and needs a generator")
+            keep = constraints.dropout_mask((x.shape[0], c.synapse.n_out), c.dropout, rng, dtype)  # type: ignore[union-attr]
+        made = FrozenConnection(c, c.synapse.to_taps(weight), params.get(f"{c.name}.bias"), None, keep, singular, None)
+        if c.batch_norm:
+            mean, variance = params[f"{c.name}.running_mean"], params[f"{c.name}.running_var"]
+            z = None
+            if c.source == INPUT and cells is not None:
+                z = made.raw(cells)
+                running = mean, variance
+                mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
+                statistics[f"{c.name}.running_mean"] = constraints.running_update(running[0], mean)
+                statistics[f"{c.name}.running_var"] = constraints.running_update(running[1], variance)
+            norm = BatchNorm(
+                params[f"{c.name}.bn_weight"], params[f"{c.name}.bn_bias"], mean, variance, from_batch=z is not None
+            )
+            made = FrozenConnection(c, made.taps, made.bias, norm, keep, singular, z)
+        frozen.append(made)
+    readout = network.readout.synapse.to_taps(params["readout.weight"])
+    return Frozen(network, dict(params), tuple(frozen), readout, n_batch, statistics)
+
+
+def of_population(network: Network, state: NDArray, population: str) -> NDArray:
+    """One population's part of a state (B, n), as (B, *shape)."""
+    place = network.place(population)
+    return from_cells(state[:, place], network.populations[network.index(population)].shape)

@@ -1,0 +1,91 @@
+"""Integrate-and-fire neurons: the constants of (STEP), the averages of (RATE), the slope of (MASK)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+MaskRule = Literal["closed", "open", "half"]
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A discrete integrate-and-fire neuron.
+
+    Parameters
+    ----------
+    leak : float
+        λ of (STEP), in (0, 1]. λ = 1 is IF.
+    v_th : float
+        Threshold V_th > 0, in the unit of the potential.
+    """
+
+    leak: float
+    v_th: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.leak <= 1.0:
+            raise ValueError(f"leak is {self.leak!r}; expected a number in (0, 1], where 1 is IF")
+        if not 0.0 < self.v_th < np.inf:
+            raise ValueError(f"v_th is {self.v_th!r}; expected a positive, finite threshold")
+
+    @property
+    def name(self) -> str:
+        """``"if"`` or ``"lif"``."""
+        return "if" if self.leak == 1.0 else "lif"
+
+    def total_weight(self, t: int) -> float:
+        """S_t = Σ_{i<t} λ^i of (RATE), the weight of t steps together."""
+        return float(t) if self.leak == 1.0 else (1.0 - self.leak**t) / (1.0 - self.leak)
+
+    def time_average(self, x: NDArray) -> NDArray:
+        """Weighted average over time of (RATE).
+
+        Parameters
+        ----------
+        x : (B, T, ...) array
+            A train, time on axis 1; step τ has weight λ^(T-1-τ).
+
+        Returns
+        -------
+        (B, ...) array of x's floating dtype.
+        """
+        n_steps = x.shape[1]
+        if n_steps == 0:
+            raise ValueError("x has no time steps; expected at least one on axis 1")
+        weights = self.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64) / self.total_weight(n_steps)
+        dtype = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float64)
+        return np.einsum("bt...,t->b...", x, weights.astype(dtype))
+
+    def sigma(self, p: NDArray) -> NDArray:
+        """σ(p / V_th) of (FP): the equilibrium rate of a neuron whose total drive is p."""
+        return np.clip(p / p.dtype.type(self.v_th), 0.0, 1.0)
+
+    def mask(self, p: NDArray, rule: MaskRule = "closed") -> NDArray[np.bool_]:
+        """m of (MASK): where p / V_th lies on σ's slope.
+
+        ``closed`` counts both ends, ``open`` neither, ``half`` the upper end alone (the slides' H, with
+        H(0) = 0).
+        """
+        if rule == "closed":
+            return (p >= 0.0) & (p <= self.v_th)
+        if rule == "open":
+            return (p > 0.0) & (p < self.v_th)
+        if rule == "half":
+            return (p > 0.0) & (p <= self.v_th)
+        raise ValueError(f"mask rule {rule!r} is unknown; expected 'closed', 'open' or 'half'")
+
+
+def IF(v_th: float = 2.0) -> Neuron:
+    """The integrate-and-fire neuron: λ = 1, rates are plain averages."""
+    return Neuron(leak=1.0, v_th=v_th)
+
+
+def LIF(leak: float = 0.95, v_th: float = 2.0) -> Neuron:
+    """The leaky integrate-and-fire neuron: 0 < λ < 1, rates are exponentially weighted averages."""
+    if not 0.0 < leak < 1.0:
+        raise ValueError(f"leak is {leak!r}; expected a number in (0, 1) for LIF (use IF() for 1)")
+    return Neuron(leak=leak, v_th=v_th)

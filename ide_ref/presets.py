@@ -1,0 +1,216 @@
+"""Networks and training recipes by name: those of the paper's tables, and one for the embedded digits."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from ide_ref.network import Network
+from ide_ref.neurons import IF, LIF, Neuron
+from ide_ref.structure import build
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the course of a training besides network and seed.
+
+    Attributes
+    ----------
+    dataset : str
+        Name in the registry of data sets.
+    n_steps : int
+        T, time steps of the simulation.
+    mean, std : tuple of floats
+        One a channel, in units where the brightest pixel is 1.
+    epochs, batch_size : int
+        The last batch of an epoch may be smaller; no sample is dropped.
+    lr, milestones, gamma, warmup_steps
+        Learning rate, the epochs after which it is multiplied by `gamma`, and the batches of linear warm-up.
+    momentum, weight_decay : float
+        See `ide_ref.training.sgd.SGD`.
+    augment : bool
+        Random crop with padding 4 and horizontal flip of the training images.
+    input : {"static", "spikes"}
+        A constant image for all time steps, or a train of frames.
+    solver, tol, max_iter
+        How (BETA) is solved: see `ide_ref.backward`.
+    dtype : {"float32", "float64"}
+        Of parameters and of all computation.
+    limit : int or None
+        Keep only the first `limit` samples of each split.
+
+    Raises
+    ------
+    ValueError
+        A count below 1, or a rate that is no positive number.
+    """
+
+    dataset: str
+    n_steps: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 0.05
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_steps: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: bool = False
+    input: Literal["static", "spikes"] = "static"
+    solver: str = "fixed_point"
+    tol: float = 1e-4
+    max_iter: int = 200
+    dtype: str = "float32"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "epochs", "batch_size", "max_iter", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        for name in ("lr", "tol"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype is {self.dtype!r}, expected 'float32' or 'float64'")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network, told by its structure string, and the recipe that trains it.
+
+    Attributes
+    ----------
+    name : str
+    structure : str
+        See `ide_ref.build`.
+    input_shape : tuple of int
+        Shape of one sample, without batch and time.
+    n_classes : int
+    neuron : Neuron
+    dropout : float
+        Probability of a neuron to be left out of a batch.
+    recipe : Recipe
+    """
+
+    name: str
+    structure: str
+    input_shape: tuple[int, ...]
+    n_classes: int
+    neuron: Neuron
+    dropout: float
+    recipe: Recipe
+
+    @cached_property
+    def network(self) -> Network:
+        """The network the structure string describes, built on first use."""
+        return build(
+            self.structure,
+            input_shape=self.input_shape,
+            n_classes=self.n_classes,
+            neuron=self.neuron,
+            dropout=self.dropout,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, fit for JSON; `from_dict` is the way back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Preset:
+        """The preset that `to_dict` wrote, tuples restored where JSON made lists of them.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            The fields are not those of a preset.
+        """
+        recipe = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["recipe"].items()}
+        return cls(
+            **{
+                **fields,
+                "input_shape": tuple(fields["input_shape"]),
+                "neuron": Neuron(**fields["neuron"]),
+                "recipe": Recipe(**recipe),
+            }
+        )
+
+
+_MNIST_LIKE = Recipe(dataset="mnist", n_steps=30, mean=(0.1307,), std=(0.3081,), milestones=(30, 60, 90))
+
+# Presets with LIF neurons; `load` puts IF neurons in their place on request.
+_TABLE = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="digits",
+            structure="128 (F128)",
+            input_shape=(64,),
+            n_classes=10,
+            neuron=LIF(0.95),
+            dropout=0.2,
+            recipe=Recipe(
+                dataset="digits",
+                n_steps=5,
+                mean=(0.305,),
+                std=(0.376,),
+                epochs=60,
+                batch_size=64,
+                milestones=(30, 45),
+            ),
+        ),
+        Preset(
+            name="fashion-mnist-400",
+            structure="400 (F400)",
+            input_shape=(784,),
+            n_classes=10,
+            neuron=LIF(0.95),
+            dropout=0.2,
+            recipe=replace(_MNIST_LIKE, dataset="fashion-mnist", n_steps=5),
+        ),
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """The presets there are."""
+    return tuple(_TABLE)
+
+
+def load(name: str, *, neuron: str = "lif", n_steps: int | None = None) -> Preset:
+    """A preset by name.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+    neuron : {"lif", "if"}
+    n_steps : int, optional
+        T in place of the preset's own.
+
+    Returns
+    -------
+    Preset
+
+    Raises
+    ------
+    ValueError
+        No preset or no neuron of that name, or `n_steps` below 1.
+    """
+    if name not in _TABLE:
+        nearest = difflib.get_close_matches(name, _TABLE, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"no preset is called {name!r}: {hint}there are {', '.join(_TABLE)}")
+    preset = _TABLE[name]
+    if neuron not in ("lif", "if"):
+        raise ValueError(f"neuron is {neuron!r}, expected 'lif' or 'if'")
+    if neuron == "if":
+        preset = replace(preset, neuron=IF(preset.neuron.v_th))
+    if n_steps is not None:
+        preset = replace(preset, recipe=replace(preset.recipe, n_steps=n_steps))
+    return preset

@@ -1,0 +1,173 @@
+"""The discrete rollout, (STEP), and its average rates, (RATE)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref._kernels import rollout as _rollout
+from ide_ref.network import Frozen, Network, of_population
+from ide_ref.synapses import to_cells
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a rollout leaves behind.
+
+    Attributes
+    ----------
+    network : Network
+    a : (B, n) array
+        Average firing rates a[T] of all populations in cell order, (RATE).
+    u : (B, n) array
+        Potentials u[T].
+    x_mean : (B, *input_shape) array
+        x̄[T−1].
+    n_steps : int
+        T.
+    n_spikes : (B, L) int array
+        Spikes of each population in all steps.
+    margin : (B,) array
+        Smallest |v − V_th| met: how far the nearest spike was from being another.
+    spikes, potentials : (B, T, n) arrays or None
+        s[t] and u[t] for t = 1..T, where they were recorded.
+    """
+
+    network: Network
+    a: NDArray
+    u: NDArray
+    x_mean: NDArray
+    n_steps: int
+    n_spikes: NDArray[np.int64]
+    margin: NDArray
+    spikes: NDArray[np.uint8] | None = None
+    potentials: NDArray | None = None
+
+    def of(self, population: str) -> NDArray:
+        """(B, *shape) average rates of one population."""
+        return of_population(self.network, self.a, population)
+
+    @property
+    def mean_spikes(self) -> dict[str, float]:
+        """Spikes a neuron and step of each population: true firing rates, unweighted."""
+        return {
+            p.name: float(self.n_spikes[:, i].mean()) / (p.size * self.n_steps)
+            for i, p in enumerate(self.network.populations)
+        }
+
+
+def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) -> Rates:
+    """Run the network for T steps from rest, (STEP).
+
+    Parameters
+    ----------
+    frozen : Frozen
+    x : (B, *input_shape) array, or (B, T, *input_shape) for a spike train
+        A static input's drive is computed once; a train's events are propagated step by step.
+    n_steps : int
+        T ≥ 1; for a train its length.
+    record : bool
+        Keep spikes and potentials of every step. Memory then grows with T; without it, it does not.
+
+    Returns
+    -------
+    Rates
+
+    Raises
+    ------
+    ValueError
+        For inputs that do not fit.
+    """
+    net = frozen.network
+    dtype = frozen.dtype
+    x = frozen.check_input(x)
+    if n_steps < 1:
+        raise ValueError(f"n_steps is {n_steps}; expected at least 1")
+    is_train = net.is_train(x)
+    if is_train and x.shape[1] != n_steps:
+        raise ValueError(f"the spike train has {x.shape[1]} steps but n_steps is {n_steps}; expected the same")
+    n_batch = x.shape[0]
+    x_mean = net.mean_input(x)
+    drive = frozen.drive(None if is_train else x_mean, n_batch)
+    if is_train:
+        merged = x.reshape(n_batch * n_steps, *net.input_shape)
+        train = to_cells(merged, net.input_shape).reshape(n_batch, n_steps, -1)
+    else:
+        train = np.empty((n_batch, 0, 0), dtype)
+
+    rows, incoming, targets, weights, keeps = _tables(frozen, is_train)
+    weights_of_rate = net.neuron.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
+    n = net.state_size
+    u = np.empty((n_batch, n), dtype)
+    a = np.empty((n_batch, n), dtype)
+    n_spikes = np.empty((n_batch, len(net.populations)), np.int64)
+    margin = np.empty(n_batch, dtype)
+    steps = n_steps if record else 0
+    spikes = np.zeros((n_batch, steps, n if record else 0), np.uint8)
+    potentials = np.empty((n_batch, steps, n if record else 0), dtype)
+    _rollout.rollout(
+        drive,
+        train,
+        dtype.type(net.neuron.leak),
+        dtype.type(net.neuron.v_th),
+        weights_of_rate.astype(dtype),
+        net.starts,
+        incoming,
+        rows,
+        targets,
+        weights,
+        keeps,
+        u,
+        a,
+        n_spikes,
+        margin,
+        spikes,
+        potentials,
+    )
+    # Divided last: for IF the sum is a whole number, so the rate is correctly rounded.
+    a /= dtype.type(net.neuron.total_weight(n_steps))
+    return Rates(
+        net, a, u, x_mean, n_steps, n_spikes, margin, spikes if record else None, potentials if record else None
+    )
+
+
+def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+    """The graph as the rollout kernel reads it: connections sorted by target, arrays laid end to end."""
+    net = frozen.network
+    rows, incoming = [], [0]
+    targets: list[NDArray] = []
+    weights: list[NDArray] = []
+    keeps: list[NDArray] = []
+    n_targets = n_weights = n_keeps = 0
+    for target in range(len(net.populations)):
+        for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
+            if end != target or (source < 0 and not is_train):
+                continue
+            synapse = c.synapse
+            c_in, c_out = synapse.channels
+            table = synapse.targets
+            keep_at = -1 if c.keep is None else n_keeps
+            rows.append([source, c_in, c_out, table.shape[1], n_targets, n_weights, keep_at, synapse.depthwise])
+            targets.append(table.ravel())
+            weights.append(c.folded_taps.ravel())
+            n_targets += table.size
+            n_weights += weights[-1].size
+            if c.keep is not None:
+                keeps.append(c.keep.ravel())
+                n_keeps += c.keep.size
+        incoming.append(len(rows))
+
+    def joined(parts: list[NDArray], dtype: np.dtype) -> NDArray:
+        if len(parts) == 1:
+            return np.ascontiguousarray(parts[0], dtype)
+        return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
+
+    return (
+        np.array(rows, np.int64).reshape(-1, 8),
+        np.array(incoming, np.int64),
+        joined(targets, np.dtype(np.int32)),
+        joined(weights, frozen.dtype),
+        joined(keeps, frozen.dtype),
+    )

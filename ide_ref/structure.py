@@ -1,0 +1,103 @@
+"""Structure strings of the paper's tables: ``64C5s (F64C5)``, ``400 (F400)``."""
+
+from __future__ import annotations
+
+import re
+
+from ide_ref.constraints import Restriction
+from ide_ref.network import INPUT, Connection, Network, Population, Readout
+from ide_ref.neurons import Neuron
+from ide_ref.synapses import Dense, Shape, Synapse
+
+_LAYER = re.compile(r"(?P<size>\d+)(?:C(?P<kernel>\d+)(?P<mode>[su]?))?")
+
+
+def _synapse(token: str, source: Shape, text: str, at: int) -> Synapse:
+    match = _LAYER.fullmatch(token)
+    if not match or int(match["size"]) == 0:
+        raise ValueError(_point(text, at, f"{token!r} is no layer; expected '400' or '64C5', '64C5s', '96C3u'"))
+    size = int(match["size"])
+    if match["kernel"] is not None:
+        raise ValueError(_point(text, at, "convolutions are not available yet"))
+    return Dense(source, (size,))
+
+
+def _point(text: str, at: int, message: str) -> str:
+    return f"structure {text!r}, position {at + 1}: {message}"
+
+
+def build(
+    structure: str,
+    *,
+    input_shape: Shape,
+    n_classes: int,
+    neuron: Neuron,
+    dropout: float = 0.0,
+    batch_norm: bool = True,
+    restriction: Restriction | None = Restriction(),
+) -> Network:
+    """Network of a structure string.
+
+    Parameters
+    ----------
+    structure : str
+        Layers joined by ``-``, then one feedback connection in brackets from the last layer to the first:
+        ``400 (F400)``.
+    input_shape : tuple of int
+    n_classes : int
+    neuron : Neuron
+    dropout : float
+        On the output of every connection, one mask a batch.
+    batch_norm : bool
+        On the input and the hidden connections.
+    restriction : Restriction or None
+        On the feedback connection.
+
+    Raises
+    ------
+    ValueError
+        With the place, where the string does not parse or a shape does not fit.
+    """
+    match = re.fullmatch(r"\s*(?P<layers>[^()\s]+)\s*(?:\(\s*F(?P<feedback>[^()\s]+)\s*\))?\s*", structure)
+    if not match:
+        raise ValueError(_point(structure, 0, "expected layers joined by '-', then '(F...)', as in '400 (F400)'"))
+    populations: list[Population] = []
+    connections: list[Connection] = []
+    shape, source, at = input_shape, INPUT, match.start("layers")
+    for i, token in enumerate(match["layers"].split("-")):
+        synapse = _synapse(token, shape, structure, at)
+        name = f"a{i + 1}"
+        populations.append(Population(name, synapse.out_shape))
+        connections.append(
+            Connection(
+                INPUT if i == 0 else f"hidden{i}",
+                source,
+                name,
+                synapse,
+                bias=True,
+                batch_norm=batch_norm,
+                dropout=dropout,
+            )
+        )
+        shape, source = synapse.out_shape, name
+        at += len(token) + 1
+    if match["feedback"]:
+        synapse = _synapse(match["feedback"], shape, structure, match.start("feedback"))
+        if synapse.out_shape != populations[0].shape:
+            raise ValueError(
+                _point(
+                    structure,
+                    match.start("feedback"),
+                    f"feedback has shape {synapse.out_shape}, but the first layer has {populations[0].shape}",
+                )
+            )
+        connections.append(
+            Connection("feedback", source, populations[0].name, synapse, restriction=restriction, dropout=dropout)
+        )
+    return Network(
+        input_shape,
+        tuple(populations),
+        tuple(connections),
+        Readout(source, Dense(shape, (n_classes,))),
+        neuron,
+    )

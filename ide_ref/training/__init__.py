@@ -1,0 +1,1 @@
+"""Training: loss, optimiser, loop, checkpoints, evaluation."""

@@ -1,0 +1,172 @@
+"""The state of a training in one safetensors file: arrays as tensors, all else as JSON in the header."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref._files import write_atomically
+from ide_ref.presets import Preset
+
+FORMAT_VERSION = 1
+
+Arrays = dict[str, NDArray[np.floating]]
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used as a checkpoint, or not for this; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training stands between two batches: all that the rest of it depends on.
+
+    Attributes
+    ----------
+    preset : Preset
+        Network and recipe.
+    seed : int
+        All randomness is drawn from (seed, purpose, epoch, batch), so no generator has a state to keep.
+    params, velocity : dict of arrays
+        Parameters with running statistics; the optimiser's velocity.
+    step : int
+        Batches finished in the epoch under way.
+    totals : dict of float
+        What the epoch under way has summed up for its metrics.
+    history : tuple of dict
+        The metrics of each finished epoch.
+    """
+
+    preset: Preset
+    seed: int
+    params: Arrays
+    velocity: Arrays
+    step: int
+    totals: dict[str, float]
+    history: tuple[dict[str, Any], ...]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return len(self.history)
+
+
+def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written or the disk is full; a checkpoint that was there stays.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    tensors = {f"params/{name}": np.asarray(array) for name, array in checkpoint.params.items()}
+    tensors |= {f"velocity/{name}": array for name, array in checkpoint.velocity.items()}
+    about = {
+        "format_version": FORMAT_VERSION,
+        "preset": checkpoint.preset.to_dict(),
+        "seed": checkpoint.seed,
+        "step": checkpoint.step,
+        "totals": checkpoint.totals,
+        "history": checkpoint.history,
+    }
+    write_atomically(path, to_bytes(tensors, {"ide_ref": json.dumps(about)}))
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint and check that its arrays fit its network.
+
+    Raises
+    ------
+    CheckpointError
+        No such file, not a safetensors file, truncated, not written by ide_ref, of a newer format, or with
+        arrays that do not fit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        _check_header(path)
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); give a checkpoint file") from None
+    except SafetensorError:
+        raise CheckpointError(
+            f"{path}: is truncated or damaged; restore it from a copy or train again"
+        ) from None
+    if "ide_ref" not in metadata:
+        raise CheckpointError(f"{path}: holds tensors but was not written by ide_ref; give a checkpoint of ide-ref train")
+    try:
+        about = json.loads(metadata["ide_ref"])
+        version = about["format_version"]
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: has format {version}, this ide_ref reads up to {FORMAT_VERSION}; install a newer ide_ref"
+            )
+        checkpoint = Checkpoint(
+            preset=Preset.from_dict(about["preset"]),
+            seed=about["seed"],
+            params=_part(tensors, "params/"),
+            velocity=_part(tensors, "velocity/"),
+            step=about["step"],
+            totals=about["totals"],
+            history=tuple(about["history"]),
+        )
+        network = checkpoint.preset.network
+        network.check_params(checkpoint.params)
+        expected = {name: checkpoint.params[name].shape for name in network.trainable}
+        if {name: array.shape for name, array in checkpoint.velocity.items()} != expected:
+            raise ValueError("velocity does not fit the parameters")
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: content does not fit together ({error}); train again") from None
+    return checkpoint
+
+
+def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Path) -> None:
+    """Refuse to go on with `preset` and `seed` from another training's checkpoint.
+
+    The number of epochs may differ, down to those already finished.
+
+    Raises
+    ------
+    CheckpointError
+        Naming each difference, first the value in the checkpoint.
+    """
+    pairs = [("seed", checkpoint.seed, seed)]
+    for ours, theirs, names in (
+        (checkpoint.preset, preset, [f.name for f in fields(preset) if f.name != "recipe"]),
+        (checkpoint.preset.recipe, preset.recipe, [f.name for f in fields(preset.recipe) if f.name != "epochs"]),
+    ):
+        pairs += [(name, getattr(ours, name), getattr(theirs, name)) for name in names]
+    different = "; ".join(f"{name} {there!r} there, {here!r} here" for name, there, here in pairs if there != here)
+    if different:
+        raise CheckpointError(
+            f"{path}: is of another training ({different}); repeat its options, or choose another folder"
+        )
+    if preset.recipe.epochs < checkpoint.epoch:
+        raise CheckpointError(
+            f"{path}: has finished {checkpoint.epoch} epochs already, {preset.recipe.epochs} asked for; raise epochs"
+        )
+
+
+def _part(tensors: Arrays, prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
+def _check_header(path: Path) -> None:
+    """The first bytes of a safetensors file: the header's length in 8 bytes, then its brace."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:] != b"{":
+        raise CheckpointError(f"{path}: is no safetensors file; give a checkpoint of ide-ref train")

@@ -1,0 +1,383 @@
+"""The training loop: batches, metrics, files, interruption.
+
+A training is a walk from one `Checkpoint` to the next, a batch a step. Nothing else is carried along, so a
+training stopped between any two batches and resumed goes the same way, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+
+from ide_ref._files import write_atomically
+from ide_ref.datasets import Dataset
+from ide_ref.equilibrium import contraction
+from ide_ref.implicit import backward
+from ide_ref.network import freeze, read_out
+from ide_ref.presets import Preset
+from ide_ref.simulation import simulate
+from ide_ref.solvers import NotConverged
+from ide_ref.training import checkpoint as checkpoints
+from ide_ref.training.checkpoint import Checkpoint
+from ide_ref.training.evaluation import evaluate, load_batch
+from ide_ref.training.losses import cross_entropy
+from ide_ref.training.schedule import learning_rate
+from ide_ref.training.sgd import SGD
+
+CHECKPOINT, METRICS, RUN = "checkpoint.safetensors", "metrics.jsonl", "run.json"
+
+_PURPOSES = ("init", "order", "batch")
+
+
+class Diverged(RuntimeError):
+    """The training cannot go on: a loss or weight is not finite, or (BETA) was not solved."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The end of a call of `train`.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+        The last state, as it is on disk.
+    stopped_by : int or None
+        Number of the signal that interrupted the training.
+    """
+
+    checkpoint: Checkpoint
+    stopped_by: int | None = None
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch, from 1, with the highest test accuracy; 0 before any is finished."""
+        accuracies = [line["test_accuracy"] for line in self.checkpoint.history]
+        return 1 + accuracies.index(max(accuracies)) if accuracies else 0
+
+    def summary(self) -> dict[str, Any]:
+        """Last and best test accuracy (0 to 1) and mean seconds an epoch; None before any is finished."""
+        history = self.checkpoint.history
+        return {
+            "epochs": len(history),
+            "last_accuracy": history[-1]["test_accuracy"] if history else None,
+            "best_accuracy": history[self.best_epoch - 1]["test_accuracy"] if history else None,
+            "best_epoch": self.best_epoch,
+            "seconds_per_epoch": sum(line["seconds"] for line in history) / len(history) if history else None,
+            "interrupted": self.stopped_by is not None,
+        }
+
+
+def generator(
+    seed: int, purpose: Literal["init", "order", "batch"], epoch: int = 0, step: int = 0
+) -> np.random.Generator:
+    """The random numbers of one purpose at one place of a training, whatever was drawn elsewhere."""
+    key = (_PURPOSES.index(purpose), epoch, step)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def begin(preset: Preset, seed: int) -> Checkpoint:
+    """A training before its first batch."""
+    recipe, network = preset.recipe, preset.network
+    params = network.init(generator(seed, "init"), dtype=recipe.dtype)
+    velocity = _optimiser(preset).start(params, network.trainable)
+    return Checkpoint(preset, seed, params, velocity, 0, {}, ())
+
+
+def train(
+    preset: Preset,
+    data: Dataset,
+    *,
+    out: str | Path,
+    seed: int = 0,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    log: TextIO | None = None,
+) -> Training:
+    """Train a network and keep the books.
+
+    Writes into the folder `out`: ``run.json`` (what is needed to repeat it, and the outcome),
+    ``metrics.jsonl`` (a line an epoch) and ``checkpoint.safetensors`` (at the start, after each epoch, and
+    when interrupted). Each file is replaced as a whole. The first SIGINT or SIGTERM ends the training after
+    the current batch, a second SIGINT at once.
+
+    A line of the metrics has: ``epoch`` (from 1), ``lr``; ``train_loss`` and ``train_accuracy``, averaged
+    over the batches as they were met, with dropout; ``test_loss``, ``test_accuracy``; ``firing_rate``
+    (spikes a neuron and step while training); ``solver_iterations`` (mean a batch) and ``solver_residual``
+    (largest relative residual of (BETA) in the epoch); ``certificate`` and ``contraction`` of the epoch's
+    last batch ((CERT), largest of its samples, and (COND), dropout included; null for infinite);
+    ``seconds`` (training) and ``test_seconds``.
+
+    Parameters
+    ----------
+    preset : Preset
+    data : Dataset
+    out : path
+        Made if missing.
+    seed : int
+        At least 0.
+    resume : bool
+        Go on from the checkpoint in `out`; otherwise a training in `out` is an error.
+    command : sequence of str
+        For ``run.json``.
+    log : text stream, optional
+        Gets a progress bar and a line an epoch.
+
+    Returns
+    -------
+    Training
+
+    Raises
+    ------
+    ValueError
+        `out` holds a training and `resume` is off, or holds none or another and `resume` is on; data that
+        do not fit the network.
+    OSError
+        `out` cannot be written.
+    Diverged
+        Naming epoch and batch. The last checkpoint stays.
+    """
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected at least 0")
+    if data.n_classes != preset.n_classes:
+        raise ValueError(f"data set {data.name!r} has {data.n_classes} classes, the network {preset.n_classes}")
+    load_batch(preset, data, "train", [0])
+    out = Path(out)
+    state = _open(preset, seed, out, resume)
+    about = _about(preset, data, seed, command, state)
+    _write_books(out, about, state)
+    checkpoints.save(out / CHECKPOINT, state)
+    n_batches = math.ceil(len(data.y_train) / preset.recipe.batch_size)
+    stopped_by = None
+    with _stop_signals(log) as check:
+        try:
+            while state.epoch < preset.recipe.epochs:
+                order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
+                chunks = np.split(order, range(preset.recipe.batch_size, len(order), preset.recipe.batch_size))
+                title = f"epoch {state.epoch + 1}/{preset.recipe.epochs}"
+                for chunk in _progress(chunks, state.step, title, log):
+                    check()
+                    state = _train_batch(state, data, chunk, n_batches)
+                state = _end_epoch(state, data, n_batches, check)
+                checkpoints.save(out / CHECKPOINT, state)
+                _write_books(out, about, state)
+                if log is not None:
+                    log.write(_epoch_line(state) + "\n")
+        except _Stopped as stopped:
+            stopped_by = stopped.signum
+            checkpoints.save(out / CHECKPOINT, state)
+    result = Training(state, stopped_by)
+    _write_books(out, {**about, "result": result.summary()}, state)
+    return result
+
+
+def _open(preset: Preset, seed: int, out: Path, resume: bool) -> Checkpoint:
+    path = out / CHECKPOINT
+    if resume:
+        if not path.is_file():
+            raise ValueError(f"{out}: holds no {CHECKPOINT} to resume; leave out --resume to start a training there")
+        state = checkpoints.load(path)
+        checkpoints.require_same(state, preset, seed, path=path)
+        return replace(state, preset=preset)
+    if any((out / name).exists() for name in (CHECKPOINT, METRICS, RUN)):
+        raise ValueError(f"{out}: holds a training already; continue it with --resume or choose another --out")
+    state = begin(preset, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    return state
+
+
+def _optimiser(preset: Preset) -> SGD:
+    return SGD(momentum=preset.recipe.momentum, weight_decay=preset.recipe.weight_decay)
+
+
+def _rate(state: Checkpoint, n_batches: int) -> float:
+    recipe = state.preset.recipe
+    return learning_rate(
+        recipe.lr,
+        epoch=state.epoch,
+        step=state.epoch * n_batches + state.step,
+        milestones=recipe.milestones,
+        gamma=recipe.gamma,
+        warmup_steps=recipe.warmup_steps,
+    )
+
+
+def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batches: int) -> Checkpoint:
+    began = time.perf_counter()
+    preset, params = state.preset, state.params
+    recipe, network = preset.recipe, preset.network
+    rng = generator(state.seed, "batch", state.epoch, state.step)
+    x, y = load_batch(preset, data, "train", indices, rng=rng)
+    frozen = freeze(network, params, x, training=True, rng=rng)
+    rates = simulate(frozen, x, recipe.n_steps)
+    logits = read_out(frozen, rates)
+    loss, d_logits = cross_entropy(logits, y)
+    if not math.isfinite(loss):
+        raise _diverged(state, f"the loss is {loss}")
+    try:
+        back = backward(frozen, rates, d_logits, solver=recipe.solver, tol=recipe.tol, max_iter=recipe.max_iter)
+    except NotConverged as error:
+        raise _diverged(state, str(error)) from None
+    params, velocity = _optimiser(preset).step(
+        {**params, **back.statistics}, state.velocity, back.gradients, rate=_rate(state, n_batches)
+    )
+    params = network.project(params)
+    for name, array in params.items():
+        if not math.isfinite(float(array.sum())):
+            raise _diverged(state, f"{name} is no longer finite")
+
+    totals = {
+        "samples": len(y),
+        "loss": loss * len(y),
+        "correct": int(np.count_nonzero(logits.argmax(axis=1) == y)),
+        "spikes": int(rates.n_spikes.sum()),
+        "iterations": back.solution.iterations,
+    }
+    totals = {name: state.totals.get(name, 0) + value for name, value in totals.items()}
+    totals["residual"] = max(state.totals.get("residual", 0.0), float(back.solution.relative.max(initial=0.0)))
+    if state.step == n_batches - 1:
+        totals["contraction"] = back.contraction
+        totals["certificate"] = float(back.certificate.max())
+    totals["seconds"] = state.totals.get("seconds", 0.0) + time.perf_counter() - began
+    return replace(state, params=params, velocity=velocity, step=state.step + 1, totals=totals)
+
+
+def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable[[], None]) -> Checkpoint:
+    began = time.perf_counter()
+    tested = evaluate(state.preset, state.params, data, between=check)
+    totals, recipe = state.totals, state.preset.recipe
+    line = {
+        "epoch": state.epoch + 1,
+        "lr": _rate(replace(state, step=n_batches - 1), n_batches),
+        "train_loss": totals["loss"] / totals["samples"],
+        "train_accuracy": totals["correct"] / totals["samples"],
+        "test_loss": tested.loss,
+        "test_accuracy": tested.accuracy,
+        "firing_rate": totals["spikes"] / (totals["samples"] * recipe.n_steps * state.preset.network.state_size),
+        "solver_iterations": totals["iterations"] / n_batches,
+        "solver_residual": totals["residual"],
+        "certificate": totals["certificate"] if math.isfinite(totals["certificate"]) else None,
+        "contraction": totals["contraction"],
+        "seconds": totals["seconds"],
+        "test_seconds": time.perf_counter() - began,
+    }
+    return replace(state, step=0, totals={}, history=(*state.history, line))
+
+
+def _diverged(state: Checkpoint, problem: str) -> Diverged:
+    return Diverged(
+        f"epoch {state.epoch + 1}, batch {state.step + 1}: {problem}; the checkpoint after epoch {state.epoch} is "
+        "kept, try a smaller learning rate"
+    )
+
+
+# --- books ------------------------------------------------------------------------------------------
+
+
+def _about(
+    preset: Preset, data: Dataset, seed: int, command: Sequence[str], state: Checkpoint
+) -> dict[str, Any]:
+    import numba
+
+    return {
+        "preset": preset.to_dict(),
+        "seed": seed,
+        "parameters": preset.network.n_parameters,
+        "data": {"name": data.name, "train": len(data.y_train), "test": len(data.y_test), "notice": data.notice},
+        "command": list(command),
+        "resumed_at": {"epoch": state.epoch, "batch": state.step} if state.epoch or state.step else None,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "scipy", "numba")},
+            "ide_ref": sys.modules["ide_ref"].__version__,
+        },
+        "machine": {"system": platform.system(), "cpu": _cpu_model(), "threads": numba.get_num_threads()},
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _write_books(out: Path, about: dict[str, Any], state: Checkpoint) -> None:
+    write_atomically(out / RUN, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    lines = (json.dumps(line) + "\n" for line in state.history)
+    write_atomically(out / METRICS, "".join(lines).encode())
+
+
+def _epoch_line(state: Checkpoint) -> str:
+    line = state.history[-1]
+    return (
+        f"epoch {line['epoch']:3d}/{state.preset.recipe.epochs}  loss {line['train_loss']:.4f}  "
+        f"train {line['train_accuracy']:7.2%}  test {line['test_accuracy']:7.2%}  lr {line['lr']:.3g}  "
+        f"rate {line['firing_rate']:.4f}  gamma {line['contraction']:.3f}  "
+        f"{line['seconds'] + line['test_seconds']:.1f} s"
+    )
+
+
+def _progress(
+    chunks: Sequence[np.ndarray], done: int, title: str, log: TextIO | None
+) -> Iterator[np.ndarray]:
+    """The chunks not yet done, behind a bar where `log` is a terminal."""
+    from tqdm import tqdm
+
+    quiet = log is None or not log.isatty()
+    with tqdm(total=len(chunks), initial=done, desc=title, file=log, disable=quiet, leave=False) as bar:
+        for chunk in chunks[done:]:
+            yield chunk
+            bar.update()
+
+
+# --- interruption -----------------------------------------------------------------------------------
+
+
+class _Stopped(Exception):
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+@contextmanager
+def _stop_signals(log: TextIO | None) -> Iterator[Callable[[], None]]:
+    """Turn the first SIGINT or SIGTERM into `_Stopped`, raised by the next call of what this yields."""
+    received: list[int] = []
+
+    def handle(signum: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+        if log is not None:
+            log.write("\nstopping after this batch; Ctrl-C again to stop at once\n")
+
+    def check() -> None:
+        if received:
+            raise _Stopped(received[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,82 @@
+"""Stochastic gradient descent with momentum and weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class SGD:
+    """The rule v ← μ v + (∇L + κ θ), θ ← θ - η v, with the rate η inside neither v nor κ.
+
+    Attributes
+    ----------
+    momentum : float
+        μ, 0 ≤ μ < 1.
+    weight_decay : float
+        κ ≥ 0, applied to every parameter named in the velocity.
+
+    Raises
+    ------
+    ValueError
+        `momentum` or `weight_decay` outside its range.
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}, expected 0 <= momentum < 1")
+        if not 0 <= self.weight_decay < np.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}, expected a finite number >= 0")
+
+    def start(self, params: Arrays, trainable: Iterable[str]) -> dict[str, NDArray[np.floating]]:
+        """The velocity before the first step: a zero for each number of each `trainable` array."""
+        return {name: np.zeros_like(params[name]) for name in trainable}
+
+    def step(
+        self, params: Arrays, velocity: Arrays, gradients: Arrays, *, rate: float
+    ) -> tuple[dict[str, NDArray[np.floating]], dict[str, NDArray[np.floating]]]:
+        """One step; the arguments keep their values.
+
+        Parameters
+        ----------
+        params : dict of arrays
+            θ. Arrays that `velocity` does not name pass through unchanged.
+        velocity : dict of arrays
+            v; its names are the parameters to update.
+        gradients : dict of arrays
+            ∇L for each name of `velocity`, of the parameter's shape.
+        rate : float
+            η.
+
+        Returns
+        -------
+        params, velocity : dicts of arrays
+            In the dtype of the parameters.
+
+        Raises
+        ------
+        ValueError
+            A gradient is missing or has another shape than its parameter.
+        """
+        new_params, new_velocity = dict(params), {}
+        for name, v in velocity.items():
+            theta = params[name]
+            if name not in gradients or np.shape(gradients[name]) != theta.shape:
+                given = f"shape {np.shape(gradients[name])}" if name in gradients else "nothing"
+                raise ValueError(f"gradients has {given} for {name!r}, expected shape {theta.shape}")
+            number = theta.dtype.type
+            v_new = theta * number(self.weight_decay)
+            v_new += gradients[name]
+            v_new += v * number(self.momentum)
+            new_velocity[name] = np.asarray(v_new, theta.dtype)
+            new_params[name] = np.asarray(theta - v_new * number(rate), theta.dtype)
+        return new_params, new_velocity

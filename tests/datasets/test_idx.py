@@ -1,0 +1,102 @@
+import gzip
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ide_ref.datasets import DataError, idx_shape, read_idx
+
+STORED = st.sampled_from(["u1", "i1", "i2", "i4", "f4", "f8"]).map(np.dtype)
+
+
+@given(
+    array=STORED.flatmap(
+        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(max_dims=4, min_side=0, max_side=5))
+    ),
+    compress=st.booleans(),
+)
+def test_every_type_and_shape_comes_back(tmp_path_factory, idx_bytes, array, compress):
+    path = tmp_path_factory.mktemp("idx") / "file"
+    content = idx_bytes(array)
+    path.write_bytes(gzip.compress(content) if compress else content)
+    read = read_idx(path)
+    assert read.dtype == array.dtype
+    assert read.dtype.isnative
+    np.testing.assert_array_equal(read, array)
+    assert not read.flags.writeable
+    assert idx_shape(path) == array.shape
+
+
+def test_a_hand_written_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes.fromhex("00000b02 00000002 00000003 0001 0002 0003 ffff fffe 0100"))
+    assert read_idx(path, shape=(None, 3), dtype=np.int16).tolist() == [[1, 2, 3], [-1, -2, 256]]
+
+
+GOOD = bytes.fromhex("00000802 00000002 00000003 010203040506")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "byte 0: found the end of the file, expected the 4 bytes of an IDX magic number"),
+        (b"\1" + GOOD[1:], "byte 0: found bytes 01 00, expected bytes 00 00"),
+        (GOOD[:2] + b"\7" + GOOD[3:], "byte 2: found type code 07, expected one of 08 09 0b 0c 0d 0e"),
+        (GOOD[:3] + b"\0", "byte 3: found 0 dimensions, expected at least 1"),
+        (GOOD[:9], "byte 9: found the end of the file, expected a header of 12 bytes"),
+        (GOOD[:-1], "byte 17: found the end of the file, expected 18 bytes for shape (2, 3)"),
+        (GOOD + b"xx", "byte 18: found 2 trailing bytes, expected the end after shape (2, 3)"),
+        (GOOD[:3] + b"\x02" + b"\xff" * 8 + b"x", "byte 13: found the end of the file, expected 18446744065"),
+    ],
+)
+@pytest.mark.parametrize("compress", [False, True])
+def test_damage_is_named_with_its_place(tmp_path, content, message, compress):
+    path = tmp_path / "broken-idx"
+    path.write_bytes(gzip.compress(content) if compress else content)
+    with pytest.raises(DataError, match=re.escape(f"{path}: {message}")) as caught:
+        read_idx(path)
+    assert "replace the file with an intact copy" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_expectations_are_checked(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(GOOD)
+    assert read_idx(path, shape=(None, 3), dtype=np.uint8).shape == (2, 3)
+    with pytest.raises(DataError, match=r"byte 3: found shape \(2, 3\), expected shape \(any, 4\)"):
+        read_idx(path, shape=(None, 4))
+    with pytest.raises(DataError, match=r"byte 3: found shape \(2, 3\), expected shape \(any\)"):
+        read_idx(path, shape=(None,))
+    with pytest.raises(DataError, match="byte 2: found elements of type uint8, expected type float32"):
+        read_idx(path, dtype=np.float32)
+
+
+def test_broken_gzip_streams_are_named_with_their_place(tmp_path):
+    path = tmp_path / "file.gz"
+    whole = gzip.compress(GOOD)
+    path.write_bytes(whole[:-3])
+    with pytest.raises(DataError, match=rf"byte {len(whole) - 3}: found the end of the compressed file"):
+        read_idx(path)
+    path.write_bytes(whole + b"more")
+    with pytest.raises(DataError, match=rf"byte {len(whole)}: found 4 bytes after the gzip stream"):
+        read_idx(path)
+    noise = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
+    compressed = bytearray(gzip.compress(GOOD + noise))
+    compressed[-6] ^= 1
+    path.write_bytes(compressed)
+    with pytest.raises(DataError, match=r"byte 196608: found an error in the 65536 bytes from here"):
+        read_idx(path)
+    path.write_bytes(whole[:3] + b"\xff" * 40)
+    with pytest.raises(DataError, match="byte 0: found a broken gzip stream"):
+        idx_shape(path)
+
+
+@pytest.mark.parametrize("read", [read_idx, idx_shape])
+def test_a_missing_file_and_a_folder(tmp_path, read):
+    with pytest.raises(DataError, match="expected an IDX file"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="cannot be read"):
+        read(tmp_path)
