@@ -117,9 +117,9 @@ def _idx_downloads(base: str, digests: tuple[str, str, str, str]) -> tuple[Downl
     )
 
 
-# Digests: MNIST as in TensorFlow Datasets and Chainer; Fashion-MNIST as in Chainer, and beside the MD5 of
-# its publisher's README; CIFAR as in MLDatasets.jl and TorchVision for Ruby, and beside the MD5 of its home
-# page; N-MNIST's publisher is quoted with an MD5 only (Tonic, SpikingJelly).
+# Where the digests are published. MNIST: ankane/torchvision-ruby, mnist.rb. Fashion-MNIST: FluxML/Flux.jl,
+# src/data/fashion-mnist.jl. CIFAR-10: ankane/torchvision-ruby, cifar10.rb. CIFAR-100: JuliaML/MLDatasets.jl,
+# cifar100.jl. N-MNIST: only an MD5 is published (neuromorphs/tonic, nmnist.py), so only that is checked.
 DATASETS: MappingProxyType[str, DatasetInfo] = MappingProxyType(
     {
         info.name: info

@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ide_ref.datasets import (
@@ -115,6 +115,7 @@ def binned(rows, n_frames, window):
 
 
 @given(rows=RECORDING, n_frames=st.integers(1, 12), window=st.none() | st.integers(1, 2**20))
+@example(rows=[(1, 2, 0, 29), (3, 4, 1, 30)], n_frames=3, window=10)
 def test_frames_are_counts_of_events(rows, n_frames, window):
     events = as_events(rows)
     expected = binned(rows, n_frames, window)

@@ -37,6 +37,25 @@ def test_times_pixels_and_silence():
     assert np.diff(events.t[order])[same].min() >= QUIET.refractory - 1
 
 
+def test_silence_is_counted_from_the_last_event_sent():
+    """With a silent time, the events are those without it, thinned pixel by pixel."""
+    (every,), (heard,) = (
+        record(blobs(1), sensor=Sensor(noise_rate=0.0, refractory=refractory)) for refractory in (0, 2000)
+    )
+    compared = 0
+    for p in np.unique(every.y.astype(int) * 34 + every.x):
+        times, kept = (e.t[e.y.astype(int) * 34 + e.x == p].tolist() for e in (every, heard))
+        if any(abs(b - a - 2000) <= 1 for a in times for b in times):
+            continue  # whole microseconds do not decide it
+        expected = times[:1]
+        for t in times[1:]:
+            if t - expected[-1] >= 2000:
+                expected.append(t)
+        assert kept == expected
+        compared += len(times) - len(kept)
+    assert compared > 100
+
+
 def test_on_and_off_events_balance_at_every_pixel():
     """The path is closed: without silence each reference ends within two thresholds of its beginning."""
     images = blobs(6)
@@ -113,6 +132,11 @@ def test_noise_is_all_there_is_in_the_dark():
     mean = Sensor().noise_rate * 34 * 34 * 0.3
     assert n.mean() == pytest.approx(mean, abs=4 * np.sqrt(mean / 20))
     assert all(not len(events) for events in record(dark, sensor=QUIET))
+
+
+def test_equal_images_give_recordings_of_their_own():
+    same = record(np.repeat(blobs(1), 40, axis=0))
+    assert len({events.t.tobytes() for events in same}) == 40
 
 
 def recordings(folder):
