@@ -134,6 +134,18 @@ def leading_singular_pair(
     return SingularPair(float(s[0]), left, right, float(residual))
 
 
+def power_step(
+    apply: Callable[[NDArray], NDArray], adjoint: Callable[[NDArray], NDArray], start: NDArray
+) -> SingularPair:
+    """One step of power iteration from ``start``: what the authors' program does at each call."""
+    left = apply(start)
+    left = left / np.linalg.norm(left)
+    right = adjoint(left)
+    right = right / np.linalg.norm(right)
+    value = float(left @ apply(right))
+    return SingularPair(value, left, right, float(np.linalg.norm(adjoint(left) - value * right)) / value)
+
+
 def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
     """Mean and biased variance a channel of cells z (B, n): two (n_channels,) arrays, summed in float64."""
     columns = z.reshape(-1, n_channels)
@@ -165,6 +177,7 @@ class BatchNorm:
     mean: NDArray
     variance: NDArray
     from_batch: bool
+    epsilon: float = EPSILON
 
     @property
     def scale(self) -> NDArray:
@@ -174,12 +187,26 @@ class BatchNorm:
     @property
     def deviation(self) -> NDArray:
         """(C,) √(variance + ε)."""
-        return np.sqrt(self.variance + self.variance.dtype.type(EPSILON))
+        return np.sqrt(self.variance + self.variance.dtype.type(self.epsilon))
 
     @property
     def shift(self) -> NDArray:
         """(C,) what is added after scaling z."""
         return self.bias - self.scale * self.mean
+
+    def linear(self, v: NDArray, z: NDArray | None) -> NDArray:
+        """Derivative of y along a change v of z, (B, n): symmetric, so it is its own transpose.
+
+        With constant statistics v is scaled. With the batch's own, its parts along the constant and along z
+        are taken off first, which couples the samples; z is needed for those alone.
+        """
+        columns = v.reshape(-1, self.weight.shape[0])
+        if self.from_batch and z is not None:
+            n = columns.shape[0]
+            z_hat = (z.reshape(columns.shape) - self.mean) / self.deviation
+            along = np.einsum("nc,nc->c", columns, z_hat)
+            columns = columns - columns.sum(axis=0) / n - z_hat * (along / n)
+        return (columns * self.scale).reshape(v.shape)
 
     def pull_back(self, delta: NDArray, z: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """From ∂L/∂y to ∂L/∂z, ∂L/∂weight, ∂L/∂bias.
@@ -189,15 +216,10 @@ class BatchNorm:
         delta, z : (B, n) cells
             ∂L/∂y, and the map's output before normalisation.
         """
-        n_channels = self.weight.shape[0]
-        columns = delta.reshape(-1, n_channels)
-        z_hat = (z.reshape(-1, n_channels) - self.mean) / self.deviation
-        d_bias = columns.sum(axis=0)
+        columns = delta.reshape(-1, self.weight.shape[0])
+        z_hat = (z.reshape(columns.shape) - self.mean) / self.deviation
         d_weight = np.einsum("nc,nc->c", columns, z_hat)
-        if self.from_batch:
-            n = columns.shape[0]
-            columns = columns - d_bias / n - z_hat * (d_weight / n)
-        return (self.scale * columns).reshape(delta.shape), d_weight, d_bias
+        return self.linear(delta, z), d_weight, columns.sum(axis=0)
 
 
 def restrict_pull_back(

@@ -14,33 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import solvers
-from ide_ref.network import Frozen, Network, of_population
+from ide_ref.network import Frozen, FrozenConnection, Network, of_population
 from ide_ref.neurons import MaskRule
 
 
-def pre_activation(frozen: Frozen, forward: NDArray, feedback: NDArray, drive: NDArray) -> NDArray:
-    """W a + F x + b of every population, not yet divided by V_th.
+@dataclass(frozen=True)
+class Sweep:
+    """(FP) evaluated once.
 
-    Parameters
+    Attributes
     ----------
-    forward, feedback : (B, n) arrays
-        Rates that forward and feedback connections read.
-    drive : (B, n) array
-
-    Returns
-    -------
-    (B, n) array.
+    a, p : (B, n) arrays
+        Rates of all populations, and the pre-activations p with a = σ(p / V_th).
+    connections : tuple of FrozenConnection
+        As they are linearised here.
     """
-    net = frozen.network
-    p = drive.copy()
-    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
-        if source >= 0:
-            rates = forward if source < target else feedback
-            p[:, net.place(target)] += c.linear(rates[:, net.place(source)])
-    return p
+
+    a: NDArray
+    p: NDArray
+    connections: tuple[FrozenConnection, ...]
 
 
-def sweep(frozen: Frozen, feedback: NDArray, drive: NDArray) -> tuple[NDArray, NDArray]:
+def sweep(frozen: Frozen, feedback: NDArray, drive: NDArray, *, forward: NDArray | None = None) -> Sweep:
     """One pass of (FP) through the populations in order.
 
     Parameters
@@ -48,23 +43,23 @@ def sweep(frozen: Frozen, feedback: NDArray, drive: NDArray) -> tuple[NDArray, N
     feedback : (B, n) array
         Rates that feedback connections read.
     drive : (B, n) array
-
-    Returns
-    -------
-    a, p : (B, n) arrays
-        New rates of all populations, and the pre-activations p with a = σ(p / V_th).
+        F x + b of the input connections.
+    forward : (B, n) array, optional
+        Rates that forward connections read, in place of those just computed.
     """
     net = frozen.network
     p = drive.copy()
     a = np.empty_like(p)
+    connections = list(frozen.connections)
     for target in range(len(net.populations)):
         place = net.place(target)
-        for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
+        for i, (source, end) in enumerate(net.ends):
             if end == target and source >= 0:
-                rates = a if source < target else feedback
-                p[:, place] += c.linear(rates[:, net.place(source)])
+                rates = feedback if source >= target else a if forward is None else forward
+                out, connections[i] = frozen.connections[i].at(rates[:, net.place(source)])
+                p[:, place] += out
         a[:, place] = net.neuron.sigma(p[:, place])
-    return a, p
+    return Sweep(a, p, tuple(connections))
 
 
 def fixed_point_map(frozen: Frozen, x: NDArray, z: NDArray) -> NDArray:
@@ -78,7 +73,7 @@ def fixed_point_map(frozen: Frozen, x: NDArray, z: NDArray) -> NDArray:
         Rates of the feedback sources, side by side.
     """
     x = frozen.check_input(x)
-    return gather_sources(frozen.network, sweep(frozen, _spread(frozen, z), frozen.drive(x, x.shape[0]))[0])
+    return gather_sources(frozen.network, sweep(frozen, spread_sources(frozen.network, z), frozen.drive(x)).a)
 
 
 def gather_sources(net: Network, state: NDArray) -> NDArray:
@@ -90,9 +85,8 @@ def gather_sources(net: Network, state: NDArray) -> NDArray:
     return np.concatenate([state[:, place] for _, place, _ in net.feedback_places], axis=1)
 
 
-def _spread(frozen: Frozen, z: NDArray) -> NDArray:
-    """Transpose of ``gather_sources``: zero elsewhere."""
-    net = frozen.network
+def spread_sources(net: Network, z: NDArray) -> NDArray:
+    """Transpose of ``gather_sources``: (B, m) to (B, n), zero elsewhere."""
     if net.feedback_size == net.state_size:
         return z
     state = np.zeros((z.shape[0], net.state_size), z.dtype)
@@ -108,6 +102,8 @@ class Linearisation:
     Attributes
     ----------
     frozen : Frozen
+    connections : tuple of FrozenConnection
+        As they are linearised there.
     slope : (B, n) array
         M / V_th, (MASK).
     forward, feedback : (B, n) arrays
@@ -115,6 +111,7 @@ class Linearisation:
     """
 
     frozen: Frozen
+    connections: tuple[FrozenConnection, ...]
     slope: NDArray
     forward: NDArray
     feedback: NDArray
@@ -122,11 +119,11 @@ class Linearisation:
     def jvp(self, v: NDArray) -> NDArray:
         """J v on the feedback sources: (B, m) to (B, m)."""
         net = self.frozen.network
-        given = _spread(self.frozen, v)
+        given = spread_sources(net, v)
         da = np.zeros_like(self.slope)
         for target in range(len(net.populations)):
             place = net.place(target)
-            for c, (source, end) in zip(self.frozen.connections, net.ends, strict=True):
+            for c, (source, end) in zip(self.connections, net.ends, strict=True):
                 if end == target and source >= 0:
                     rates = da if source < target else given
                     da[:, place] += c.linear(rates[:, net.place(source)])
@@ -153,7 +150,7 @@ class Linearisation:
             What feedback connections return to their sources: Jᵀ w when g is None.
         """
         net = self.frozen.network
-        beta = _spread(self.frozen, w)
+        beta = spread_sources(net, w)
         if g is not None:
             beta = beta + g
         elif len(net.populations) > 1:
@@ -163,7 +160,7 @@ class Linearisation:
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)
             np.multiply(self.slope[:, place], beta[:, place], out=delta[:, place])
-            for c, (source, end) in zip(self.frozen.connections, net.ends, strict=True):
+            for c, (source, end) in zip(self.connections, net.ends, strict=True):
                 if end == target and source >= 0:
                     into = beta if source < target else returned
                     into[:, net.place(source)] += c.adjoint(delta[:, place])
@@ -175,7 +172,7 @@ class Linearisation:
 
 
 def linearise(
-    frozen: Frozen, a: NDArray, x_mean: NDArray, *, mask_rule: MaskRule = "closed", recompute: bool = False
+    frozen: Frozen, a: NDArray, drive: NDArray, *, mask_rule: MaskRule = "closed", recompute: bool = False
 ) -> Linearisation:
     """Linearise (FP) at given rates.
 
@@ -183,22 +180,19 @@ def linearise(
     ----------
     a : (B, n) array
         Rates of all populations, a rollout's or an equilibrium's.
-    x_mean : (B, *input_shape) array
+    drive : (B, n) array
+        F x + b of the input connections.
     mask_rule : {"closed", "open", "half"}
         Which ends of σ's slope count as inside, (MASK).
     recompute : bool
         False: every population's mask is taken at the given rates. True: only the feedback sources' rates
         are given, the others follow from them through one sweep.
     """
-    net = frozen.network
-    drive = frozen.drive(x_mean, a.shape[0])
-    if recompute:
-        forward, p = sweep(frozen, a, drive)
-    else:
-        forward, p = a, pre_activation(frozen, a, a, drive)
-    slope = net.neuron.mask(p, mask_rule).astype(frozen.dtype)
-    slope /= frozen.dtype.type(net.neuron.v_th)
-    return Linearisation(frozen, slope, forward, a)
+    neuron = frozen.network.neuron
+    there = sweep(frozen, a, drive, forward=None if recompute else a)
+    slope = neuron.mask(there.p, mask_rule).astype(frozen.dtype)
+    slope /= frozen.dtype.type(neuron.v_th)
+    return Linearisation(frozen, there.connections, slope, there.a if recompute else a, a)
 
 
 def contraction(frozen: Frozen) -> float:
@@ -308,18 +302,19 @@ def find_equilibrium(
     """
     net = frozen.network
     x = frozen.check_input(x)
-    x_mean = net.mean_input(x)
-    drive = frozen.drive(x_mean, x.shape[0])
+    x_mean = frozen.mean_input(x)
+    drive = frozen.drive(x_mean)
     a = np.zeros_like(drive) if start is None else start
+    p = drive
     residual = np.full(x.shape[0], np.inf, drive.dtype)
     converged = False
     k = 0
     while k < max_iter and not converged:
-        after, p = sweep(frozen, a, drive)
-        residual = solvers.norms(gather_sources(net, after) - gather_sources(net, a))
-        size = 1.0 + solvers.norms(gather_sources(net, after))
-        converged = bool(np.all(residual <= tol * size))
-        a = after
+        after = sweep(frozen, a, drive)
+        new = gather_sources(net, after.a)
+        residual = solvers.norms(new - gather_sources(net, a))
+        converged = bool(np.all(residual <= tol * (1.0 + solvers.norms(new))))
+        a, p = after.a, after.p
         k += 1
     if not converged and not allow_unconverged:
         raise solvers.NotConverged(

@@ -58,9 +58,10 @@ class Backward:
 
 
 def solve_beta(
-    linearisation: Linearisation,
+    jacobian: Linearisation,
     g: NDArray,
     *,
+    at: Linearisation | None = None,
     solver: str = "fixed_point",
     tol: float = 1e-10,
     max_iter: int = 200,
@@ -70,9 +71,12 @@ def solve_beta(
 
     Parameters
     ----------
-    linearisation : Linearisation
+    jacobian : Linearisation
+        Whose Jᵀ is inverted.
     g : (B, n) array
         ∂L/∂a of all populations.
+    at : Linearisation, optional
+        Where the last sweep is taken, in place of ``jacobian``.
     solver, tol, max_iter
         As in :func:`ide_ref.solvers.solve`.
 
@@ -88,23 +92,23 @@ def solve_beta(
     NotConverged
         Unless ``allow_unconverged``.
     """
-    net = linearisation.frozen.network
+    net = jacobian.frozen.network
     b = gather_sources(net, g)
     rest = g.copy()
     for _, place, _ in net.feedback_places:
         rest[:, place] = 0
     elsewhere = rest if rest.any() else None
     if elsewhere is not None:
-        b = b + linearisation.sweep_back(np.zeros_like(b), elsewhere)[2]
-    solution = solvers.solve(solver, linearisation.vjp, b, tol=tol, max_iter=max_iter)
+        b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere)[2]
+    solution = solvers.solve(solver, jacobian.vjp, b, tol=tol, max_iter=max_iter)
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
-    beta, delta, _ = linearisation.sweep_back(solution.x, elsewhere)
+    beta, delta, _ = (at or jacobian).sweep_back(solution.x, elsewhere)
     return beta, delta, solution
 
 
-def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> Params:
-    """(HEBB) for every connection, pulled back to the parameters.
+def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> tuple[Params, Params]:
+    """(HEBB) for every connection, pulled back to the parameters; and the running statistics.
 
     Parameters
     ----------
@@ -117,14 +121,17 @@ def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> Pa
     net = frozen.network
     cells = to_cells(x_mean, net.input_shape)
     grads: Params = {}
-    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+    statistics: Params = {}
+    for c, (source, target) in zip(linearisation.connections, net.ends, strict=True):
         if source < 0:
             pre = cells
         else:
             rates = linearisation.forward if source < target else linearisation.feedback
             pre = rates[:, net.place(source)]
-        grads.update(c.pull_back(delta[:, net.place(target)], pre, frozen.params))
-    return grads
+        found, updated = c.pull_back(delta[:, net.place(target)], pre, frozen.params)
+        grads.update(found)
+        statistics.update(updated)
+    return grads, statistics
 
 
 def backward(
@@ -171,9 +178,13 @@ def backward(
     if d_logits.shape != expected:
         raise ValueError(f"d_logits has shape {d_logits.shape}; expected {expected}, a row a sample")
     g, grads = frozen.read_out_pull_back(state, d_logits)
-    at = linearise(frozen, state.a, state.x_mean, mask_rule=mask_rule, recompute=recompute)
+    drive = frozen.drive(state.x_mean)
+    at = linearise(frozen, state.a, drive, mask_rule=mask_rule, recompute=recompute or frozen.profile.sweep_first)
+    jacobian = at
+    if frozen.profile.sweep_first:
+        jacobian = linearise(frozen, at.forward, drive, mask_rule=mask_rule, recompute=True)
     beta, delta, solution = solve_beta(
-        at, g, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=allow_unconverged
+        jacobian, g, at=at, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=allow_unconverged
     )
-    grads.update(hebbian(at, delta, state.x_mean))
-    return Backward(grads, dict(frozen.statistics), beta, solution, frozen)
+    found, statistics = hebbian(at, delta, state.x_mean)
+    return Backward({**grads, **found}, {**frozen.statistics, **statistics}, beta, solution, frozen)

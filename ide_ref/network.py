@@ -8,8 +8,8 @@ map. All states are (B, n) arrays in cell order, the populations side by side.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from ide_ref import constraints
 from ide_ref.constraints import BatchNorm, Restriction, SingularPair
 from ide_ref.neurons import Neuron
+from ide_ref.profiles import PAPER, Profile
 from ide_ref.synapses import Dense, Shape, Synapse, from_cells, matmul, to_cells
 
 INPUT = "input"
@@ -231,7 +232,9 @@ class Network:
         """Number of trainable scalars."""
         return sum(math.prod(self.parameter_shapes[name]) for name in self.trainable)
 
-    def init(self, rng: np.random.Generator, *, dtype: DTypeLike = np.float64) -> Params:
+    def init(
+        self, rng: np.random.Generator, *, dtype: DTypeLike = np.float64, profile: Profile = PAPER
+    ) -> Params:
         """Draw parameters.
 
         Weights are uniform(−1, 1) with each receiving row scaled to norm 1, biases 0, batch norm the
@@ -261,6 +264,12 @@ class Network:
             else:
                 value = np.full(shape, 1.0 if part in ("bn_weight", "running_var") else 0.0)
             params[name] = np.asarray(value, dtype=dtype)
+        if profile.clamp_alpha:
+            for c in self.connections:
+                if c.restriction:
+                    raw, start = params[f"{c.name}.weight"], params[f"{c.name}.singular_vector"]
+                    norm = _singular_pair(c, raw, start, constraints.singular_tolerance(dtype)).value
+                    params[f"{c.name}.alpha"] = np.asarray(norm, dtype=dtype)
         return params
 
     def check_params(self, params: Mapping[str, NDArray]) -> None:
@@ -284,8 +293,10 @@ class Network:
             names = ", ".join(sorted(str(d) for d in dtypes))
             raise ValueError(f"parameters have dtypes {names}; expected all float32 or all float64")
 
-    def project(self, params: Params) -> Params:
+    def project(self, params: Params, *, profile: Profile = PAPER) -> Params:
         """Parameters with every α clipped to [−c, c], to follow each step of the optimiser."""
+        if profile.clamp_alpha:
+            return params
         clipped = {
             f"{c.name}.alpha": np.clip(params[f"{c.name}.alpha"], -c.restriction.c, c.restriction.c)
             for c in self.connections
@@ -318,9 +329,17 @@ class Network:
             raise ValueError("x has values that are NaN or infinite; expected finite inputs")
         return x.astype(dtype, copy=False)
 
-    def mean_input(self, x: NDArray) -> NDArray:
+    def mean_input(self, x: NDArray, *, profile: Profile = PAPER) -> NDArray:
         """x̄ of (RATE): x itself if static, its weighted average if a spike train. (B, *input_shape)."""
-        return self.neuron.time_average(x) if self.is_train(x) else x
+        if not self.is_train(x):
+            return x
+        mean = self.neuron.time_average(x)
+        if profile.long_average:
+            n_steps = x.shape[1]
+            mean *= self.neuron.total_weight(2 * n_steps) / self.neuron.total_weight(n_steps + 1) if (
+                self.neuron.leak < 1.0
+            ) else 1.0
+        return mean
 
 
 @dataclass(frozen=True)
@@ -340,25 +359,32 @@ class FrozenConnection:
         Leading singular pair of W̄ under a restriction.
     z : (B, n_to) array or None
         W x̄ + b of the batch whose statistics are in ``norm``.
+    couples : bool
+        Whether rates sent through this connection are normalised with their own batch's statistics,
+        ``Profile.batch_statistics_in_beta``.
+    simulated_norm : BatchNorm or None
+        Used in place of ``norm`` by the rollout, ``Profile.unbiased_spike_statistics``.
     """
 
     connection: Connection
     taps: NDArray
-    bias: NDArray | None
-    norm: BatchNorm | None
-    keep: NDArray | None
-    singular: SingularPair | None
-    z: NDArray | None
+    bias: NDArray | None = None
+    norm: BatchNorm | None = None
+    keep: NDArray | None = None
+    singular: SingularPair | None = None
+    z: NDArray | None = None
+    couples: bool = False
+    simulated_norm: BatchNorm | None = None
 
     @property
     def synapse(self) -> Synapse:
         """The linear map's structure."""
         return self.connection.synapse
 
-    @cached_property
-    def scale(self) -> NDArray | None:
-        """(C,) factor of the normalisation, None for none."""
-        return None if self.norm is None else self.norm.scale
+    @property
+    def simulated(self) -> FrozenConnection:
+        """The connection as the rollout uses it."""
+        return self if self.simulated_norm is None else replace(self, norm=self.simulated_norm)
 
     @cached_property
     def shift(self) -> NDArray | None:
@@ -387,22 +413,36 @@ class FrozenConnection:
     def linear(self, cells: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
         out = self.synapse.apply(self.taps, cells)
-        if self.scale is not None:
-            by_channel = self._by_channel(out)
-            by_channel *= self.scale
-        if self.keep is not None:
-            out *= self.keep
-        return out
+        if self.norm is not None:
+            out = self.norm.linear(out, self.z)
+        return out if self.keep is None else self.keep * out
 
     def adjoint(self, cells: NDArray) -> NDArray:
         """Transpose of ``linear``."""
         if self.keep is not None:
             cells = self.keep * cells
-        if self.scale is not None:
-            cells = (self._by_channel(cells) * self.scale).reshape(cells.shape)
+        if self.norm is not None:
+            cells = self.norm.linear(cells, self.z)
         return self.synapse.adjoint(self.taps, cells)
 
-    def constant(self, n_batch: int) -> NDArray | None:
+    def at(self, pre: NDArray) -> tuple[NDArray, FrozenConnection]:
+        """The output for given rates, and the connection as it is linearised there.
+
+        That is the connection itself unless it couples the samples of a batch.
+        """
+        if self.couples and self.norm is not None:
+            z = self.raw(pre)
+            mean, variance = constraints.batch_statistics(z, self.synapse.out_shape[0])
+            here = replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
+            return here.normalise(z), here
+        out = self.linear(pre)
+        constant = self.constant
+        if constant is not None:
+            out += constant
+        return out, self
+
+    @cached_property
+    def constant(self) -> NDArray | None:
         """keep ⊙ shift, (B, n_to) or (1, n_to): what arrives without any spike; None for nothing."""
         if self.shift is None:
             return None
@@ -412,12 +452,12 @@ class FrozenConnection:
     @cached_property
     def folded_taps(self) -> NDArray:
         """scale ⊙ W as taps: what one spike adds."""
-        return self.taps if self.scale is None else self.taps * self.scale
+        return self.taps if self.norm is None else self.taps * self.norm.scale
 
     @cached_property
     def operator_norm(self) -> float:
         """‖scale ⊙ W‖₂ at this input size, times the largest factor of the mask."""
-        plain = FrozenConnection(self.connection, self.taps, None, self.norm, None, None, None)
+        plain = replace(self, keep=None)
         start = np.random.default_rng(0).standard_normal(self.synapse.n_in).astype(self.taps.dtype)
         tol = 1e-8 if self.taps.dtype == np.float64 else 1e-4
         pair = constraints.leading_singular_pair(
@@ -425,8 +465,8 @@ class FrozenConnection:
         )
         return pair.value * (1.0 if self.keep is None else float(self.keep.max(initial=0.0)))
 
-    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> Params:
-        """Gradients of this connection's parameters.
+    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
+        """Gradients of this connection's parameters, and its running statistics after these rates.
 
         Parameters
         ----------
@@ -439,46 +479,53 @@ class FrozenConnection:
         """
         c = self.connection
         grads: Params = {}
+        statistics: Params = {}
         if self.keep is not None:
             delta = self.keep * delta
         if self.norm is not None:
             z = self.z if self.z is not None else self.raw(pre)
             delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = self.norm.pull_back(delta, z)
+            mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
+            for part, value in (("running_mean", mean), ("running_var", variance)):
+                statistics[f"{c.name}.{part}"] = constraints.running_update(params[f"{c.name}.{part}"], value)
         if c.bias:
             grads[f"{c.name}.bias"] = self.synapse.channel_sum(delta)
-        if not c.synapse.weight_shape:
-            return grads
-        d_weight = self.synapse.from_taps(self.synapse.hebbian(delta, pre))
-        if self.singular is not None and c.restriction is not None:
-            alpha = params[f"{c.name}.alpha"]
-            raw = params[f"{c.name}.weight"]
-            d_norm = _norm_gradient(c, self.singular)
-            d_weight, grads[f"{c.name}.alpha"] = constraints.restrict_pull_back(
-                d_weight, raw, alpha, self.singular.value, d_norm
-            )
-        grads[f"{c.name}.weight"] = d_weight
-        return grads
+        if c.synapse.weight_shape:
+            d_weight = self.synapse.from_taps(self.synapse.hebbian(delta, pre))
+            if self.singular is not None and c.restriction is not None:
+                alpha = np.clip(params[f"{c.name}.alpha"], -c.restriction.c, c.restriction.c)
+                d_weight, d_alpha = constraints.restrict_pull_back(
+                    d_weight, params[f"{c.name}.weight"], alpha, self.singular.value, _norm_gradient(c, self.singular)
+                )
+                # Beyond the clamp the derivative is 0; inside, α and its clipped value are the same.
+                grads[f"{c.name}.alpha"] = d_alpha * (alpha == params[f"{c.name}.alpha"])
+            grads[f"{c.name}.weight"] = d_weight
+        return grads, statistics
 
     def effective_weight(self) -> NDArray:
         """W after the restriction, in the weight's own layout."""
         return self.synapse.from_taps(self.taps)
 
 
-def _singular_pair(c: Connection, raw: NDArray, start: NDArray, tol: float) -> SingularPair:
+def _singular_pair(
+    c: Connection, raw: NDArray, start: NDArray, tol: float, one_step: bool = False
+) -> SingularPair:
     """Leading singular pair of W̄ in the restriction's norm."""
+    apply: Callable[[NDArray], NDArray]
+    adjoint: Callable[[NDArray], NDArray]
     if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
         taps = c.synapse.to_taps(raw)
-        pair = constraints.leading_singular_pair(
-            lambda v: c.synapse.apply(taps, v[None])[0],
-            lambda v: c.synapse.adjoint(taps, v[None])[0],
-            start,
-            tol=tol,
-        )
+        apply = lambda v: c.synapse.apply(taps, v[None])[0]  # noqa: E731
+        adjoint = lambda v: c.synapse.adjoint(taps, v[None])[0]  # noqa: E731
     else:
         matrix = c.synapse.kernel_matrix(raw)
         transposed = np.ascontiguousarray(matrix.T)
-        pair = constraints.leading_singular_pair(lambda v: matmul(v[None], transposed)[0], lambda v: matmul(v[None], matrix)[0], start,
-            tol=tol)
+        apply = lambda v: matmul(v[None], transposed)[0]  # noqa: E731
+        adjoint = lambda v: matmul(v[None], matrix)[0]  # noqa: E731
+    if one_step:
+        pair = constraints.power_step(apply, adjoint, start)
+    else:
+        pair = constraints.leading_singular_pair(apply, adjoint, start, tol=tol)
     if not pair.value > 0:
         raise ValueError(f"weight of connection {c.name!r} is zero; (NORM) needs a weight with a positive norm")
     return pair
@@ -515,7 +562,8 @@ class Frozen:
     batch_size : int or None
         The batch it belongs to; None for any.
     statistics : dict
-        Running statistics of the input connections after this batch, and singular vectors to start from.
+        Singular vectors for the next search to start from.
+    profile : Profile
     """
 
     network: Network
@@ -524,6 +572,7 @@ class Frozen:
     readout: NDArray
     batch_size: int | None
     statistics: Params
+    profile: Profile = PAPER
 
     @property
     def dtype(self) -> np.dtype:
@@ -537,32 +586,29 @@ class Frozen:
             raise ValueError(f"x has {x.shape[0]} samples; the network was frozen on a batch of {self.batch_size}")
         return x
 
-    def drive(self, x_mean: NDArray | None, n_batch: int) -> NDArray:
-        """F x + b of every population.
+    def mean_input(self, x: NDArray) -> NDArray:
+        """x̄ of (RATE), (B, *input_shape)."""
+        return self.network.mean_input(x, profile=self.profile)
 
-        Parameters
-        ----------
-        x_mean : (B, *input_shape) array or None
-            Static or average input; None for the constant part alone, when the input arrives as spikes.
-        n_batch : int
+    def drive(self, x_mean: NDArray) -> NDArray:
+        """F x̄ + b of the input connections: (B, *input_shape) to (B, n)."""
+        net = self.network
+        cells = to_cells(x_mean, net.input_shape)
+        out = np.zeros((x_mean.shape[0], net.state_size), self.dtype)
+        for c, (source, target) in zip(self.connections, net.ends, strict=True):
+            if source < 0:
+                # A batch's z was computed when its statistics were taken.
+                out[:, net.place(target)] += c.normalise(c.raw(cells) if c.z is None else c.z)
+        return out
 
-        Returns
-        -------
-        (B, n) array.
-        """
+    def constants(self, n_batch: int, *, with_input: bool) -> NDArray:
+        """What the rollout's connections bring without any spike, (B, n); the input's on request."""
         net = self.network
         out = np.zeros((n_batch, net.state_size), self.dtype)
-        cells = None if x_mean is None else to_cells(x_mean, net.input_shape)
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
-            if source < 0 and cells is not None:
-                # A batch's z was computed when its statistics were taken.
-                part = c.normalise(c.raw(cells) if c.z is None else c.z)
-            else:
-                constant = c.constant(n_batch)
-                if constant is None:
-                    continue
-                part = constant
-            out[:, net.place(target)] += part
+            constant = c.simulated.constant
+            if constant is not None and (source >= 0 or with_input):
+                out[:, net.place(target)] += constant
         return out
 
     def read_out(self, state: HasRates) -> NDArray:
@@ -597,6 +643,7 @@ def freeze(
     *,
     training: bool = False,
     rng: np.random.Generator | None = None,
+    profile: Profile = PAPER,
 ) -> Frozen:
     """Fold restriction, batch normalisation and dropout into plain affine maps.
 
@@ -612,6 +659,9 @@ def freeze(
         statistics and no dropout.
     rng : numpy Generator
         Draws the masks; needed where a connection has dropout.
+
+    profile : Profile
+        Differences of the authors' program to reproduce; none by default.
 
     Returns
     -------
@@ -631,7 +681,7 @@ def freeze(
             raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
         x = network.check_input(x, dtype)
         n_batch = x.shape[0]
-        cells = to_cells(network.mean_input(x), network.input_shape)
+        cells = to_cells(network.mean_input(x, profile=profile), network.input_shape)
     statistics: Params = {}
     frozen = []
     for c in network.connections:
@@ -639,31 +689,38 @@ def freeze(
         weight = params.get(f"{c.name}.weight", np.empty((), dtype))
         if c.restriction:
             start = params[f"{c.name}.singular_vector"]
-            singular = _singular_pair(c, weight, start, constraints.singular_tolerance(dtype))
+            tol = constraints.singular_tolerance(dtype)
+            singular = _singular_pair(c, weight, start, tol, profile.one_power_step)
             statistics[f"{c.name}.singular_vector"] = singular.right
-            weight = weight * dtype.type(float(params[f"{c.name}.alpha"]) / singular.value)
+            # α is inside its bounds already, by ``project``, but in the profile that clamps instead.
+            alpha = float(np.clip(params[f"{c.name}.alpha"], -c.restriction.c, c.restriction.c))
+            weight = weight * dtype.type(alpha / singular.value)
         keep = None
         if training and c.dropout > 0:
             if rng is None:
                 raise ValueError(f"rng is missing; connection {c.name!r} has dropout and needs a generator")
             keep = constraints.dropout_mask((x.shape[0], c.synapse.n_out), c.dropout, rng, dtype)  # type: ignore[union-attr]
-        made = FrozenConnection(c, c.synapse.to_taps(weight), params.get(f"{c.name}.bias"), None, keep, singular, None)
+        made = FrozenConnection(c, c.synapse.to_taps(weight), params.get(f"{c.name}.bias"), None, keep, singular)
         if c.batch_norm:
-            mean, variance = params[f"{c.name}.running_mean"], params[f"{c.name}.running_var"]
-            z = None
-            if c.source == INPUT and cells is not None:
-                z = made.raw(cells)
-                running = mean, variance
-                mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
-                statistics[f"{c.name}.running_mean"] = constraints.running_update(running[0], mean)
-                statistics[f"{c.name}.running_var"] = constraints.running_update(running[1], variance)
             norm = BatchNorm(
-                params[f"{c.name}.bn_weight"], params[f"{c.name}.bn_bias"], mean, variance, from_batch=z is not None
+                *(params[f"{c.name}.{part}"] for part in ("bn_weight", "bn_bias", "running_mean", "running_var")),
+                from_batch=False,
             )
-            made = FrozenConnection(c, made.taps, made.bias, norm, keep, singular, z)
+            made = replace(made, norm=norm)
+            if training and c.source != INPUT:
+                made = replace(made, couples=profile.batch_statistics_in_beta)
+            elif cells is not None:
+                z = made.raw(cells)
+                mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
+                norm = replace(norm, mean=mean, variance=variance, from_batch=True)
+                made = replace(made, norm=norm, z=z)
+                if profile.unbiased_spike_statistics and x is not None and network.is_train(x):
+                    n = z.size // mean.size
+                    unbiased = replace(norm, variance=variance * dtype.type(n / (n - 1)), epsilon=1e-8)
+                    made = replace(made, simulated_norm=unbiased)
         frozen.append(made)
     readout = network.readout.synapse.to_taps(params["readout.weight"])
-    return Frozen(network, dict(params), tuple(frozen), readout, n_batch, statistics)
+    return Frozen(network, dict(params), tuple(frozen), readout, n_batch, statistics, profile)
 
 
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:

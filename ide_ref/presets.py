@@ -149,7 +149,7 @@ _TABLE = {
     for preset in (
         Preset(
             name="digits",
-            structure="128 (F128)",
+            structure="256 (F256)",
             input_shape=(64,),
             n_classes=10,
             neuron=LIF(0.95),
@@ -159,9 +159,9 @@ _TABLE = {
                 n_steps=5,
                 mean=(0.305,),
                 std=(0.376,),
-                epochs=60,
-                batch_size=64,
-                milestones=(30, 45),
+                epochs=24,
+                batch_size=32,
+                milestones=(12, 18),
             ),
         ),
         Preset(

@@ -89,8 +89,10 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     if is_train and x.shape[1] != n_steps:
         raise ValueError(f"the spike train has {x.shape[1]} steps but n_steps is {n_steps}; expected the same")
     n_batch = x.shape[0]
-    x_mean = net.mean_input(x)
-    drive = frozen.drive(None if is_train else x_mean, n_batch)
+    x_mean = frozen.mean_input(x)
+    drive = frozen.constants(n_batch, with_input=is_train)
+    if not is_train:
+        drive += frozen.drive(x_mean)
     if is_train:
         merged = x.reshape(n_batch * n_steps, *net.input_shape)
         train = to_cells(merged, net.input_shape).reshape(n_batch, n_steps, -1)
@@ -145,6 +147,7 @@ def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, 
         for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
             if end != target or (source < 0 and not is_train):
                 continue
+            c = c.simulated
             synapse = c.synapse
             c_in, c_out = synapse.channels
             table = synapse.targets

@@ -7,7 +7,7 @@ import re
 from ide_ref.constraints import Restriction
 from ide_ref.network import INPUT, Connection, Network, Population, Readout
 from ide_ref.neurons import Neuron
-from ide_ref.synapses import Dense, Shape, Synapse
+from ide_ref.synapses import Conv2d, ConvTranspose2d, Dense, Shape, Synapse
 
 _LAYER = re.compile(r"(?P<size>\d+)(?:C(?P<kernel>\d+)(?P<mode>[su]?))?")
 
@@ -15,11 +15,21 @@ _LAYER = re.compile(r"(?P<size>\d+)(?:C(?P<kernel>\d+)(?P<mode>[su]?))?")
 def _synapse(token: str, source: Shape, text: str, at: int) -> Synapse:
     match = _LAYER.fullmatch(token)
     if not match or int(match["size"]) == 0:
-        raise ValueError(_point(text, at, f"{token!r} is no layer; expected '400' or '64C5', '64C5s', '96C3u'"))
+        raise ValueError(
+            _point(text, at, f"{token!r} is no layer; expected one like '400', '64C5', '64C5s' (stride 2) or '96C3u'")
+        )
     size = int(match["size"])
-    if match["kernel"] is not None:
-        raise ValueError(_point(text, at, "convolutions are not available yet"))
-    return Dense(source, (size,))
+    if match["kernel"] is None:
+        return Dense(source, (size,))
+    kernel = int(match["kernel"])
+    if len(source) != 3:
+        raise ValueError(_point(text, at, f"{token!r} needs a picture to read, but what is sent has shape {source}"))
+    try:
+        if match["mode"] == "u":
+            return ConvTranspose2d.over(source, size, kernel=kernel)
+        return Conv2d.over(source, size, kernel=kernel, stride=2 if match["mode"] == "s" else 1)
+    except ValueError as error:
+        raise ValueError(_point(text, at, f"{token!r} does not fit: {error}")) from None
 
 
 def _point(text: str, at: int, message: str) -> str:

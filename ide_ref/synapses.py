@@ -76,7 +76,8 @@ class Synapse(ABC):
 
     @property
     @abstractmethod
-    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...
+    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """``sources`` and ``targets``."""
 
     @property
     def sources(self) -> NDArray[np.int32]:
@@ -107,7 +108,7 @@ class Synapse(ABC):
     def n_multiplications(self) -> int:
         """Multiply-adds of one dense product with W, the MACs of the cost model."""
         c_in, c_out = self.channels
-        return int((self.sources >= 0).sum()) * c_in * c_out
+        return int((self.sources >= 0).sum()) * (c_out if self.depthwise else c_in * c_out)
 
     def out_channels(self, values: NDArray) -> NDArray:
         """Values a receiving channel, (C,), spread over the receiving cells, (n_out,)."""
@@ -240,3 +241,194 @@ class Dense(Synapse):
         weight = np.empty(self.weight_shape, taps.dtype)
         weight[np.ix_(order_out, order_in)] = taps[0].T
         return weight
+
+
+def _grid_tables(
+    seen: Shape, moving: Shape, kernel: int, stride: int, padding: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Tables between a picture and the kernel windows that slide over it.
+
+    Window (i, j) sees picture position (i stride + r - padding, j stride + c - padding) through tap (r, c).
+
+    Returns
+    -------
+    of_windows : (windows, k²) picture position seen by each window, -1 outside.
+    of_picture : (positions, k²) window that sees each position through each tap, -1 for none.
+    """
+    rows, columns = seen[1:]
+    i, j = np.divmod(np.arange(moving[1] * moving[2]), moving[2])
+    r, c = np.divmod(np.arange(kernel * kernel), kernel)
+    y = i[:, None] * stride + r - padding
+    x = j[:, None] * stride + c - padding
+    inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+    of_windows = np.where(inside, y * columns + x, -1).astype(np.int32)
+    of_picture = np.full((rows * columns, kernel * kernel), -1, np.int32)
+    window, tap = np.nonzero(inside)
+    of_picture[of_windows[window, tap], tap] = window
+    return of_windows, of_picture
+
+
+@dataclass(frozen=True)
+class _Windowed(Synapse):
+    """A synapse whose kernel windows slide over the larger picture."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+    def _check(self) -> None:
+        """Raise unless both shapes are pictures and the kernel maps one to the other."""
+        name = type(self).__name__
+        for label, shape in (("in_shape", self.in_shape), ("out_shape", self.out_shape)):
+            if len(shape) != 3 or min(shape) < 1:
+                raise ValueError(f"{name} has {label} {shape}; expected (channels, rows, columns), each at least 1")
+        if self.kernel < 1 or self.stride < 1 or self.padding < 0:
+            raise ValueError(
+                f"{name} has kernel {self.kernel}, stride {self.stride}, padding {self.padding}; expected kernel and "
+                "stride of at least 1, padding of at least 0"
+            )
+        fits = tuple(self._size(n) for n in self.in_shape[1:])
+        if self.out_shape[1:] != fits:
+            raise ValueError(f"{name} maps {self.in_shape[1:]} to {fits}, but out_shape is {self.out_shape}")
+
+    def _size(self, n: int) -> int:
+        """Windows that fit on n positions."""
+        return (n + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+@dataclass(frozen=True)
+class Conv2d(_Windowed):
+    """Convolution (cross-correlation, as the field has it); weight (out, in, k, k). See :meth:`over`."""
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @classmethod
+    def over(
+        cls, in_shape: Shape, channels: int, *, kernel: int, stride: int = 1, padding: int | None = None
+    ) -> Conv2d:
+        """The convolution of a picture; padding (k − 1)/2 unless given."""
+        padding = (kernel - 1) // 2 if padding is None else padding
+        size = [(n + 2 * padding - kernel) // stride + 1 for n in in_shape[1:]]
+        return cls(in_shape, (channels, *size), kernel, stride, padding)
+
+    @property
+    def weight_shape(self) -> Shape:
+        return self.out_shape[0], self.in_shape[0], self.kernel, self.kernel
+
+    @property
+    def out_axis(self) -> int:
+        return 0
+
+    @cached_property
+    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return _grid_tables(self.in_shape, self.out_shape, self.kernel, self.stride, self.padding)
+
+    def to_taps(self, weight: NDArray) -> NDArray:
+        c_in, c_out = self.channels
+        return np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, c_in, c_out)
+
+    def from_taps(self, taps: NDArray) -> NDArray:
+        c_in, c_out = self.channels
+        return np.ascontiguousarray(taps.reshape(self.kernel, self.kernel, c_in, c_out).transpose(3, 2, 0, 1))
+
+
+@dataclass(frozen=True)
+class ConvTranspose2d(_Windowed):
+    """Transposed convolution; weight (in, out, k, k). See :meth:`over`."""
+
+    output_padding: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.output_padding < max(self.stride, 1):
+            raise ValueError(f"output_padding is {self.output_padding}; expected 0 to stride - 1 = {self.stride - 1}")
+        self._check()
+
+    def _size(self, n: int) -> int:
+        return (n - 1) * self.stride - 2 * self.padding + self.kernel + self.output_padding
+
+    @classmethod
+    def over(
+        cls,
+        in_shape: Shape,
+        channels: int,
+        *,
+        kernel: int,
+        stride: int = 2,
+        padding: int | None = None,
+        output_padding: int = 1,
+    ) -> ConvTranspose2d:
+        """The transposed convolution of a picture; padding (k − 1)/2 unless given."""
+        padding = (kernel - 1) // 2 if padding is None else padding
+        size = [(n - 1) * stride - 2 * padding + kernel + output_padding for n in in_shape[1:]]
+        return cls(in_shape, (channels, *size), kernel, stride, padding, output_padding)
+
+    @property
+    def weight_shape(self) -> Shape:
+        return self.in_shape[0], self.out_shape[0], self.kernel, self.kernel
+
+    @property
+    def out_axis(self) -> int:
+        return 1
+
+    @cached_property
+    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        of_windows, of_picture = _grid_tables(self.out_shape, self.in_shape, self.kernel, self.stride, self.padding)
+        return of_picture, of_windows
+
+    def to_taps(self, weight: NDArray) -> NDArray:
+        c_in, c_out = self.channels
+        return np.ascontiguousarray(weight.transpose(2, 3, 0, 1)).reshape(-1, c_in, c_out)
+
+    def from_taps(self, taps: NDArray) -> NDArray:
+        c_in, c_out = self.channels
+        return np.ascontiguousarray(taps.reshape(self.kernel, self.kernel, c_in, c_out).transpose(2, 3, 0, 1))
+
+
+@dataclass(frozen=True)
+class AvgPool2d(_Windowed):
+    """Mean over windows, channel by channel; no weight. Zero padding counts in the mean. See :meth:`over`."""
+
+    depthwise = True
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.in_shape[0] != self.out_shape[0]:
+            raise ValueError(f"AvgPool2d from {self.in_shape} to {self.out_shape}: the channels must be the same")
+
+    @classmethod
+    def over(cls, in_shape: Shape, *, kernel: int, stride: int | None = None, padding: int = 0) -> AvgPool2d:
+        """The pooling of a picture; stride k unless given."""
+        stride = kernel if stride is None else stride
+        size = [(n + 2 * padding - kernel) // stride + 1 for n in in_shape[1:]]
+        return cls(in_shape, (in_shape[0], *size), kernel, stride, padding)
+
+    @property
+    def weight_shape(self) -> Shape:
+        return ()
+
+    @property
+    def out_axis(self) -> int:
+        return 0
+
+    @cached_property
+    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return _grid_tables(self.in_shape, self.out_shape, self.kernel, self.stride, self.padding)
+
+    def to_taps(self, weight: NDArray) -> NDArray:
+        """(k², 1, C) factors, all 1/k²; the argument tells the dtype alone."""
+        n_taps = self.kernel * self.kernel
+        return np.full((n_taps, 1, self.in_shape[0]), 1.0 / n_taps, weight.dtype)
+
+    def from_taps(self, taps: NDArray) -> NDArray:
+        return np.empty((), taps.dtype)
+
+    def _product(self, cells: NDArray, into: NDArray, out_of: NDArray, matrices: NDArray) -> NDArray:
+        n_taps, n_channels = into.shape[1], self.in_shape[0]
+        columns = self._gather(cells, into, n_channels).reshape(cells.shape[0], -1, n_taps, n_channels)
+        return np.einsum("bqkc,kc->bqc", columns, matrices.reshape(n_taps, n_channels)).reshape(cells.shape[0], -1)
+
+    def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
+        n_taps, n_channels = self.sources.shape[1], self.in_shape[0]
+        columns = self._gather(pre, self.sources, n_channels).reshape(-1, n_taps, n_channels)
+        return np.einsum("nkc,nc->kc", columns, post.reshape(-1, n_channels))[:, None, :]

@@ -12,7 +12,7 @@ def _propagate(index, value, row, targets, weights, out):
     """Add the contribution of one event to out, the drive of the receiving population.
 
     A cell of channel c at position p reaches position targets[p, k] through tap k with the weight row
-    W[k, c, :]; a depthwise connection has the scalar weight W[k] and keeps the channel.
+    W[k, c, :]; a depthwise connection has the one weight W[k, c] and keeps the channel.
     """
     c_in = row[C_IN]
     c_out = row[C_OUT]
@@ -24,7 +24,7 @@ def _propagate(index, value, row, targets, weights, out):
         if q < 0:
             continue
         if row[DEPTHWISE]:
-            out[q * c_out + c] += value * weights[row[WEIGHTS] + k]
+            out[q * c_out + c] += value * weights[row[WEIGHTS] + k * c_out + c]
         else:
             start = row[WEIGHTS] + (k * c_in + c) * c_out
             w = weights[start : start + c_out]

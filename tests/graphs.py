@@ -1,0 +1,225 @@
+"""Random networks for the property tests, and the oracle they are compared with.
+
+The oracle knows every connection as a dense matrix a sample and writes the equations out in plain NumPy; of
+the package it uses the structure, the parameters and the drawn dropout masks. States are in cell order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ide_ref import IF, LIF, Connection, Dense, Frozen, Network, Population, Readout, Restriction, freeze
+from ide_ref.synapses import to_cells
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with parameters, frozen on an input."""
+
+    network: Network
+    params: dict[str, NDArray]
+    x: NDArray
+    y: NDArray
+    frozen: Frozen
+    n_steps: int
+    training: bool
+
+    @property
+    def is_train(self) -> bool:
+        return self.x.ndim == len(self.network.input_shape) + 2
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(source, target) places of the connections; -1 is the input."""
+        names = [p.name for p in self.network.populations]
+        return [
+            (-1 if c.source == "input" else names.index(c.source), names.index(c.target))
+            for c in self.network.connections
+        ]
+
+    def places(self) -> list[slice]:
+        ends = np.cumsum([0, *(math.prod(p.shape) for p in self.network.populations)])
+        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    def inputs(self) -> NDArray:
+        """(B, T, n_in) input of every step."""
+        steps = self.x if self.is_train else np.repeat(self.x[:, None], self.n_steps, axis=1)
+        return np.stack([to_cells(steps[:, t], self.network.input_shape) for t in range(self.n_steps)], axis=1)
+
+    def mean_input(self, n_steps: int | None = None) -> NDArray:
+        """(B, n_in) weighted average of the first steps."""
+        x = self.inputs()[:, :n_steps].astype(np.float64)
+        weights = np.array([self.network.neuron.leak ** (x.shape[1] - 1 - t) for t in range(x.shape[1])])
+        return np.einsum("t,btn->bn", weights, x) / weights.sum()
+
+    def affine(self) -> list[tuple[NDArray, NDArray]]:
+        """Each connection as (matrix (B, n_to, n_from), constant (B, n_to))."""
+        made = []
+        for c, frozen in zip(self.network.connections, self.frozen.connections, strict=True):
+            p = {k.rsplit(".", 1)[1]: v for k, v in self.params.items() if k.rsplit(".", 1)[0] == c.name}
+            A = dense_matrix(c.synapse, p.get("weight"))
+            if c.restriction:
+                of = p["weight"].reshape(len(p["weight"]), -1) if c.restriction.norm == "kernel" else A
+                A = A * (p["alpha"] / np.linalg.norm(of, 2))
+            constant = np.zeros(c.synapse.n_out)
+            channels = np.arange(c.synapse.n_out) % c.synapse.out_shape[0]
+            if c.bias:
+                constant = constant + p["bias"][channels]
+            if c.batch_norm:
+                mean, variance = p["running_mean"][channels], p["running_var"][channels]
+                if self.training and c.source == "input":
+                    z = (self.mean_input() @ A.T + constant).reshape(-1, c.synapse.out_shape[0])
+                    mean = z.mean(axis=0)[channels]
+                    variance = ((z - z.mean(axis=0)) ** 2).mean(axis=0)[channels]
+                scale = p["bn_weight"][channels] / np.sqrt(variance + 1e-5)
+                A = scale[:, None] * A
+                constant = scale * (constant - mean) + p["bn_bias"][channels]
+            keep = np.ones((len(self.x), c.synapse.n_out)) if frozen.keep is None else frozen.keep
+            made.append((keep[:, :, None] * A, keep * constant))
+        return made
+
+    def blocks(self) -> tuple[NDArray, NDArray, NDArray]:
+        """Forward and feedback parts of the big block matrix, (B, n, n) each, and the drive (B, n)."""
+        places, n = self.places(), self.places()[-1].stop
+        forward, feedback = np.zeros((2, len(self.x), n, n))
+        drive = np.zeros((len(self.x), n))
+        for (source, target), (A, constant) in zip(self.pairs, self.affine(), strict=True):
+            drive[:, places[target]] += constant
+            if source < 0:
+                drive[:, places[target]] += apply(A, self.mean_input())
+            else:
+                part = forward if source < target else feedback
+                part[:, places[target], places[source]] += A
+        return forward, feedback, drive
+
+    def feedback_sources(self) -> NDArray[np.intp]:
+        """Places of the neurons that send feedback."""
+        sources = sorted({s for s, t in self.pairs if s >= t})
+        return np.concatenate([np.arange(self.places()[-1].stop)[self.places()[s]] for s in sources])
+
+    def rollout(self) -> tuple[NDArray, NDArray, float]:
+        """(STEP): spikes and potentials (B, T, n) of t = 1..T, and the smallest |v - V_th|."""
+        neuron, places, maps, inputs = self.network.neuron, self.places(), self.affine(), self.inputs()
+        u, s = np.zeros((2, len(self.x), places[-1].stop))
+        spikes, potentials, margin = [], [], np.inf
+        for t in range(self.n_steps):
+            before = s
+            s = np.zeros_like(s)
+            for target, place in enumerate(places):
+                v = neuron.leak * u[:, place]
+                for (source, end), (A, constant) in zip(self.pairs, maps, strict=True):
+                    if end == target:
+                        sent = inputs[:, t] if source < 0 else (s if source < target else before)[:, places[source]]
+                        v = v + apply(A, sent) + constant
+                margin = min(margin, np.abs(v - neuron.v_th).min())
+                s[:, place] = v >= neuron.v_th
+                u[:, place] = v - neuron.v_th * s[:, place]
+            spikes.append(s)
+            potentials.append(u.copy())
+        return np.stack(spikes, axis=1), np.stack(potentials, axis=1), margin
+
+
+def dense_matrix(synapse, weight) -> NDArray:
+    """(n_out, n_in) matrix of a synapse in cell order, from its products with the unit vectors."""
+    return synapse.apply(synapse.to_taps(weight), np.eye(synapse.n_in)).T
+
+
+def apply(A: NDArray, v: NDArray) -> NDArray:
+    """A v, sample by sample."""
+    return np.einsum("bij,bj->bi", A, v)
+
+
+def average(spikes: NDArray, leak: float) -> NDArray:
+    """a[t] of (RATE) for spikes s[1..t], (B, t, n)."""
+    n_steps = spikes.shape[1]
+    weights = np.array([leak ** (n_steps - 1 - t) for t in range(n_steps)])
+    return np.einsum("t,btn->bn", weights, spikes) / weights.sum()
+
+
+def flat_or_image() -> st.SearchStrategy[tuple[int, ...]]:
+    return st.sampled_from([(1,), (3,), (5,), (2, 1, 2), (3, 2, 1)])
+
+
+@st.composite
+def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.float64) -> Case:
+    """A graph of up to 3 populations: chain, skips, feedback paths, several of each, Dense throughout.
+
+    ``exact``: weights, inputs and masks whose sums have no rounding. ``contractive``: weights scaled so that
+    (COND) holds, whatever was drawn.
+    """
+    n_steps = draw(st.integers(1, 9))
+    leak = draw(st.sampled_from([1.0, 1.0] if dtype == np.float32 else [1.0, 0.5, 0.75] if exact else [1.0, 0.9]))
+    neuron = IF(1.0) if leak == 1.0 else LIF(leak, 1.5)
+    input_shape = draw(flat_or_image())
+    shapes = [draw(flat_or_image()) for _ in range(draw(st.integers(1, 3)))]
+    n = len(shapes)
+    skips = [(s, t) for t in range(n) for s in range(-1, t)]
+    backs = [(s, t) for t in range(n) for s in range(t, n)]
+    ends = [(t - 1, t) for t in range(n)]
+    ends += draw(st.lists(st.sampled_from(skips), max_size=2)) + draw(
+        st.lists(st.sampled_from(backs), min_size=1, max_size=3)
+    )
+    names = {-1: "input", **{i: f"a{i + 1}" for i in range(n)}}
+    options = st.tuples(st.booleans(), st.booleans() if not exact else st.just(False), st.sampled_from([0.0, 0.5]))
+    connections = []
+    for i, (s, t) in enumerate(ends):
+        bias, batch_norm, dropout = draw(options)
+        restriction = Restriction() if not exact and s >= t and draw(st.booleans()) else None
+        synapse = Dense(input_shape if s < 0 else shapes[s], shapes[t])
+        connections.append(
+            Connection(f"c{i}", names[s], names[t], synapse, bias, batch_norm, restriction, dropout)
+        )
+    network = Network(
+        input_shape,
+        tuple(Population(names[i], shape) for i, shape in enumerate(shapes)),
+        tuple(connections),
+        Readout(names[n - 1], Dense(shapes[-1], (3,))),
+        neuron,
+    )
+
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    params = network.init(rng)
+    for name, value in params.items():
+        if exact and not name.startswith("readout"):
+            # Quarters in the weights make v = V_th common.
+            params[name] = rng.integers(-8, 9, value.shape) / (4.0 if name.endswith("weight") else 16.0)
+        elif name.endswith(("bias", "mean")):
+            params[name] = rng.normal(0, 0.3, value.shape)
+        elif name.endswith(("running_var", "bn_weight")):
+            params[name] = rng.uniform(0.5, 1.5, value.shape)
+    params = {name: np.asarray(value, dtype) for name, value in params.items()}
+    n_batch = 4
+    if draw(st.booleans()):
+        x = (rng.random((n_batch, n_steps, *input_shape)) < 0.4).astype(dtype)
+    else:
+        x = np.asarray(rng.integers(-16, 33, (n_batch, *input_shape)) / 16 if exact else rng.normal(
+            0.5, 1, (n_batch, *input_shape)), dtype)
+    training = draw(st.booleans())
+    if contractive:
+        params = _scaled(network, params)
+    frozen = freeze(network, params, x, training=training, rng=rng)
+    y = rng.integers(0, 3, n_batch)
+    for array in (x, *params.values()):
+        array.flags.writeable = False
+    return Case(network, params, x, y, frozen, n_steps, training)
+
+
+def _scaled(network: Network, params: dict[str, NDArray]) -> dict[str, NDArray]:
+    """Weights with which every population's incoming norms add up to V_th / 2, so that γ ≤ √3/2."""
+    params = dict(params)
+    inner = [c for c in network.connections if c.source != "input"]
+    for c in inner:
+        size = np.linalg.norm(params[f"{c.name}.weight"], 2)
+        if c.batch_norm:
+            size *= (params[f"{c.name}.bn_weight"] / np.sqrt(params[f"{c.name}.running_var"])).max()
+        share = 0.5 * network.neuron.v_th * (1 - c.dropout) / sum(other.target == c.target for other in inner)
+        if c.restriction:
+            params[f"{c.name}.alpha"] = np.asarray(share / size * np.linalg.norm(params[f"{c.name}.weight"], 2))
+        else:
+            params[f"{c.name}.weight"] = params[f"{c.name}.weight"] * (share / size)
+    return params
