@@ -156,7 +156,8 @@ def backward(
         Where to differentiate: the simulated a[T], or a* itself.
     d_logits : (B, n_classes) array
         ∂L/∂o.
-    solver : {"fixed_point", "gmres", "direct"}
+    solver : str
+        One of :data:`ide_ref.solvers.SOLVERS`.
     tol : float
         Relative, on the residual of (BETA), every sample.
     max_iter : int

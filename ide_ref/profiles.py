@@ -1,8 +1,9 @@
 """Where the authors' program and the paper differ, one switch a difference.
 
-The default does what the paper says. ``authors(network)`` reproduces the program's figures; a profile with one
-switch on shows what that difference costs. Differences that are a choice of solver, ``halved`` and
-``broyden_authors``, are in :mod:`ide_ref.solvers`; the norm of the restriction is in the network.
+The default does what the paper says. :func:`authors` reproduces the program's figures; a profile with one switch
+on shows what that difference costs. Differences that are a matter of other options need no switch here: the solvers
+(``solver="halved"``; ``solver="broyden", max_iter=30, allow_unconverged=True``) and the norm of the restriction
+(``Restriction(norm="kernel")``).
 """
 
 from __future__ import annotations

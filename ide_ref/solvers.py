@@ -130,6 +130,119 @@ def gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArra
     return _solution(x, r, b, tol, "gmres", n_products, n_products, history)
 
 
+def _dot(x: NDArray, y: NDArray) -> NDArray:
+    return np.einsum("bn,bn->b", x, y)
+
+
+def anderson(
+    product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 6
+) -> Solution:
+    """Anderson acceleration (type II) of the fixed-point iteration, every sample with its own weights.
+
+    The step is the combination of the last ``memory`` iterates whose residual is smallest. On a linear
+    equation that is GMRES with a sliding window, so it also converges for many J of spectral radius above 1.
+    """
+    n_batch, n = b.shape
+    size = norms(b)
+    x = np.zeros_like(b) if x0 is None else x0
+    steps = np.zeros((n_batch, memory, n), b.dtype)
+    changes = np.zeros((n_batch, memory, n), b.dtype)
+    gram = np.zeros((n_batch, memory, memory))
+    ridge = 10.0 * np.finfo(b.dtype).eps
+    history: list[float] = []
+    r = b - x if x0 is None else b + product(x) - x
+    n_products = 0 if x0 is None else 1
+    for k in range(max_iter):
+        worst = float(np.max(_relative(norms(r), size), initial=0.0))
+        history.append(worst)
+        if worst <= tol or not np.isfinite(worst):
+            break
+        move = r
+        used = min(k, memory)
+        if used:
+            # Unknowns scaled to unit columns, so that the ridge is relative to each of them.
+            scale = np.sqrt(np.einsum("bii->bi", gram[:, :used, :used]))
+            scale[scale == 0] = 1.0
+            system = gram[:, :used, :used] / (scale[:, :, None] * scale[:, None, :])
+            system[:, range(used), range(used)] += ridge
+            right = np.einsum("bmn,bn->bm", changes[:, :used], r) / scale
+            weights = (np.linalg.solve(system, right[:, :, None])[:, :, 0] / scale).astype(b.dtype)
+            move = r - np.einsum("bm,bmn->bn", weights, steps[:, :used] + changes[:, :used])
+        after = x + move
+        r_after = b + product(after) - after
+        n_products += 1
+        slot = k % memory
+        steps[:, slot] = move
+        changes[:, slot] = r_after - r
+        row = np.einsum("bmn,bn->bm", changes, changes[:, slot])
+        gram[:, slot, :] = row
+        gram[:, :, slot] = row
+        x, r = after, r_after
+    return _solution(x, r, b, tol, "anderson", n_products, n_products, history)
+
+
+def broyden(
+    product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 30
+) -> Solution:
+    """Broyden's good method on b + J x − x = 0, limited memory, every sample with its own inverse Jacobian.
+
+    The inverse Jacobian starts as −I and gains a rank a step, by Sherman and Morrison; it is forgotten when
+    the memory is full.
+    """
+    n_batch, n = b.shape
+    size = norms(b)
+    x = np.zeros_like(b) if x0 is None else x0
+    left = np.zeros((n_batch, memory, n), b.dtype)
+    right = np.zeros((n_batch, memory, n), b.dtype)
+    used = 0
+    history: list[float] = []
+    r = b - x if x0 is None else b + product(x) - x
+    n_products = 0 if x0 is None else 1
+
+    def inverse(v: NDArray, outer: NDArray, inner: NDArray) -> NDArray:
+        weights = np.einsum("bmn,bn->bm", inner[:, :used], v)
+        return np.einsum("bm,bmn->bn", weights, outer[:, :used]) - v
+
+    while n_products < max_iter:
+        worst = float(np.max(_relative(norms(r), size), initial=0.0))
+        history.append(worst)
+        if worst <= tol or not np.isfinite(worst):
+            break
+        move = -inverse(r, left, right)
+        x = x + move
+        r_after = b + product(x) - x
+        n_products += 1
+        if used == memory:
+            used = 0
+        change = r_after - r
+        v = inverse(move, right, left)
+        along = _dot(v, change)
+        # A sample that has arrived no longer changes; its update would be 0/0.
+        along[np.abs(along) <= np.finfo(b.dtype).tiny] = np.inf
+        left[:, used] = (move - inverse(change, left, right)) / along[:, None]
+        right[:, used] = v
+        used += 1
+        r = r_after
+    return _solution(x, r, b, tol, "broyden", n_products, n_products, history)
+
+
+def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
+    """x ← (x + (J x − x + b))/2, which the authors' program calls iteration.
+
+    Its limit is (2I − J)⁻¹ b, about half the solution and slightly turned; the residual reported is that of
+    x = J x + b, so it never counts as converged. Kept to show what that costs.
+    """
+    x = np.zeros_like(b) if x0 is None else x0
+    size = norms(b)
+    for k in range(max_iter):
+        jx = product(x)
+        after = (jx + b) / 2
+        if np.all(norms(after - x) <= tol * size):
+            break
+        x = after
+    return _solution(x, product(x) + b - x, b, tol, "halved", k + 1, k + 2, [])
+
+
 def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:
     """Dense solve on each sample's active set, (ACTIVE).
 
@@ -156,7 +269,14 @@ def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: N
     return _solution(x, product(x) + b - x, b, tol, "direct", 1, n + 1, [])
 
 
-SOLVERS = {"fixed_point": fixed_point, "gmres": gmres, "direct": direct}
+SOLVERS = {
+    "fixed_point": fixed_point,
+    "anderson": anderson,
+    "broyden": broyden,
+    "gmres": gmres,
+    "direct": direct,
+    "halved": halved,
+}
 
 
 def solve(
@@ -166,7 +286,7 @@ def solve(
 
     Parameters
     ----------
-    method : {"fixed_point", "gmres", "direct"}
+    method : {"fixed_point", "anderson", "broyden", "gmres", "direct", "halved"}
     product : callable
         (B, n) ↦ J x, row by row; may not change its argument.
     b : (B, n) array
