@@ -31,8 +31,10 @@ class Recipe:
         Learning rate, the epochs after which it is multiplied by `gamma`, and the batches of linear warm-up.
     momentum, weight_decay : float
         See `ide_ref.training.sgd.SGD`.
-    augment : bool
-        Random crop with padding 4 and horizontal flip of the training images.
+    crop : int
+        Training images are shifted at random by up to so many pixels each way.
+    flip : bool
+        Every second training image, at random, is mirrored left to right.
     input : {"static", "spikes"}
         A constant image for all time steps, or a train of frames.
     solver, tol, max_iter
@@ -60,7 +62,8 @@ class Recipe:
     warmup_steps: int = 0
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augment: bool = False
+    crop: int = 0
+    flip: bool = False
     input: Literal["static", "spikes"] = "static"
     solver: str = "fixed_point"
     tol: float = 1e-4

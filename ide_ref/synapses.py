@@ -1,9 +1,9 @@
 """Linear maps between populations: apply, adjoint, Hebbian product.
 
-Every synapse is the same object: a table that says which position each output position sees through
-each tap, and one matrix a tap. ``Dense`` has one position and one tap; a convolution has k² taps; a
-transposed convolution is a convolution's table with the roles exchanged. So the three products below are
-written once.
+Every synapse is the same object: for each tap, the pairs of positions it joins, and one matrix a tap.
+``Dense`` has one position and one tap; a convolution has k² taps; a transposed convolution has a convolution's
+pairs with the roles exchanged. So the three products are written once for all convolutions, and once, as a
+plain matrix product, for ``Dense``.
 
 Layouts. Weights are stored as the field stores them (``weight_shape``). States are flat arrays (B, n) in
 *cell* order, channels last: position-major, so that the weights of one tap meet contiguous channels.
@@ -76,18 +76,8 @@ class Synapse(ABC):
 
     @property
     @abstractmethod
-    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """``sources`` and ``targets``."""
-
-    @property
-    def sources(self) -> NDArray[np.int32]:
-        """(Q, K) the input position that output position q sees through tap k; -1 for none."""
-        return self._tables[0]
-
-    @property
     def targets(self) -> NDArray[np.int32]:
         """(P, K) the output position that input position p reaches through tap k; -1 for none."""
-        return self._tables[1]
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -108,7 +98,7 @@ class Synapse(ABC):
     def n_multiplications(self) -> int:
         """Multiply-adds of one dense product with W, the MACs of the cost model."""
         c_in, c_out = self.channels
-        return int((self.sources >= 0).sum()) * (c_out if self.depthwise else c_in * c_out)
+        return int((self.targets >= 0).sum()) * (c_out if self.depthwise else c_in * c_out)
 
     def out_channels(self, values: NDArray) -> NDArray:
         """Values a receiving channel, (C,), spread over the receiving cells, (n_out,)."""
@@ -122,34 +112,7 @@ class Synapse(ABC):
         """The weight array as the matrix (first axis, rest) whose norm the authors restrict."""
         return weight.reshape(weight.shape[0], -1)
 
-    def _gather(self, cells: NDArray, table: NDArray, n_channels: int) -> NDArray:
-        if table.shape == (1, 1):
-            return cells.reshape(cells.shape[0], -1)
-        cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, n_channels)
-        columns = np.empty((cells.shape[0], *table.shape, n_channels), cells.dtype)
-        _taps.gather(cells, table, columns)
-        return columns.reshape(-1, table.shape[1] * n_channels)
-
-    def _scatter(self, columns: NDArray, table: NDArray, n_positions: int, n_channels: int) -> NDArray:
-        columns = columns.reshape(-1, *table.shape, n_channels)
-        cells = np.empty((columns.shape[0], n_positions, n_channels), columns.dtype)
-        _taps.scatter(columns, table, cells)
-        return cells.reshape(columns.shape[0], -1)
-
-    def _product(self, cells: NDArray, into: NDArray, out_of: NDArray, matrices: NDArray) -> NDArray:
-        """Σ_k over taps of (cells moved along tap k) @ matrices[k].
-
-        ``into[q, k]`` and ``out_of[p, k]`` are the tables from the receiving and the sending side; the
-        product gathers on the side with fewer cells to move.
-        """
-        n_taps, n_from, n_to = matrices.shape
-        if into.size <= out_of.size:
-            columns = self._gather(cells, into, n_from)
-            return matmul(columns, matrices.reshape(n_taps * n_from, n_to)).reshape(cells.shape[0], -1)
-        side_by_side = np.ascontiguousarray(matrices.transpose(1, 0, 2)).reshape(n_from, n_taps * n_to)
-        columns = matmul(np.ascontiguousarray(cells).reshape(-1, n_from), side_by_side)
-        return self._scatter(columns, out_of, into.shape[0], n_to)
-
+    @abstractmethod
     def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
         """W s.
 
@@ -160,14 +123,14 @@ class Synapse(ABC):
 
         Returns
         -------
-        (B, n_out) array.
+        (B, n_out) array. A sample's row does not depend on the others, to the bit.
         """
-        return self._product(cells, self.sources, self.targets, taps)
 
+    @abstractmethod
     def adjoint(self, taps: NDArray, cells: NDArray) -> NDArray:
         """Wᵀ v: (B, n_out) to (B, n_in), ⟨W s, v⟩ = ⟨s, Wᵀ v⟩."""
-        return self._product(cells, self.targets, self.sources, taps.transpose(0, 2, 1))
 
+    @abstractmethod
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         """Σ_b post preᵀ along the taps, (HEBB): the gradient of ⟨post, W pre⟩ in the taps.
 
@@ -180,13 +143,6 @@ class Synapse(ABC):
         -------
         (K, C_in, C_out) array.
         """
-        c_in, c_out = self.channels
-        if self.sources.size <= self.targets.size:
-            columns = self._gather(pre, self.sources, c_in)
-            return matmul(columns.T, post.reshape(-1, c_out)).reshape(-1, c_in, c_out)
-        columns = self._gather(post, self.targets, c_out)
-        taps = matmul(np.ascontiguousarray(pre).reshape(-1, c_in).T, columns)
-        return np.ascontiguousarray(taps.reshape(c_in, -1, c_out).transpose(1, 0, 2))
 
 
 def matmul(x: NDArray, w: NDArray) -> NDArray:
@@ -197,7 +153,7 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
     return out
 
 
-_ONE = np.zeros((1, 1), np.int32)
+_ONE = np.zeros((1, 1), np.int32)  # the table of one position and one tap
 _ONE.flags.writeable = False
 
 
@@ -218,8 +174,8 @@ class Dense(Synapse):
         return self.n_in, self.n_out
 
     @property
-    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        return _ONE, _ONE
+    def targets(self) -> NDArray[np.int32]:
+        return _ONE
 
     @cached_property
     def _cell_order(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -242,30 +198,54 @@ class Dense(Synapse):
         weight[np.ix_(order_out, order_in)] = taps[0].T
         return weight
 
+    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
+        return matmul(cells, taps[0])
 
-def _grid_tables(
-    seen: Shape, moving: Shape, kernel: int, stride: int, padding: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Tables between a picture and the kernel windows that slide over it.
+    def adjoint(self, taps: NDArray, cells: NDArray) -> NDArray:
+        return matmul(cells, taps[0].T)
 
-    Window (i, j) sees picture position (i stride + r - padding, j stride + c - padding) through tap (r, c).
+    def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
+        return matmul(pre.T, post)[None]
 
-    Returns
-    -------
-    of_windows : (windows, k²) picture position seen by each window, -1 outside.
-    of_picture : (positions, k²) window that sees each position through each tap, -1 for none.
+
+@dataclass(frozen=True)
+class Pairs:
+    """The positions that each tap joins.
+
+    Attributes
+    ----------
+    starts : (K + 1,) array
+        Pairs starts[k] .. starts[k + 1] belong to tap k.
+    inputs, outputs : arrays
+        Input and output position of each pair.
     """
-    rows, columns = seen[1:]
-    i, j = np.divmod(np.arange(moving[1] * moving[2]), moving[2])
+
+    starts: NDArray[np.int64]
+    inputs: NDArray[np.int32]
+    outputs: NDArray[np.int32]
+
+
+def _windows(picture: Shape, windows: Shape, kernel: int, stride: int, padding: int) -> NDArray[np.int32]:
+    """(windows, k²) picture position that each window of a sliding kernel sees through each tap.
+
+    Window (i, j) sees position (i stride + r - padding, j stride + c - padding) through tap (r, c); -1 where
+    that is outside.
+    """
+    rows, columns = picture[1:]
+    i, j = np.divmod(np.arange(windows[1] * windows[2]), windows[2])
     r, c = np.divmod(np.arange(kernel * kernel), kernel)
     y = i[:, None] * stride + r - padding
     x = j[:, None] * stride + c - padding
     inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-    of_windows = np.where(inside, y * columns + x, -1).astype(np.int32)
-    of_picture = np.full((rows * columns, kernel * kernel), -1, np.int32)
-    window, tap = np.nonzero(inside)
-    of_picture[of_windows[window, tap], tap] = window
-    return of_windows, of_picture
+    return np.where(inside, y * columns + x, -1).astype(np.int32)
+
+
+def _invert(table: NDArray[np.int32], n: int) -> NDArray[np.int32]:
+    """(n, K) the row of ``table`` that holds each position under each tap; -1 for none."""
+    inverse = np.full((n, table.shape[1]), -1, np.int32)
+    row, tap = np.nonzero(table >= 0)
+    inverse[table[row, tap], tap] = row
+    return inverse
 
 
 @dataclass(frozen=True)
@@ -292,8 +272,48 @@ class _Windowed(Synapse):
             raise ValueError(f"{name} maps {self.in_shape[1:]} to {fits}, but out_shape is {self.out_shape}")
 
     def _size(self, n: int) -> int:
-        """Windows that fit on n positions."""
+        """Positions of the output along an axis with n."""
         return (n + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @cached_property
+    def targets(self) -> NDArray[np.int32]:
+        table = _windows(self.in_shape, self.out_shape, self.kernel, self.stride, self.padding)
+        return _invert(table, math.prod(self.in_shape[1:]))
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The positions that each tap joins, in the order of the inputs."""
+        tap, position = np.nonzero(self.targets.T >= 0)
+        starts = np.searchsorted(tap, np.arange(self.targets.shape[1] + 1))
+        return Pairs(starts, position.astype(np.int32), self.targets[position, tap])
+
+    def _product(self, taps: NDArray, cells: NDArray, reads: NDArray, writes: NDArray, n_out: int) -> NDArray:
+        _, c_in, c_out = taps.shape
+        cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, c_in)
+        out = np.empty((cells.shape[0], n_out // c_out, c_out), np.result_type(cells, taps))
+        kernel = _taps.product if cells.shape[0] > 1 else _taps.product_one
+        kernel(cells.astype(out.dtype, copy=False), taps, self.pairs.starts, reads, writes, out)
+        return out.reshape(cells.shape[0], n_out)
+
+    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
+        return self._product(taps, cells, self.pairs.inputs, self.pairs.outputs, self.n_out)
+
+    def adjoint(self, taps: NDArray, cells: NDArray) -> NDArray:
+        transposed = np.ascontiguousarray(taps.transpose(0, 2, 1))
+        return self._product(transposed, cells, self.pairs.outputs, self.pairs.inputs, self.n_in)
+
+    def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
+        c_in, c_out = self.channels
+        out = np.empty((self.targets.shape[1], c_in, c_out), np.result_type(pre, post))
+        _taps.hebbian(
+            np.ascontiguousarray(pre, out.dtype).reshape(pre.shape[0], -1, c_in),
+            np.ascontiguousarray(post, out.dtype).reshape(post.shape[0], -1, c_out),
+            self.pairs.starts,
+            self.pairs.inputs,
+            self.pairs.outputs,
+            out,
+        )
+        return out
 
 
 @dataclass(frozen=True)
@@ -319,10 +339,6 @@ class Conv2d(_Windowed):
     @property
     def out_axis(self) -> int:
         return 0
-
-    @cached_property
-    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        return _grid_tables(self.in_shape, self.out_shape, self.kernel, self.stride, self.padding)
 
     def to_taps(self, weight: NDArray) -> NDArray:
         c_in, c_out = self.channels
@@ -372,9 +388,8 @@ class ConvTranspose2d(_Windowed):
         return 1
 
     @cached_property
-    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        of_windows, of_picture = _grid_tables(self.out_shape, self.in_shape, self.kernel, self.stride, self.padding)
-        return of_picture, of_windows
+    def targets(self) -> NDArray[np.int32]:
+        return _windows(self.out_shape, self.in_shape, self.kernel, self.stride, self.padding)
 
     def to_taps(self, weight: NDArray) -> NDArray:
         c_in, c_out = self.channels
@@ -411,10 +426,6 @@ class AvgPool2d(_Windowed):
     def out_axis(self) -> int:
         return 0
 
-    @cached_property
-    def _tables(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        return _grid_tables(self.in_shape, self.out_shape, self.kernel, self.stride, self.padding)
-
     def to_taps(self, weight: NDArray) -> NDArray:
         """(k², 1, C) factors, all 1/k²; the argument tells the dtype alone."""
         n_taps = self.kernel * self.kernel
@@ -423,12 +434,21 @@ class AvgPool2d(_Windowed):
     def from_taps(self, taps: NDArray) -> NDArray:
         return np.empty((), taps.dtype)
 
-    def _product(self, cells: NDArray, into: NDArray, out_of: NDArray, matrices: NDArray) -> NDArray:
-        n_taps, n_channels = into.shape[1], self.in_shape[0]
-        columns = self._gather(cells, into, n_channels).reshape(cells.shape[0], -1, n_taps, n_channels)
-        return np.einsum("bqkc,kc->bqc", columns, matrices.reshape(n_taps, n_channels)).reshape(cells.shape[0], -1)
+    def _product(self, taps: NDArray, cells: NDArray, reads: NDArray, writes: NDArray, n_out: int) -> NDArray:
+        n_channels = self.in_shape[0]
+        cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, n_channels)
+        out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
+        factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
+        _taps.depthwise(cells.astype(out.dtype, copy=False), factors, self.pairs.starts, reads, writes, out)
+        return out.reshape(cells.shape[0], n_out)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
-        n_taps, n_channels = self.sources.shape[1], self.in_shape[0]
-        columns = self._gather(pre, self.sources, n_channels).reshape(-1, n_taps, n_channels)
-        return np.einsum("nkc,nc->kc", columns, post.reshape(-1, n_channels))[:, None, :]
+        n_channels = self.in_shape[0]
+        columns = pre.reshape(pre.shape[0], -1, n_channels)
+        rows = post.reshape(post.shape[0], -1, n_channels)
+        pairs = self.pairs
+        taps = [
+            np.einsum("bpc,bpc->c", columns[:, pairs.inputs[lo:hi]], rows[:, pairs.outputs[lo:hi]])
+            for lo, hi in zip(pairs.starts[:-1], pairs.starts[1:], strict=True)
+        ]
+        return np.stack(taps)[:, None, :]

@@ -6,18 +6,23 @@ the package it uses the structure, the parameters and the drawn dropout masks. S
 
 from __future__ import annotations
 
+import itertools
 import math
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ide_ref import IF, LIF, Connection, Dense, Frozen, Network, Population, Readout, Restriction, freeze
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Synapse, to_cells
+
+N_BATCH = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Case:
     """A network with parameters, frozen on an input."""
 
@@ -28,6 +33,10 @@ class Case:
     frozen: Frozen
     n_steps: int
     training: bool
+
+    def __repr__(self) -> str:
+        connections = "\n".join(map(str, self.network.connections))
+        return f"x {self.x.shape}, training={self.training}, T={self.n_steps}, {self.network.neuron}\n{connections}"
 
     @property
     def is_train(self) -> bool:
@@ -64,8 +73,7 @@ class Case:
             p = {k.rsplit(".", 1)[1]: v for k, v in self.params.items() if k.rsplit(".", 1)[0] == c.name}
             A = dense_matrix(c.synapse, p.get("weight"))
             if c.restriction:
-                of = p["weight"].reshape(len(p["weight"]), -1) if c.restriction.norm == "kernel" else A
-                A = A * (p["alpha"] / np.linalg.norm(of, 2))
+                A = A * (p["alpha"] / np.linalg.norm(restricted(c, p["weight"]), 2))
             constant = np.zeros(c.synapse.n_out)
             channels = np.arange(c.synapse.n_out) % c.synapse.out_shape[0]
             if c.bias:
@@ -124,9 +132,15 @@ class Case:
         return np.stack(spikes, axis=1), np.stack(potentials, axis=1), margin
 
 
-def dense_matrix(synapse, weight) -> NDArray:
+def dense_matrix(synapse: Synapse, weight: NDArray | None) -> NDArray:
     """(n_out, n_in) matrix of a synapse in cell order, from its products with the unit vectors."""
+    weight = np.empty(()) if weight is None else weight.astype(np.float64)
     return synapse.apply(synapse.to_taps(weight), np.eye(synapse.n_in)).T
+
+
+def restricted(c: Connection, weight: NDArray) -> NDArray:
+    """The matrix whose norm (NORM) divides by."""
+    return weight.reshape(len(weight), -1) if c.restriction.norm == "kernel" else dense_matrix(c.synapse, weight)
 
 
 def apply(A: NDArray, v: NDArray) -> NDArray:
@@ -142,43 +156,54 @@ def average(spikes: NDArray, leak: float) -> NDArray:
 
 
 def flat_or_image() -> st.SearchStrategy[tuple[int, ...]]:
-    return st.sampled_from([(1,), (3,), (5,), (2, 1, 2), (3, 2, 1)])
+    return st.sampled_from([(1,), (3,), (5,), (2, 1, 2), (3, 2, 1), (2, 4, 4), (1, 3, 2)])
+
+
+@cache
+def synapses_between(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[Synapse, ...]:
+    """Every small synapse that maps one shape to the other."""
+    found: list[Synapse] = [Dense(in_shape, out_shape)]
+    for window in itertools.product((1, 2, 3), (1, 2), (0, 1)):
+        for make in (Conv2d, ConvTranspose2d, partial(ConvTranspose2d, output_padding=1), AvgPool2d):
+            with suppress(ValueError):
+                found.append(make(in_shape, out_shape, *window))
+    return tuple(found)
 
 
 @st.composite
 def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.float64) -> Case:
-    """A graph of up to 3 populations: chain, skips, feedback paths, several of each, Dense throughout.
+    """A graph of up to 3 populations: chain, skips, feedback paths, several of each, every kind of synapse.
 
     ``exact``: weights, inputs and masks whose sums have no rounding. ``contractive``: weights scaled so that
     (COND) holds, whatever was drawn.
     """
     n_steps = draw(st.integers(1, 9))
-    leak = draw(st.sampled_from([1.0, 1.0] if dtype == np.float32 else [1.0, 0.5, 0.75] if exact else [1.0, 0.9]))
+    leaks = [1.0] if dtype == np.float32 else [1.0, 0.5, 0.75] if exact else [1.0, 0.9]
+    leak = draw(st.sampled_from(leaks))
     neuron = IF(1.0) if leak == 1.0 else LIF(leak, 1.5)
     input_shape = draw(flat_or_image())
     shapes = [draw(flat_or_image()) for _ in range(draw(st.integers(1, 3)))]
     n = len(shapes)
-    skips = [(s, t) for t in range(n) for s in range(-1, t)]
-    backs = [(s, t) for t in range(n) for s in range(t, n)]
     ends = [(t - 1, t) for t in range(n)]
-    ends += draw(st.lists(st.sampled_from(skips), max_size=2)) + draw(
-        st.lists(st.sampled_from(backs), min_size=1, max_size=3)
-    )
+    ends += draw(st.lists(st.sampled_from([(s, t) for t in range(n) for s in range(-1, t)]), max_size=2))
+    ends += draw(st.lists(st.sampled_from([(s, t) for t in range(n) for s in range(t, n)]), min_size=1, max_size=3))
     names = {-1: "input", **{i: f"a{i + 1}" for i in range(n)}}
-    options = st.tuples(st.booleans(), st.booleans() if not exact else st.just(False), st.sampled_from([0.0, 0.5]))
     connections = []
     for i, (s, t) in enumerate(ends):
-        bias, batch_norm, dropout = draw(options)
-        restriction = Restriction() if not exact and s >= t and draw(st.booleans()) else None
-        synapse = Dense(input_shape if s < 0 else shapes[s], shapes[t])
-        connections.append(
-            Connection(f"c{i}", names[s], names[t], synapse, bias, batch_norm, restriction, dropout)
-        )
+        synapse = draw(st.sampled_from(synapses_between(input_shape if s < 0 else shapes[s], shapes[t])))
+        weightless = not synapse.weight_shape
+        batch_norm = not exact and (draw(st.booleans()) or (contractive and weightless))
+        restriction = None
+        if not exact and not weightless and s >= t and draw(st.booleans()):
+            restriction = Restriction(norm=draw(st.sampled_from(["operator", "kernel"])))
+        bias, dropout = draw(st.booleans()), draw(st.sampled_from([0.0, 0.5]))
+        connections.append(Connection(f"c{i}", names[s], names[t], synapse, bias, batch_norm, restriction, dropout))
+    out = draw(st.integers(0, n - 1))
     network = Network(
         input_shape,
         tuple(Population(names[i], shape) for i, shape in enumerate(shapes)),
         tuple(connections),
-        Readout(names[n - 1], Dense(shapes[-1], (3,))),
+        Readout(names[out], Dense(shapes[out], (3,))),
         neuron,
     )
 
@@ -192,34 +217,35 @@ def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.floa
             params[name] = rng.normal(0, 0.3, value.shape)
         elif name.endswith(("running_var", "bn_weight")):
             params[name] = rng.uniform(0.5, 1.5, value.shape)
-    params = {name: np.asarray(value, dtype) for name, value in params.items()}
-    n_batch = 4
-    if draw(st.booleans()):
-        x = (rng.random((n_batch, n_steps, *input_shape)) < 0.4).astype(dtype)
-    else:
-        x = np.asarray(rng.integers(-16, 33, (n_batch, *input_shape)) / 16 if exact else rng.normal(
-            0.5, 1, (n_batch, *input_shape)), dtype)
-    training = draw(st.booleans())
     if contractive:
         params = _scaled(network, params)
-    frozen = freeze(network, params, x, training=training, rng=rng)
-    y = rng.integers(0, 3, n_batch)
+    params = {name: np.asarray(value, dtype) for name, value in params.items()}
+    size = (N_BATCH, *input_shape)
+    if draw(st.booleans()):
+        x = (rng.random((N_BATCH, n_steps, *input_shape)) < 0.4).astype(dtype)
+    else:
+        x = np.asarray(rng.integers(-16, 33, size) / 16 if exact else rng.normal(0.5, 1, size), dtype)
+    training = draw(st.booleans())
     for array in (x, *params.values()):
         array.flags.writeable = False
-    return Case(network, params, x, y, frozen, n_steps, training)
+    frozen = freeze(network, params, x, training=training, rng=rng)
+    return Case(network, params, x, rng.integers(0, 3, N_BATCH), frozen, n_steps, training)
 
 
 def _scaled(network: Network, params: dict[str, NDArray]) -> dict[str, NDArray]:
-    """Weights with which every population's incoming norms add up to V_th / 2, so that γ ≤ √3/2."""
+    """Parameters with which every population's incoming norms add up to V_th / 2, so that γ ≤ √3/2."""
     params = dict(params)
     inner = [c for c in network.connections if c.source != "input"]
     for c in inner:
-        size = np.linalg.norm(params[f"{c.name}.weight"], 2)
+        weight = params.get(f"{c.name}.weight")
+        size = np.linalg.norm(dense_matrix(c.synapse, weight), 2)
         if c.batch_norm:
             size *= (params[f"{c.name}.bn_weight"] / np.sqrt(params[f"{c.name}.running_var"])).max()
         share = 0.5 * network.neuron.v_th * (1 - c.dropout) / sum(other.target == c.target for other in inner)
         if c.restriction:
-            params[f"{c.name}.alpha"] = np.asarray(share / size * np.linalg.norm(params[f"{c.name}.weight"], 2))
+            norm = np.linalg.norm(restricted(c, weight), 2)
+            params[f"{c.name}.alpha"] = np.asarray(min(0.9, share / size * norm))
         else:
-            params[f"{c.name}.weight"] = params[f"{c.name}.weight"] * (share / size)
+            scaled = f"{c.name}.weight" if weight is not None else f"{c.name}.bn_weight"
+            params[scaled] = params[scaled] * (share / size)
     return params

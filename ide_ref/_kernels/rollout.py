@@ -7,30 +7,66 @@ from numba import njit, prange
 SOURCE, C_IN, C_OUT, N_TAPS, TARGETS, WEIGHTS, KEEP, DEPTHWISE = range(8)
 
 
-@njit(cache=True, nogil=True)
-def _propagate(index, value, row, targets, weights, out):
-    """Add the contribution of one event to out, the drive of the receiving population.
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _propagate(events, values, n_events, row, targets, weights, segments, out):
+    """Add what events bring through one connection to out, the drive of the receiving population.
 
-    A cell of channel c at position p reaches position targets[p, k] through tap k with the weight row
-    W[k, c, :]; a depthwise connection has the one weight W[k, c] and keeps the channel.
+    ``events`` are cell indices in ascending order, so those of one position lie side by side. A cell of
+    channel c at position p reaches position targets[p, k] through tap k with the weight row W[k, c, :]; a
+    depthwise connection has the one weight W[k, c] and keeps the channel. The tap is the outer loop: its
+    weights stay in the nearest cache while all positions pass. Four rows are added at a time.
     """
     c_in = row[C_IN]
     c_out = row[C_OUT]
     n_taps = row[N_TAPS]
-    p = index // c_in
-    c = index - p * c_in
+    n_segments = 0
+    position = -1
+    for e in range(n_events):
+        p = events[e] // c_in
+        if p != position:
+            position = p
+            segments[n_segments] = e
+            n_segments += 1
+    segments[n_segments] = n_events
     for k in range(n_taps):
-        q = targets[row[TARGETS] + p * n_taps + k]
-        if q < 0:
-            continue
-        if row[DEPTHWISE]:
-            out[q * c_out + c] += value * weights[row[WEIGHTS] + k * c_out + c]
-        else:
-            start = row[WEIGHTS] + (k * c_in + c) * c_out
-            w = weights[start : start + c_out]
+        table = row[TARGETS] + k
+        w = row[WEIGHTS] + k * (c_out if row[DEPTHWISE] else c_in * c_out)
+        for i in range(n_segments):
+            first = segments[i]
+            last = segments[i + 1]
+            p = events[first] // c_in
+            q = targets[table + p * n_taps]
+            if q < 0:
+                continue
             o = out[q * c_out : (q + 1) * c_out]
-            for j in range(c_out):
-                o[j] += value * w[j]
+            if row[DEPTHWISE]:
+                for e in range(first, last):
+                    c = events[e] - p * c_in
+                    o[c] += values[e] * weights[w + c]
+                continue
+            base = w - p * c_in * c_out
+            fours = last - (last - first) % 4
+            for e in range(first, fours, 4):
+                v0 = values[e]
+                v1 = values[e + 1]
+                v2 = values[e + 2]
+                v3 = values[e + 3]
+                at = base + events[e] * c_out
+                w0 = weights[at : at + c_out]
+                at = base + events[e + 1] * c_out
+                w1 = weights[at : at + c_out]
+                at = base + events[e + 2] * c_out
+                w2 = weights[at : at + c_out]
+                at = base + events[e + 3] * c_out
+                w3 = weights[at : at + c_out]
+                for j in range(c_out):
+                    o[j] = o[j] + v0 * w0[j] + v1 * w1[j] + v2 * w2[j] + v3 * w3[j]
+            for e in range(fours, last):
+                v0 = values[e]
+                at = base + events[e] * c_out
+                w0 = weights[at : at + c_out]
+                for j in range(c_out):
+                    o[j] = o[j] + v0 * w0[j]
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -80,14 +116,25 @@ def rollout(
     for b in prange(n_batch):
         v = np.empty(n, drive.dtype)
         scratch = np.empty(n, drive.dtype)
-        events = np.empty(n, np.int32)
+        events = np.empty(n, np.int64)
+        ones = np.ones(n, drive.dtype)
+        arrived = np.empty(n_in, np.int64)
+        arrived_values = np.empty(n_in, drive.dtype)
+        segments = np.empty(max(n, n_in) + 1, np.int64)
         n_events = np.zeros(n_populations, np.int64)
-        one = v_th / v_th
+        n_arrived = 0
         closest = np.inf
         u[b, :] = 0
         a[b, :] = 0
         n_spikes[b, :] = 0
         for t in range(rate_weights.shape[0]):
+            if n_in > 0:
+                n_arrived = 0
+                for j in range(n_in):
+                    if train[b, t, j] != 0:
+                        arrived[n_arrived] = j
+                        arrived_values[n_arrived] = train[b, t, j]
+                        n_arrived += 1
             for pop in range(n_populations):
                 lo = starts[pop]
                 hi = starts[pop + 1]
@@ -97,37 +144,31 @@ def rollout(
                     row = table[i]
                     source = row[SOURCE]
                     masked = row[KEEP] >= 0
+                    out = scratch[lo:hi] if masked else v[lo:hi]
                     if masked:
-                        out = scratch[lo:hi]
                         out[:] = 0
-                    else:
-                        out = v[lo:hi]
                     if source < 0:
-                        for j in range(n_in):
-                            if train[b, t, j] != 0:
-                                _propagate(j, train[b, t, j], row, targets, weights, out)
+                        _propagate(arrived, arrived_values, n_arrived, row, targets, weights, segments, out)
                     else:
-                        first = starts[source]
-                        for e in range(n_events[source]):
-                            _propagate(np.int64(events[first + e]), one, row, targets, weights, out)
+                        sent = events[starts[source] : starts[source + 1]]
+                        _propagate(sent, ones, n_events[source], row, targets, weights, segments, out)
                     if masked:
                         offset = row[KEEP] + b * (hi - lo)
                         for j in range(hi - lo):
                             v[lo + j] += keep[offset + j] * out[j]
-                count = 0
                 for j in range(lo, hi):
                     closest = min(closest, abs(v[j] - v_th))
+                    u[b, j] = v[j] - v_th if v[j] >= v_th else v[j]
+                count = 0
+                for j in range(lo, hi):
                     if v[j] >= v_th:
-                        u[b, j] = v[j] - v_th
                         a[b, j] += rate_weights[t]
                         events[lo + count] = j - lo
                         count += 1
                         if record:
                             spikes[b, t, j] = 1
-                    else:
-                        u[b, j] = v[j]
-                    if record:
-                        potentials[b, t, j] = u[b, j]
+                if record:
+                    potentials[b, t, lo:hi] = u[b, lo:hi]
                 n_events[pop] = count
                 n_spikes[b, pop] += count
         margin[b] = closest

@@ -1,35 +1,134 @@
-"""Moving cells along the taps of a connection: the sparse half of every synapse.
+"""Products along the taps of a connection: apply, adjoint and Hebbian of every convolution.
 
-A population of P positions with C channels is an array (B, P, C). ``table[q, k]`` is the position
-that output q sees through tap k, or -1 outside the picture.
+A population of P positions with C channels is an array (B, P, C). The pairs starts[k] .. starts[k + 1] of
+``reads`` and ``writes`` are the positions that tap k joins; a position is written at most once a tap.
+Exchanging ``reads`` and ``writes`` (and the axes of the weights) transposes the map.
 """
 
 from numba import njit, prange
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def gather(cells, table, columns):
-    """columns[b, q, k, :] = cells[b, table[q, k], :], zero outside. Overwrites columns (B, Q, K, C)."""
-    n_batch, n_out, n_taps, _ = columns.shape
-    for b in prange(n_batch):
-        for q in range(n_out):
-            for k in range(n_taps):
-                p = table[q, k]
-                if p >= 0:
-                    columns[b, q, k, :] = cells[b, p, :]
-                else:
-                    columns[b, q, k, :] = 0
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _sample(cells, weights, starts, reads, writes, out):
+    """out[q] = Σ over taps k and pairs (p, q) of cells[p] @ weights[k], for one sample."""
+    n_taps, c_in, c_out = weights.shape
+    out[:, :] = 0
+    for k in range(n_taps):
+        w = weights[k]
+        first = starts[k]
+        last = starts[k + 1]
+        fours = last - (last - first) % 4
+        for i in range(first, fours, 4):
+            x0 = cells[reads[i]]
+            x1 = cells[reads[i + 1]]
+            x2 = cells[reads[i + 2]]
+            x3 = cells[reads[i + 3]]
+            o0 = out[writes[i]]
+            o1 = out[writes[i + 1]]
+            o2 = out[writes[i + 2]]
+            o3 = out[writes[i + 3]]
+            for c in range(0, c_in - 3, 4):
+                w0 = w[c]
+                w1 = w[c + 1]
+                w2 = w[c + 2]
+                w3 = w[c + 3]
+                a00, a01, a02, a03 = x0[c], x0[c + 1], x0[c + 2], x0[c + 3]
+                a10, a11, a12, a13 = x1[c], x1[c + 1], x1[c + 2], x1[c + 3]
+                a20, a21, a22, a23 = x2[c], x2[c + 1], x2[c + 2], x2[c + 3]
+                a30, a31, a32, a33 = x3[c], x3[c + 1], x3[c + 2], x3[c + 3]
+                for j in range(c_out):
+                    p0 = w0[j]
+                    p1 = w1[j]
+                    p2 = w2[j]
+                    p3 = w3[j]
+                    o0[j] = o0[j] + a00 * p0 + a01 * p1 + a02 * p2 + a03 * p3
+                    o1[j] = o1[j] + a10 * p0 + a11 * p1 + a12 * p2 + a13 * p3
+                    o2[j] = o2[j] + a20 * p0 + a21 * p1 + a22 * p2 + a23 * p3
+                    o3[j] = o3[j] + a30 * p0 + a31 * p1 + a32 * p2 + a33 * p3
+            for c in range(c_in - c_in % 4, c_in):
+                for j in range(c_out):
+                    p0 = w[c, j]
+                    o0[j] = o0[j] + x0[c] * p0
+                    o1[j] = o1[j] + x1[c] * p0
+                    o2[j] = o2[j] + x2[c] * p0
+                    o3[j] = o3[j] + x3[c] * p0
+        for i in range(fours, last):
+            x0 = cells[reads[i]]
+            o0 = out[writes[i]]
+            for c in range(c_in):
+                for j in range(c_out):
+                    o0[j] = o0[j] + x0[c] * w[c, j]
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def scatter(columns, table, cells):
-    """The transpose of ``gather``: cells[b, table[q, k], :] += columns[b, q, k, :]. Overwrites cells."""
-    n_batch, n_out, n_taps, n_channels = columns.shape
-    for b in prange(n_batch):
-        cells[b] = 0
-        for q in range(n_out):
-            for k in range(n_taps):
-                p = table[q, k]
-                if p >= 0:
-                    for c in range(n_channels):
-                        cells[b, p, c] += columns[b, q, k, c]
+def product(cells, weights, starts, reads, writes, out):
+    """The map of a batch: cells (B, P, C_in), weights (K, C_in, C_out); overwrites out (B, Q, C_out)."""
+    for b in prange(cells.shape[0]):
+        _sample(cells[b], weights, starts, reads, writes, out[b])
+
+
+@njit(cache=True, nogil=True)
+def product_one(cells, weights, starts, reads, writes, out):
+    """The same for one sample, on the calling thread."""
+    _sample(cells[0], weights, starts, reads, writes, out[0])
+
+
+@njit(parallel=True, cache=True, nogil=True, fastmath={"contract"})
+def hebbian(pre, post, starts, reads, writes, out):
+    """out[k, c, :] = Σ over samples and pairs (p, q) of tap k of pre[b, p, c] post[b, q, :].
+
+    pre (B, P, C_in), post (B, Q, C_out); overwrites out (K, C_in, C_out). Parallel over taps and quarters of
+    the channels; every element is summed over samples and pairs in their order.
+    """
+    n_taps, c_in, c_out = out.shape
+    share = (c_in + 3) // 4
+    for task in prange(4 * n_taps):
+        k = task // 4
+        c_first = (task % 4) * share
+        c_last = min(c_first + share, c_in)
+        first = starts[k]
+        last = starts[k + 1]
+        fours = last - (last - first) % 4
+        w = out[k]
+        w[c_first:c_last] = 0
+        for b in range(pre.shape[0]):
+            for i in range(first, fours, 4):
+                x0 = pre[b, reads[i]]
+                x1 = pre[b, reads[i + 1]]
+                x2 = pre[b, reads[i + 2]]
+                x3 = pre[b, reads[i + 3]]
+                d0 = post[b, writes[i]]
+                d1 = post[b, writes[i + 1]]
+                d2 = post[b, writes[i + 2]]
+                d3 = post[b, writes[i + 3]]
+                for c in range(c_first, c_last):
+                    a0 = x0[c]
+                    a1 = x1[c]
+                    a2 = x2[c]
+                    a3 = x3[c]
+                    if a0 != 0 or a1 != 0 or a2 != 0 or a3 != 0:
+                        row = w[c]
+                        for j in range(c_out):
+                            row[j] = row[j] + a0 * d0[j] + a1 * d1[j] + a2 * d2[j] + a3 * d3[j]
+            for i in range(fours, last):
+                x0 = pre[b, reads[i]]
+                d0 = post[b, writes[i]]
+                for c in range(c_first, c_last):
+                    a0 = x0[c]
+                    if a0 != 0:
+                        row = w[c]
+                        for j in range(c_out):
+                            row[j] = row[j] + a0 * d0[j]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def depthwise(cells, factors, starts, reads, writes, out):
+    """out[b, q, c] = Σ over taps k and pairs (p, q) of factors[k, c] cells[b, p, c]. Overwrites out."""
+    for b in prange(cells.shape[0]):
+        out[b] = 0
+        for k in range(factors.shape[0]):
+            for i in range(starts[k], starts[k + 1]):
+                x = cells[b, reads[i]]
+                o = out[b, writes[i]]
+                for c in range(factors.shape[1]):
+                    o[c] += factors[k, c] * x[c]

@@ -91,8 +91,10 @@ def load_batch(
         )
     if data.n_frames is not None:
         return x.astype(recipe.dtype), y
-    if recipe.augment and rng is not None:
-        x = random_flip(random_crop(x, rng), rng)
+    if rng is not None and recipe.crop:
+        x = random_crop(x, rng, padding=recipe.crop)
+    if rng is not None and recipe.flip:
+        x = random_flip(x, rng)
     values = normalise(x, recipe.mean, recipe.std, scale=data.scale, dtype=recipe.dtype)
     return values.reshape(len(y), *preset.input_shape), y
 

@@ -1,0 +1,145 @@
+"""(STEP), (RATE) and (BALANCE) on random graphs, against loops written out."""
+
+import numba
+import numpy as np
+import pytest
+from graphs import apply, average, cases
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import ide_ref
+from ide_ref import IF, LIF, build, freeze, simulate
+
+pytestmark = pytest.mark.kernels
+
+
+@given(case=cases(exact=True))
+def test_every_spike_and_potential_is_exact_where_sums_are(case):
+    rates = simulate(case.frozen, case.x, case.n_steps, record=True)
+    spikes, potentials, margin = case.rollout()
+    np.testing.assert_array_equal(rates.spikes, spikes)
+    np.testing.assert_array_equal(rates.potentials, potentials)
+    np.testing.assert_array_equal(rates.u, potentials[:, -1])
+    assert rates.margin.min() == margin
+    np.testing.assert_allclose(rates.a, average(spikes, case.network.neuron.leak), rtol=0, atol=1e-14)
+    for i, (population, place) in enumerate(zip(case.network.populations, case.places(), strict=True)):
+        np.testing.assert_array_equal(rates.n_spikes[:, i], spikes[:, :, place].sum(axis=(1, 2)))
+        assert rates.mean_spikes[population.name] == pytest.approx(spikes[:, :, place].mean(), abs=1e-15)
+
+
+@given(case=cases(exact=True, dtype=np.float32))
+def test_float32_fires_the_same_exact_spikes(case):
+    rates = simulate(case.frozen, case.x, case.n_steps, record=True)
+    spikes, potentials, _ = case.rollout()
+    assert rates.a.dtype == rates.potentials.dtype == np.float32
+    np.testing.assert_array_equal(rates.spikes, spikes)
+    np.testing.assert_array_equal(rates.potentials, potentials)
+
+
+@given(case=cases())
+def test_rates_agree_with_the_loops(case):
+    spikes, potentials, margin = case.rollout()
+    assume(margin > 1e-9)
+    rates = simulate(case.frozen, case.x, case.n_steps)
+    np.testing.assert_allclose(rates.a, average(spikes, case.network.neuron.leak), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(rates.u, potentials[:, -1], rtol=1e-12, atol=1e-11)
+    np.testing.assert_allclose(rates.margin.min(), margin, atol=1e-10)
+    assert rates.spikes is None
+    assert rates.potentials is None
+
+
+@given(case=cases())
+def test_balance_holds_at_every_step(case):
+    rates = simulate(case.frozen, case.x, case.n_steps, record=True)
+    neuron, places, maps = case.network.neuron, case.places(), case.affine()
+    before = np.zeros_like(rates.a)
+    for t in range(case.n_steps):
+        factor = neuron.total_weight(t) / neuron.total_weight(t + 1)
+        after = average(rates.spikes[:, : t + 1], neuron.leak)
+        p = -rates.potentials[:, t] / neuron.total_weight(t + 1)
+        for (source, target), (A, constant) in zip(case.pairs, maps, strict=True):
+            if source < 0:
+                sent = case.mean_input(t + 1)
+            else:
+                sent = (after if source < target else factor * before)[:, places[source]]
+            p[:, places[target]] += apply(A, sent) + constant
+        # Relative to the largest term: batch norm may scale a drive by hundreds.
+        np.testing.assert_allclose(neuron.v_th * after, p, rtol=0, atol=1e-12 * max(1, np.abs(rates.potentials).max()))
+        before = after
+    np.testing.assert_allclose(rates.a, before, rtol=0, atol=1e-14)
+
+
+def wide_case(n_batch=70, n_steps=6):
+    rng = np.random.default_rng(3)
+    network = build("37 (F37)", input_shape=(53,), n_classes=3, neuron=LIF())
+    params = network.init(rng)
+    params["input.bias"] = rng.normal(1, 1, 37)
+    return freeze(network, params), rng.normal(size=(n_batch, 53)), n_steps
+
+
+def max_threads():
+    return min(2, numba.config.NUMBA_NUM_THREADS)
+
+
+@given(cut=st.integers(0, 70), threads=st.integers(1, max_threads()))
+def test_no_bit_depends_on_batch_split_or_threads(cut, threads):
+    frozen, x, n_steps = wide_case()
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(max_threads())
+        whole = simulate(frozen, x, n_steps)
+        numba.set_num_threads(threads)
+        parts = [simulate(frozen, part, n_steps) for part in (x[:cut], x[cut:]) if len(part)]
+    finally:
+        numba.set_num_threads(before)
+    for name in ("a", "u", "n_spikes", "margin"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole, name))
+
+
+def test_threshold_is_reached_when_met():
+    network = build("1", input_shape=(1,), n_classes=1, neuron=IF(1.0), batch_norm=False)
+    params = network.init(np.random.default_rng(0))
+    params["input.weight"][:] = 0.25
+    rates = simulate(freeze(network, params), np.ones((1, 1)), 8, record=True)
+    np.testing.assert_array_equal(np.flatnonzero(rates.spikes[0, :, 0]), [3, 7])
+    np.testing.assert_array_equal(rates.a, [[0.25]])
+
+
+def test_a_static_input_is_a_constant_train():
+    frozen, x, n_steps = wide_case(5)
+    static = simulate(frozen, x, n_steps)
+    train = simulate(frozen, np.repeat(x[:, None], n_steps, axis=1), n_steps)
+    np.testing.assert_allclose(train.x_mean, static.x_mean, atol=1e-15)
+    np.testing.assert_allclose(train.a, static.a, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_steps", "message"),
+    [
+        ((3, 53), 0, "n_steps is 0; expected at least 1"),
+        ((3, 5, 53), 4, "5 steps but n_steps is 4"),
+        ((3, 52), 4, r"x has shape \(3, 52\); expected"),
+        ((53,), 4, r"x has shape \(53,\); expected"),
+    ],
+)
+def test_wrong_inputs_are_named(shape, n_steps, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(wide_case()[0], np.zeros(shape), n_steps)
+
+
+def test_a_frozen_batch_wants_its_own_size():
+    network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    frozen = freeze(network, network.init(np.random.default_rng(0)), x, training=True)
+    with pytest.raises(ValueError, match="x has 4 samples; the network was frozen on a batch of 5"):
+        simulate(frozen, x[:4], 3)
+
+
+def test_populations_come_back_in_their_shape():
+    network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
+    rates = simulate(freeze(network, network.init(np.random.default_rng(0))), np.ones((5, 3)), 3)
+    np.testing.assert_array_equal(rates.of("a1"), rates.a)
+    with pytest.raises(ValueError, match="population 'a9' is unknown; expected one of input, a1"):
+        rates.of("a9")
+    assert isinstance(rates, ide_ref.Rates)

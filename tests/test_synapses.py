@@ -1,0 +1,275 @@
+"""Every synapse is a linear map with its transpose and its outer product; the kernels keep their bits."""
+
+import itertools
+
+import numba
+import numpy as np
+import pytest
+from graphs import dense_matrix, flat_or_image
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ide_ref._kernels import taps as kernels
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Dense, from_cells, matmul, to_cells
+
+pytestmark = pytest.mark.kernels
+
+
+def dense_loop(synapse, weight, x):
+    """Dense by definition, on images as they are."""
+    flat = x.reshape(len(x), -1)
+    out = np.zeros((len(x), synapse.n_out))
+    for b, i, j in itertools.product(range(len(x)), range(synapse.n_out), range(synapse.n_in)):
+        out[b, i] += weight[i, j] * flat[b, j]
+    return out.reshape(-1, *synapse.out_shape)
+
+
+def windows(synapse, small, large):
+    """(tap row, tap column, small row, small column, large row, large column) of every contact."""
+    for i, j, r, c in itertools.product(*map(range, (*small[1:], synapse.kernel, synapse.kernel))):
+        y, x = i * synapse.stride + r - synapse.padding, j * synapse.stride + c - synapse.padding
+        if 0 <= y < large[1] and 0 <= x < large[2]:
+            yield r, c, i, j, y, x
+
+
+def conv_loop(synapse, weight, x):
+    out = np.zeros((len(x), *synapse.out_shape))
+    for r, c, i, j, y, z in windows(synapse, synapse.out_shape, synapse.in_shape):
+        out[:, :, i, j] += x[:, :, y, z] @ weight[:, :, r, c].T
+    return out
+
+
+def transpose_loop(synapse, weight, x):
+    out = np.zeros((len(x), *synapse.out_shape))
+    for r, c, i, j, y, z in windows(synapse, synapse.in_shape, synapse.out_shape):
+        out[:, :, y, z] += x[:, :, i, j] @ weight[:, :, r, c]
+    return out
+
+
+def pool_loop(synapse, weight, x):
+    out = np.zeros((len(x), *synapse.out_shape))
+    for _, _, i, j, y, z in windows(synapse, synapse.out_shape, synapse.in_shape):
+        out[:, :, i, j] += x[:, :, y, z] / synapse.kernel**2
+    return out
+
+
+pictures = st.tuples(st.integers(1, 3), st.integers(3, 6), st.integers(3, 6))
+kernels_1_to_3 = st.integers(1, 3)
+
+
+@st.composite
+def convolutions(draw):
+    padding = draw(st.none() | st.integers(0, 2))
+    return Conv2d.over(
+        draw(pictures), draw(st.integers(1, 3)), kernel=draw(kernels_1_to_3), stride=draw(st.integers(1, 3)), padding=padding
+    )
+
+
+@st.composite
+def transposed_convolutions(draw):
+    stride = draw(st.integers(1, 3))
+    return ConvTranspose2d.over(
+        draw(pictures),
+        draw(st.integers(1, 3)),
+        kernel=draw(kernels_1_to_3),
+        stride=stride,
+        padding=draw(st.none() | st.integers(0, 1)),
+        output_padding=draw(st.integers(0, stride - 1)),
+    )
+
+
+@st.composite
+def poolings(draw):
+    return AvgPool2d.over(
+        draw(pictures), kernel=draw(kernels_1_to_3), stride=draw(st.none() | st.integers(1, 2)), padding=draw(st.integers(0, 1))
+    )
+
+
+# A kind of synapse joins by a strategy that draws it and the loop that defines it.
+SYNAPSES = {
+    "dense": (st.builds(Dense, flat_or_image(), flat_or_image()), dense_loop),
+    "conv": (convolutions(), conv_loop),
+    "transposed": (transposed_convolutions(), transpose_loop),
+    "pool": (poolings(), pool_loop),
+}
+kinds = pytest.mark.parametrize("kind", SYNAPSES)
+
+
+def draw_synapse(data, kind):
+    """A synapse, its loop, weight, input and output cells, all read-only."""
+    strategy, loop = SYNAPSES[kind]
+    synapse = data.draw(strategy)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    weight = rng.normal(size=synapse.weight_shape)
+    pre, post = rng.normal(size=(2, synapse.n_in)), rng.normal(size=(2, synapse.n_out))
+    for array in (weight, pre, post):
+        array.flags.writeable = False
+    return synapse, loop, weight, pre, post
+
+
+@kinds
+@given(data=st.data())
+def test_apply_is_the_loop(kind, data):
+    synapse, loop, weight, pre, _ = draw_synapse(data, kind)
+    out = from_cells(synapse.apply(synapse.to_taps(weight), pre), synapse.out_shape)
+    np.testing.assert_allclose(out, loop(synapse, weight, from_cells(pre, synapse.in_shape)), atol=1e-12)
+
+
+@kinds
+@given(data=st.data())
+def test_adjoint_is_the_transpose(kind, data):
+    synapse, _, weight, pre, post = draw_synapse(data, kind)
+    taps = synapse.to_taps(weight)
+    forth, back = np.vdot(synapse.apply(taps, pre), post), np.vdot(pre, synapse.adjoint(taps, post))
+    assert forth == pytest.approx(back, abs=1e-12, rel=1e-12)
+
+
+@kinds
+@given(data=st.data())
+def test_hebbian_is_the_derivative(kind, data):
+    """⟨post, W pre⟩ is linear in the taps, so its derivative is its value at each unit tap."""
+    synapse, _, weight, pre, post = draw_synapse(data, kind)
+    gradient = synapse.hebbian(post, pre)
+    taps = synapse.to_taps(weight)
+    expected = np.empty_like(taps)
+    for index in np.ndindex(taps.shape):
+        unit = np.zeros_like(taps)
+        unit[index] = 1
+        expected[index] = np.vdot(post, synapse.apply(unit, pre))
+    assert gradient.shape == taps.shape
+    np.testing.assert_allclose(gradient, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SYNAPSES if kind != "pool"])
+@given(data=st.data())
+def test_taps_hold_the_weights(kind, data):
+    synapse, _, weight, _, _ = draw_synapse(data, kind)
+    taps = synapse.to_taps(weight)
+    assert taps.flags.c_contiguous
+    assert taps.shape == (synapse.sources.shape[1], *synapse.channels)
+    np.testing.assert_array_equal(synapse.from_taps(taps), weight)
+    kernel = synapse.kernel_matrix(weight)
+    np.testing.assert_array_equal(kernel, weight.reshape(len(weight), -1))
+
+
+@kinds
+@given(data=st.data())
+def test_products_keep_the_dtype(kind, data):
+    synapse, _, weight, pre, post = draw_synapse(data, kind)
+    taps, pre32, post32 = (a.astype(np.float32) for a in (synapse.to_taps(weight), pre, post))
+    exact = synapse.apply(synapse.to_taps(weight), pre), synapse.adjoint(synapse.to_taps(weight), post)
+    for narrow, wide in zip((synapse.apply(taps, pre32), synapse.adjoint(taps, post32)), exact, strict=True):
+        assert narrow.dtype == np.float32
+        np.testing.assert_allclose(narrow, wide, atol=2e-5)
+    assert synapse.hebbian(post32, pre32).dtype == np.float32
+
+
+@kinds
+@given(data=st.data())
+def test_counts_and_channels(kind, data):
+    synapse, _, weight, _, post = draw_synapse(data, kind)
+    # Distinct taps never meet in one entry of the matrix, and no weight drawn is 0.
+    assert synapse.n_multiplications == np.count_nonzero(dense_matrix(synapse, weight))
+    channels = synapse.out_shape[0]
+    np.testing.assert_allclose(
+        synapse.channel_sum(post),
+        from_cells(post, synapse.out_shape).reshape(len(post), channels, -1).sum(axis=(0, 2)),
+        atol=1e-13,
+    )
+    spread = synapse.out_channels(np.arange(channels))
+    image = from_cells(spread[None], synapse.out_shape)[0].reshape(channels, -1)
+    np.testing.assert_array_equal(image, np.arange(channels)[:, None] * np.ones_like(image))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Conv2d((2, 4, 4), (3, 4, 4), 3, 1, 0), r"Conv2d maps \(4, 4\) to \(2, 2\), but out_shape is \(3, 4, 4\)"),
+        (lambda: Conv2d((4,), (3, 4, 4), 3, 1, 0), r"Conv2d has in_shape \(4,\); expected \(channels, rows, columns\)"),
+        (lambda: Conv2d.over((2, 2, 2), 3, kernel=5, padding=0), r"Conv2d has out_shape \(3, -2, -2\)"),
+        (lambda: Conv2d((2, 4, 4), (3, 4, 4), 3, 0, 0), "kernel 3, stride 0, padding 0; expected"),
+        (lambda: ConvTranspose2d.over((2, 4, 4), 3, kernel=3, output_padding=2), "output_padding is 2; expected 0 to stride - 1 = 1"),
+        (lambda: ConvTranspose2d((2, 4, 4), (3, 8, 9), 3, 2, 1, 1), r"ConvTranspose2d maps \(4, 4\) to \(8, 8\)"),
+        (lambda: AvgPool2d((2, 4, 4), (3, 2, 2), 2, 2, 0), "the channels must be the same"),
+        (lambda: AvgPool2d((2, 4, 4), (2, 3, 2), 2, 2, 0), r"AvgPool2d maps \(4, 4\) to \(2, 2\)"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@given(shape=flat_or_image())
+def test_cells_go_and_come_back(shape):
+    x = np.arange(2.0 * np.prod(shape)).reshape(2, *shape)
+    cells = to_cells(x, shape)
+    assert cells.flags.c_contiguous
+    np.testing.assert_array_equal(from_cells(cells, shape), x)
+    if len(shape) == 3:
+        np.testing.assert_array_equal(cells[0, : shape[0]], x[0, :, 0, 0])
+
+
+@given(
+    rows=st.integers(1, 70),
+    depth=st.integers(1, 600),
+    columns=st.integers(1, 40),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+@example(rows=33, depth=259, columns=7, seed=0, dtype=np.float64)
+@example(rows=64, depth=256, columns=8, seed=0, dtype=np.float32)
+def test_matmul_is_the_product_to_rounding(rows, depth, columns, seed, dtype):
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(size=(rows, depth)).astype(dtype), rng.normal(size=(depth, columns)).astype(dtype)
+    out = matmul(x, w)
+    assert out.dtype == dtype
+    bound = depth * np.finfo(dtype).eps * (np.abs(x).astype(float) @ np.abs(w).astype(float))
+    assert (np.abs(out - x.astype(float) @ w.astype(float)) <= bound).all()
+
+
+@given(
+    rows=st.integers(1, 70),
+    depth=st.integers(1, 600),
+    columns=st.integers(1, 40),
+    data=st.data(),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_matmul_keeps_its_bits_under_splits_and_threads(rows, depth, columns, data, dtype):
+    rng = np.random.default_rng(rows)
+    x, w = rng.normal(size=(rows, depth)).astype(dtype), rng.normal(size=(depth, columns)).astype(dtype)
+    whole = matmul(x, w)
+    cut = data.draw(st.integers(0, rows))
+    threads = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        parts = [matmul(part, w) for part in (x[:cut], x[cut:])]
+    finally:
+        numba.set_num_threads(threads)
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    np.testing.assert_array_equal(np.concatenate([matmul(row[None], w) for row in x]), whole)
+
+
+def test_matmul_takes_views_and_mixed_dtypes():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(5, 40)), rng.normal(size=(5, 6))
+    np.testing.assert_allclose(matmul(x.T, w), x.T @ w, atol=1e-13)
+    assert matmul(x.T.astype(np.float32), w).dtype == np.float64
+
+
+@given(
+    n_in=st.integers(1, 6),
+    n_out=st.integers(1, 6),
+    n_taps=st.integers(1, 4),
+    channels=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_gather_is_its_definition_and_scatter_its_transpose(n_in, n_out, n_taps, channels, seed):
+    rng = np.random.default_rng(seed)
+    table = rng.integers(-1, n_in, (n_out, n_taps)).astype(np.int32)
+    cells, given_columns = rng.normal(size=(2, n_in, channels)), rng.normal(size=(2, n_out, n_taps, channels))
+    columns, back = np.full_like(given_columns, np.nan), np.full_like(cells, np.nan)
+    kernels.gather(cells, table, columns)
+    kernels.scatter(given_columns, table, back)
+    expected = np.where(table[..., None] >= 0, cells[:, table], 0)
+    np.testing.assert_array_equal(columns, expected)
+    assert np.vdot(columns, given_columns) == pytest.approx(np.vdot(cells, back), abs=1e-12)
