@@ -9,7 +9,6 @@ from graphs import dense_matrix, flat_or_image
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ide_ref._kernels import taps as kernels
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Dense, from_cells, matmul, to_cells
 
 pytestmark = pytest.mark.kernels
@@ -146,10 +145,20 @@ def test_taps_hold_the_weights(kind, data):
     synapse, _, weight, _, _ = draw_synapse(data, kind)
     taps = synapse.to_taps(weight)
     assert taps.flags.c_contiguous
-    assert taps.shape == (synapse.sources.shape[1], *synapse.channels)
+    assert taps.shape == (synapse.targets.shape[1], *synapse.channels)
     np.testing.assert_array_equal(synapse.from_taps(taps), weight)
     kernel = synapse.kernel_matrix(weight)
     np.testing.assert_array_equal(kernel, weight.reshape(len(weight), -1))
+
+
+@kinds
+@given(data=st.data())
+def test_a_sample_does_not_depend_on_the_others(kind, data):
+    synapse, _, weight, pre, post = draw_synapse(data, kind)
+    taps = synapse.to_taps(weight)
+    for product, cells in ((synapse.apply, pre), (synapse.adjoint, post)):
+        alone = np.concatenate([product(taps, row[None]) for row in cells])
+        np.testing.assert_array_equal(product(taps, cells), alone)
 
 
 @kinds
@@ -254,22 +263,3 @@ def test_matmul_takes_views_and_mixed_dtypes():
     x, w = rng.normal(size=(5, 40)), rng.normal(size=(5, 6))
     np.testing.assert_allclose(matmul(x.T, w), x.T @ w, atol=1e-13)
     assert matmul(x.T.astype(np.float32), w).dtype == np.float64
-
-
-@given(
-    n_in=st.integers(1, 6),
-    n_out=st.integers(1, 6),
-    n_taps=st.integers(1, 4),
-    channels=st.integers(1, 3),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_gather_is_its_definition_and_scatter_its_transpose(n_in, n_out, n_taps, channels, seed):
-    rng = np.random.default_rng(seed)
-    table = rng.integers(-1, n_in, (n_out, n_taps)).astype(np.int32)
-    cells, given_columns = rng.normal(size=(2, n_in, channels)), rng.normal(size=(2, n_out, n_taps, channels))
-    columns, back = np.full_like(given_columns, np.nan), np.full_like(cells, np.nan)
-    kernels.gather(cells, table, columns)
-    kernels.scatter(given_columns, table, back)
-    expected = np.where(table[..., None] >= 0, cells[:, table], 0)
-    np.testing.assert_array_equal(columns, expected)
-    assert np.vdot(columns, given_columns) == pytest.approx(np.vdot(cells, back), abs=1e-12)

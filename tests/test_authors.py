@@ -1,0 +1,110 @@
+"""Every reference vector of the authors' program: rates to rounding, gradients to 1e-8.
+
+The vectors are the ``.npz`` files of the folder IDE_REF_AUTHORS_DIR, or the copies beside this test. Network and
+profile follow from the arrays.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ide_ref import IF, LIF, Restriction, backward, build, cross_entropy, freeze, read_out, simulate
+from ide_ref.profiles import PAPER, authors
+
+FOLDER = Path(os.environ.get("IDE_REF_AUTHORS_DIR") or Path(__file__).parent / "data" / "authors")
+
+
+class Vector:
+    """One file, and the network it was made with."""
+
+    def __init__(self, path):
+        with np.load(path) as file:
+            self.arrays = d = dict(file)
+        self.is_train = d["x"].ndim > d["input_weight"].ndim
+        self.x = np.moveaxis(d["x"], -1, 1) if self.is_train else d["x"]
+        self.n_hidden = sum(name.startswith("hidden") and name.endswith("_weight") and "bn" not in name for name in d)
+        # Where their power iteration had not converged, the weight it left is the one to use.
+        matrix = d["feedback_raw_weight"].reshape(len(d["feedback_raw_weight"]), -1)
+        restricted = d["feedback_alpha"] / np.linalg.norm(matrix, 2) * d["feedback_raw_weight"]
+        self.converged = np.allclose(restricted, d["feedback_effective_weight"], rtol=0, atol=1e-10)
+        network = build(
+            self.structure(),
+            input_shape=self.x.shape[2:] if self.is_train else self.x.shape[1:],
+            n_classes=len(d["readout_bias"]),
+            neuron=IF(float(d["vth"])) if d["leak"] == 1 else LIF(float(d["leak"]), float(d["vth"])),
+            restriction=Restriction(norm="kernel") if self.converged else None,
+        )
+        self.network = replace(
+            network,
+            connections=tuple(replace(c, batch_norm=f"{c.name}_bn_weight" in d) for c in network.connections),
+        )
+
+    def structure(self):
+        """Structure string. Pictures are halved by the first layer and, if there are more, by the third."""
+
+        def layer(weight, mode=""):
+            return str(len(weight)) if weight.ndim == 2 else f"{len(weight)}C{weight.shape[2]}{mode}"
+
+        first, feedback = self.arrays["input_weight"], self.arrays["feedback_raw_weight"]
+        if not self.n_hidden:
+            return f"{layer(first, 's')} (F{layer(feedback)})"
+        hidden = [layer(self.arrays[f"hidden{i}_weight"], "s" * (i == 2)) for i in range(1, self.n_hidden + 1)]
+        return f"{'-'.join([layer(first, 's'), *hidden])} (F{layer(feedback.swapaxes(0, 1), 'u')})"
+
+    def name_of(self, parameter):
+        """What the file calls a parameter."""
+        if parameter == "feedback.weight":
+            return "feedback_raw_weight" if self.converged else "feedback_effective_weight"
+        owner, part = parameter.split(".")
+        return f"{owner}_bn_{part}_before" if part.startswith("running") else f"{owner}_{part}"
+
+    def params(self):
+        drawn = self.network.init(np.random.default_rng(0))
+        return {name: self.arrays.get(self.name_of(name), value) for name, value in drawn.items()}
+
+    def profiles(self):
+        """The authors' with converged norms; for one population and static input the paper's agrees with it."""
+        yield replace(authors(1 + self.n_hidden), one_power_step=False)
+        if not self.n_hidden and not self.is_train:
+            yield PAPER
+
+
+def vectors():
+    return [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("*.npz"))]
+
+
+def test_there_are_vectors():
+    assert vectors(), f"{FOLDER} has no .npz files"
+
+
+@pytest.mark.parametrize("path", vectors())
+def test_rates_and_gradients_are_theirs(path):
+    vector = Vector(path)
+    d, network, params = vector.arrays, vector.network, vector.params()
+    given = {name for name in d if name.startswith("grad_")} - {"grad_feedback_raw_weight", "grad_feedback_alpha"}
+    for profile in vector.profiles():
+        frozen = freeze(network, params, vector.x, training=True, profile=profile)
+        rates = simulate(frozen, vector.x, int(d["T"]))
+        logits = read_out(frozen, rates)
+        loss, d_logits = cross_entropy(logits, d["y"])
+        first, last = network.populations[0].name, network.populations[-1].name
+        for ours, theirs in (
+            (frozen.connections[-1].effective_weight(), d["feedback_effective_weight"]),
+            (rates.of(last), d["rate"]),
+            (rates.of(first), d.get("rate_first", rates.of(first))),
+            (logits, d["logits"]),
+            (loss, d["loss"]),
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+        back = backward(frozen, rates, d_logits, solver="gmres", tol=1e-12, max_iter=2000)
+        for name in network.trainable:
+            ours, theirs = back.gradients[name], d[f"grad_{vector.name_of(name)}"]
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8, err_msg=name)
+            size = np.abs(theirs).max()
+            if size > 1e-6:  # a bias under batch normalisation has gradient 0
+                assert np.abs(ours - theirs).max() <= 1e-7 * size, name
+        compared = {f"grad_{vector.name_of(name)}" for name in network.trainable}
+        assert given - compared <= {"grad_feedback_effective_weight"}
