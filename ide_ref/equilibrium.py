@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,12 @@ from numpy.typing import NDArray
 from ide_ref import solvers
 from ide_ref.network import Frozen, FrozenConnection, Network, of_population
 from ide_ref.neurons import MaskRule
+
+Sigma = Literal["clip", "relu"]
+Method = Literal["iterate", "anderson", "newton"]
+
+DENSE_SIZE = 512
+"""With at most so many neurons in the feedback sources, Newton's method solves by dense matrices."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,14 @@ class Sweep:
     connections: tuple[FrozenConnection, ...]
 
 
-def sweep(frozen: Frozen, feedback: NDArray, drive: NDArray, *, forward: NDArray | None = None) -> Sweep:
+def sweep(
+    frozen: Frozen,
+    feedback: NDArray,
+    drive: NDArray,
+    *,
+    forward: NDArray | None = None,
+    sigma: Sigma = "clip",
+) -> Sweep:
     """One pass of (FP) through the populations in order.
 
     Parameters
@@ -46,6 +60,8 @@ def sweep(frozen: Frozen, feedback: NDArray, drive: NDArray, *, forward: NDArray
         F x + b of the input connections.
     forward : (B, n) array, optional
         Rates that forward connections read, in place of those just computed.
+    sigma : {"clip", "relu"}
+        σ of (FP): of discrete time, or of continuous time, where rates have no upper end.
     """
     net = frozen.network
     p = drive.copy()
@@ -58,7 +74,10 @@ def sweep(frozen: Frozen, feedback: NDArray, drive: NDArray, *, forward: NDArray
                 rates = feedback if source >= target else a if forward is None else forward
                 out, connections[i] = frozen.connections[i].at(rates[:, net.place(source)])
                 p[:, place] += out
-        a[:, place] = net.neuron.sigma(p[:, place])
+        if sigma == "clip":
+            a[:, place] = net.neuron.sigma(p[:, place])
+        else:
+            a[:, place] = np.maximum(p[:, place], 0.0) / p.dtype.type(net.neuron.v_th)
     return Sweep(a, p, tuple(connections))
 
 
@@ -238,6 +257,7 @@ class Equilibrium:
     iterations : int
     converged : bool
         Every residual is at most the tolerance.
+    sigma : {"clip", "relu"}
     contraction : float
         γ of (COND), from operator norms.
     """
@@ -250,6 +270,7 @@ class Equilibrium:
     iterations: int
     converged: bool
     frozen: Frozen
+    sigma: Sigma = "clip"
 
     @cached_property
     def contraction(self) -> float:
@@ -267,8 +288,8 @@ class Equilibrium:
 
     @property
     def pieces(self) -> NDArray[np.int8]:
-        """(B, n) which piece of σ each neuron is on: −1 below 0, 0 on the slope, 1 above V_th."""
-        v_th = self.network.neuron.v_th
+        """(B, n) which piece of σ each neuron is on: −1 below 0, 0 on the slope, 1 above V_th (clip alone)."""
+        v_th = self.network.neuron.v_th if self.sigma == "clip" else np.inf
         return (self.p > v_th).astype(np.int8) - (self.p < 0).astype(np.int8)
 
 
@@ -276,20 +297,28 @@ def find_equilibrium(
     frozen: Frozen,
     x: NDArray,
     *,
+    method: Method = "iterate",
+    sigma: Sigma = "clip",
     tol: float = 1e-13,
     max_iter: int = 2000,
     start: NDArray | None = None,
     allow_unconverged: bool = False,
 ) -> Equilibrium:
-    """Solve a* = σ((W a* + F x* + b)/V_th), (FP), by iterating the sweep.
+    """Solve a* = σ((W a* + F x* + b)/V_th), (FP).
 
     Parameters
     ----------
     x : (B, *input_shape) array or (B, T, *input_shape)
         x*, or a spike train whose weighted average stands for it.
+    method : {"iterate", "anderson", "newton"}
+        The sweep itself, which converges when (COND) holds; the same accelerated; or Newton's method on the
+        active set, which ends exactly once it has found the pieces of σ that the solution is on.
+    sigma : {"clip", "relu"}
+        Of discrete or of continuous time.
     tol : float
         On ‖f(a) − a‖₂ of every sample, relative to 1 + ‖a‖₂.
     max_iter : int
+        Sweeps, or steps of Newton's method.
     start : (B, n) array, optional
         Where to begin; zero rates by default.
     allow_unconverged : bool
@@ -297,28 +326,149 @@ def find_equilibrium(
 
     Raises
     ------
+    ValueError
+        For an unknown method or sigma, or an input that does not fit.
     NotConverged
         When the tolerance is not met; γ ≥ 1 is the usual reason.
     """
+    if method not in ("iterate", "anderson", "newton"):
+        raise ValueError(f"method is {method!r}; expected 'iterate', 'anderson' or 'newton'")
+    if sigma not in ("clip", "relu"):
+        raise ValueError(f"sigma is {sigma!r}; expected 'clip' or 'relu'")
     net = frozen.network
     x = frozen.check_input(x)
     x_mean = frozen.mean_input(x)
     drive = frozen.drive(x_mean)
     a = np.zeros_like(drive) if start is None else start
+    k = 0
+    if method == "anderson":
+        a, k = _anderson(frozen, drive, a, sigma, tol, max_iter)
+    elif method == "newton":
+        a, k = _newton(frozen, drive, a, sigma, tol, max_iter)
     p = drive
     residual = np.full(x.shape[0], np.inf, drive.dtype)
     converged = False
-    k = 0
-    while k < max_iter and not converged:
-        after = sweep(frozen, a, drive)
+    # After the other methods one sweep is left: it judges them, and brings the other populations.
+    stop = max_iter if method == "iterate" else k + 1
+    while k < stop and not converged:
+        after = sweep(frozen, a, drive, sigma=sigma)
         new = gather_sources(net, after.a)
         residual = solvers.norms(new - gather_sources(net, a))
-        converged = bool(np.all(residual <= tol * (1.0 + solvers.norms(new))))
+        converged = bool(np.all(_small(residual, new, tol)))
         a, p = after.a, after.p
         k += 1
     if not converged and not allow_unconverged:
+        steps = f"{k} sweeps" if method == "iterate" else f"{k - 1} steps of {method}"
         raise solvers.NotConverged(
-            f"equilibrium: residual {float(np.max(residual)):.2e} after {k} sweeps, tolerance {tol:.0e}; "
+            f"equilibrium: residual {float(np.max(residual)):.2e} after {steps}, tolerance {tol:.0e}; "
             f"gamma is {contraction(frozen):.3f} and (COND) asks for less than 1"
         )
-    return Equilibrium(net, a, p, x_mean, residual, k, converged, frozen)
+    return Equilibrium(
+        net, a, p, x_mean, residual, k if method == "iterate" else k - 1, converged, frozen, sigma
+    )
+
+
+def _small(residual: NDArray, z: NDArray, tol: float) -> NDArray[np.bool_]:
+    return residual <= tol * (1.0 + solvers.norms(z))
+
+
+def _anderson(
+    frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float, max_iter: int
+) -> tuple[NDArray, int]:
+    """The sweep by Anderson acceleration: the linear solver's method on f(z) = f(0) + (f(z) − f(0))."""
+    net = frozen.network
+
+    def f(z: NDArray) -> NDArray:
+        return gather_sources(net, sweep(frozen, spread_sources(net, z), drive, sigma=sigma).a)
+
+    b = f(np.zeros((drive.shape[0], net.feedback_size), drive.dtype))
+    relative = tol / max(1.0, float(np.max(solvers.norms(b), initial=0.0)))
+    found = solvers.anderson(lambda z: f(z) - b, b, tol=relative, max_iter=max_iter, x0=gather_sources(net, a))
+    return spread_sources(net, found.x), found.iterations
+
+
+def _newton(
+    frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float, max_iter: int
+) -> tuple[NDArray, int]:
+    """Semismooth Newton on f(z) − z = 0 over the feedback sources.
+
+    f is affine where the active set stays the same, so a full step from the right set lands on the solution.
+    A step that does not reduce the residual is halved; if no part of it does, a sweep takes its place, which
+    does under (COND). Each sample has its own steps; those that have arrived stand still.
+    """
+    net = frozen.network
+
+    def there(z: NDArray) -> tuple[Sweep, NDArray]:
+        now = sweep(frozen, spread_sources(net, z), drive, sigma=sigma)
+        return now, gather_sources(net, now.a) - z
+
+    matrices = None
+    if net.feedback_size <= DENSE_SIZE and not any(c.couples for c in frozen.connections):
+        matrices = [
+            c.synapse.apply(c.folded_taps, np.eye(c.synapse.n_in, dtype=frozen.dtype)).T if source >= 0 else None
+            for c, (source, _) in zip(frozen.connections, net.ends, strict=True)
+        ]
+    z = gather_sources(net, a)
+    now, r = there(z)
+    k = 0
+    while k < max_iter:
+        size = solvers.norms(r)
+        moving = ~_small(size, z, tol)
+        if not moving.any() or not np.all(np.isfinite(size)):
+            break
+        slope = (now.p >= 0).astype(frozen.dtype)
+        if sigma == "clip":
+            slope *= now.p <= net.neuron.v_th
+        slope /= frozen.dtype.type(net.neuron.v_th)
+        if matrices is None:
+            jacobian = Linearisation(frozen, now.connections, slope, now.a, spread_sources(net, z))
+            step = solvers.gmres(jacobian.jvp, r, tol=1e-8, max_iter=400).x
+        else:
+            step = np.zeros_like(r)
+            for sample in np.flatnonzero(moving):
+                step[sample] = _solve_active(frozen, matrices, slope, sample, r[sample])
+        length = np.where(moving, 1.0, 0.0).astype(frozen.dtype)
+        best, best_now, best_r = z, now, r
+        for _ in range(6):
+            trial = z + length[:, None] * step
+            trial_now, trial_r = there(trial)
+            worse = moving & ~(solvers.norms(trial_r) < size)
+            best, best_now, best_r = trial, trial_now, trial_r
+            if not worse.any():
+                break
+            length = np.where(worse, length / 2, length)
+        else:
+            best = np.where(worse[:, None], z + r, trial)
+            best_now, best_r = there(best)
+        # Below the tolerance that rounding allows nothing gets better.
+        stuck = np.all(~moving | (solvers.norms(best_r) >= size))
+        z, now, r = best, best_now, best_r
+        k += 1
+        if stuck:
+            break
+    return spread_sources(net, z), k
+
+
+def _solve_active(
+    frozen: Frozen, matrices: list[NDArray | None], slope: NDArray, sample: int, r: NDArray
+) -> NDArray:
+    """(I − J) step = r of one sample, by a dense solve on the feedback sources that are on σ's slope."""
+    net = frozen.network
+    given = {source: part for source, _, part in net.feedback_places}
+    eye = np.eye(net.feedback_size, dtype=r.dtype)
+    reach: list[NDArray] = []
+    for target in range(len(net.populations)):
+        rows = np.zeros((net.populations[target].size, net.feedback_size), r.dtype)
+        for c, matrix, (source, end) in zip(frozen.connections, matrices, net.ends, strict=True):
+            if end == target and matrix is not None:
+                part = matrix @ reach[source] if source < target else matrix @ eye[given[source]]
+                rows += part if c.keep is None else c.keep[sample][:, None] * part
+        reach.append(slope[sample, net.place(target)][:, None] * rows)
+    J = np.concatenate([reach[source] for source in net.feedback_sources])
+    active = np.flatnonzero(np.any(J != 0, axis=1))
+    still = np.setdiff1d(np.arange(len(J)), active)
+    step = r.copy()
+    J_A = J[active]
+    right = r[active] + J_A[:, still] @ r[still]
+    step[active] = np.linalg.solve(np.eye(active.size, dtype=r.dtype) - J_A[:, active], right)
+    return step

@@ -162,9 +162,10 @@ _TABLE = {
                 n_steps=5,
                 mean=(0.305,),
                 std=(0.376,),
-                epochs=24,
+                epochs=20,
                 batch_size=32,
-                milestones=(12, 18),
+                lr=0.2,
+                milestones=(10, 15),
             ),
         ),
         Preset(

@@ -1,53 +1,101 @@
-"""The implicit gradient against central differences of the exact equilibrium."""
+"""The implicit gradient against differences of the exact equilibrium.
+
+Two ways to take the difference. ``central`` solves (FP) anew for every perturbed parameter and asks that no
+neuron changes its piece of σ. ``cell`` stays inside the linear cell: the pieces are held, so (FP) is a linear
+system, the loss a smooth function without kinks, and the difference as exact as its rounding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ide_ref.equilibrium import Equilibrium, find_equilibrium
+from ide_ref import solvers
+from ide_ref.equilibrium import Equilibrium, Linearisation, find_equilibrium, gather_sources, spread_sources
 from ide_ref.implicit import Backward, backward
-from ide_ref.network import Network, Params, freeze
+from ide_ref.network import Frozen, Network, Params, freeze
 from ide_ref.training.losses import cross_entropy
 
+Method = Literal["central", "cell"]
+
 FLOOR = 1e-3
-"""Errors are relative to the larger of the two values, and at least to this part of the parameter's largest."""
+"""Errors are relative to the larger of the two values, and at least to this part of the parameter's largest
+coordinate, or of its norm for a direction."""
 
 RESOLUTION = 1e-5
 """... and at least to this part of the largest of all: a bias under batch normalisation has gradient 0, and
 differences of a loss near 1 resolve no less."""
 
+# Offsets and weights of each difference, in units of h and 1/h.
+_FOURTH = ((-2.0, 1 / 12), (-1.0, -8 / 12), (1.0, 8 / 12), (2.0, -1 / 12))
+_EIGHTH = tuple(
+    (sign * k, sign * weight)
+    for k, weight in ((1.0, 4 / 5), (2.0, -1 / 5), (3.0, 4 / 105), (4.0, -1 / 280))
+    for sign in (1.0, -1.0)
+)
+_RIGHT = ((0.0, -25 / 12), (1.0, 48 / 12), (2.0, -36 / 12), (3.0, 16 / 12), (4.0, -3 / 12))
+_LEFT = tuple((-offset, -weight) for offset, weight in _RIGHT)
+_SECOND = ((-1.0, -1 / 2), (1.0, 1 / 2))
+
+_STEP = {"central": 4e-2, "cell": 0.16}
+
 
 @dataclass(frozen=True)
 class GradientRow:
-    """One parameter's check.
+    """One parameter's check, by coordinates or by directions.
 
     Attributes
     ----------
     parameter : str
+        ``"(all)"`` for directions through all parameters together.
+    kind : {"coordinates", "directions"}
     size : int
         Scalars in the parameter.
     checked, set_aside : int
-        Coordinates compared, and coordinates where every step crossed a kink of σ.
+        Differences compared, and those where every step crossed a kink of σ.
+    one_sided : int
+        Those among the compared that were taken from one side.
     max_rel_error : float
         Largest relative error among those compared; NaN when none was.
     worst : tuple of int
-        Index of the coordinate it was found at.
+        Index of the coordinate it was found at, or (number,) of the direction.
     largest : float
         Largest absolute gradient in the parameter.
     """
 
     parameter: str
+    kind: Literal["coordinates", "directions"]
     size: int
     checked: int
     set_aside: int
+    one_sided: int
     max_rel_error: float
     worst: tuple[int, ...]
     largest: float
+
+
+@dataclass(frozen=True)
+class Kink:
+    """The neuron closest to a kink of σ, at the equilibrium.
+
+    Attributes
+    ----------
+    distance : float
+        Of its pre-activation p to 0 or V_th, whichever is closer, in units of potential.
+    sample : int
+    population : str
+    neuron : tuple of int
+        Index in the population's shape.
+    """
+
+    distance: float
+    sample: int
+    population: str
+    neuron: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -57,41 +105,56 @@ class GradientReport:
     Attributes
     ----------
     rows : tuple of GradientRow
+    method : {"central", "cell"}
     tol : float
     loss : float
     beta_residual : float
         Largest relative residual of (BETA).
     certificate : float
         Largest certified error of β, (CERT); infinite where γ ≥ 1.
-    equilibrium_residual : float
-        Largest ‖f(a) − a‖ of the equilibrium differentiated.
+    equilibrium_residual, equilibrium_certificate : float
+        Largest ‖f(a) − a‖ of the equilibrium differentiated, and its certified distance to a*.
     contraction : float
         γ of (COND).
+    kink : Kink
+        The nearest.
     """
 
     rows: tuple[GradientRow, ...]
+    method: Method
     tol: float
     loss: float
     beta_residual: float
     certificate: float
     equilibrium_residual: float
+    equilibrium_certificate: float
     contraction: float
+    kink: Kink
 
     @property
     def checked(self) -> int:
-        """Coordinates compared."""
+        """Differences compared."""
         return sum(row.checked for row in self.rows)
 
     @property
     def set_aside(self) -> int:
-        """Coordinates set aside because a kink lay between."""
+        """Differences set aside because a kink lay between."""
         return sum(row.set_aside for row in self.rows)
+
+    @property
+    def set_aside_fraction(self) -> float:
+        """Part of all differences that was set aside."""
+        return self.set_aside / max(1, self.checked + self.set_aside)
 
     @property
     def max_rel_error(self) -> float:
         """Largest relative error over all parameters."""
-        errors = [row.max_rel_error for row in self.rows if row.checked]
-        return max(errors) if errors else float("nan")
+        return _largest(self.rows)
+
+    @property
+    def max_direction_error(self) -> float:
+        """The same over directions alone; NaN where none was compared."""
+        return _largest([row for row in self.rows if row.kind == "directions"])
 
     @property
     def passed(self) -> bool:
@@ -101,21 +164,29 @@ class GradientReport:
     def table(self) -> str:
         """The report as text."""
         width = max(len("parameter"), *(len(row.parameter) for row in self.rows))
-        lines = [f"{'parameter':<{width}}  {'size':>8}  checked  set aside  largest |g|  max rel. error"]
+        lines = [
+            f"{'parameter':<{width}}  {'size':>8}  {'along':<11}  checked  set aside  largest |g|  max rel. error"
+        ]
         for row in self.rows:
             flag = "" if not row.checked or row.max_rel_error <= self.tol else f"  <- at {row.worst}"
             lines.append(
-                f"{row.parameter:<{width}}  {row.size:>8}  {row.checked:>7}  {row.set_aside:>9}  "
+                f"{row.parameter:<{width}}  {row.size:>8}  {row.kind:<11}  {row.checked:>7}  {row.set_aside:>9}  "
                 f"{row.largest:>11.3e}  {row.max_rel_error:>14.2e}{flag}"
             )
+        sided = sum(row.one_sided for row in self.rows)
         lines.append(
-            f"{self.checked} coordinates checked, {self.set_aside} set aside for kinks; largest relative error "
+            f"{self.checked} differences checked by method {self.method!r} ({sided} one-sided), {self.set_aside} set "
+            f"aside for kinks ({100 * self.set_aside_fraction:.1f} %); largest relative error "
             f"{self.max_rel_error:.2e}, tolerance {self.tol:.0e}: {'passed' if self.passed else 'FAILED'}"
         )
         lines.append(
             f"loss {self.loss:.6f}; gamma {self.contraction:.4f}; residual of (BETA) {self.beta_residual:.1e}, "
             f"certified error of beta {self.certificate:.1e}; residual of the equilibrium "
-            f"{self.equilibrium_residual:.1e}"
+            f"{self.equilibrium_residual:.1e}, certified error {self.equilibrium_certificate:.1e}"
+        )
+        k = self.kink
+        lines.append(
+            f"nearest kink {k.distance:.1e} away in potential: sample {k.sample}, {k.population}, neuron {k.neuron}"
         )
         return "\n".join(lines)
 
@@ -123,28 +194,116 @@ class GradientReport:
         """The report as JSON-ready values."""
         return {
             "passed": self.passed,
+            "method": self.method,
             "tol": self.tol,
             "max_rel_error": self.max_rel_error,
+            "max_direction_error": self.max_direction_error,
             "checked": self.checked,
             "set_aside": self.set_aside,
+            "set_aside_fraction": self.set_aside_fraction,
             "loss": self.loss,
             "contraction": self.contraction,
             "beta_residual": self.beta_residual,
             "certificate": self.certificate,
             "equilibrium_residual": self.equilibrium_residual,
-            "parameters": [
-                {
-                    "parameter": row.parameter,
-                    "size": row.size,
-                    "checked": row.checked,
-                    "set_aside": row.set_aside,
-                    "max_rel_error": row.max_rel_error,
-                    "worst": list(row.worst),
-                    "largest": row.largest,
-                }
-                for row in self.rows
-            ],
+            "equilibrium_certificate": self.equilibrium_certificate,
+            "nearest_kink": {**asdict(self.kink), "neuron": list(self.kink.neuron)},
+            "parameters": [{**asdict(row), "worst": list(row.worst)} for row in self.rows],
         }
+
+
+@dataclass(frozen=True)
+class StepSweep:
+    """Relative error of a directional difference as the step h varies: the V-shaped curve.
+
+    Attributes
+    ----------
+    steps : (K,) array
+        Step lengths, in units of the parameters' scale.
+    errors : dict of str to (K,) array
+        Of ``"second order"``, ``"fourth order"`` (both of the exact equilibrium) and ``"linear cell"``.
+        Left of the V rounding rules, right of it the difference's own order, or a kink.
+    crossed : dict of str to (K,) bool array
+        Where a perturbation moved a neuron onto another piece of σ.
+    kink : Kink
+    """
+
+    steps: NDArray
+    errors: dict[str, NDArray]
+    crossed: dict[str, NDArray[np.bool_]]
+    kink: Kink
+
+    def table(self) -> str:
+        """The curves as text; a star where a kink was crossed."""
+        lines = ["step      " + "  ".join(f"{name:>14}" for name in self.errors)]
+        for i, step in enumerate(self.steps):
+            cells = (f"{e[i]:>13.2e}{'*' if self.crossed[name][i] else ' '}" for name, e in self.errors.items())
+            lines.append(f"{step:<10.1e}" + "  ".join(cells))
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The curves as JSON-ready values."""
+        return {
+            "steps": self.steps.tolist(),
+            "errors": {name: e.tolist() for name, e in self.errors.items()},
+            "crossed": {name: c.tolist() for name, c in self.crossed.items()},
+            "nearest_kink": {**asdict(self.kink), "neuron": list(self.kink.neuron)},
+        }
+
+
+def _largest(rows: Sequence[GradientRow]) -> float:
+    errors = [row.max_rel_error for row in rows if row.checked]
+    # Not max(): a NaN among the errors must come out.
+    return float(np.max(errors)) if errors else float("nan")
+
+
+def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
+    """(FP) with every neuron held on the piece of σ it has in ``base``: a linear system.
+
+    Where no neuron would leave its piece this is the equilibrium itself; elsewhere its smooth continuation.
+
+    Parameters
+    ----------
+    frozen : Frozen
+        Perhaps with other parameters than ``base``.
+    base : Equilibrium
+        Gives the pieces, and where to begin.
+    x : (B, *input_shape) or (B, T, *input_shape) array
+    """
+    net = frozen.network
+    v_th = net.neuron.v_th
+    slope = (base.pieces == 0) / v_th
+    above = (base.pieces > 0).astype(slope.dtype)
+    x_mean = frozen.mean_input(frozen.check_input(x))
+    drive = frozen.drive(x_mean)
+
+    def sweep(z: NDArray) -> tuple[NDArray, NDArray]:
+        given = spread_sources(net, z)
+        a, p = np.empty_like(drive), drive.copy()
+        for target in range(len(net.populations)):
+            place = net.place(target)
+            for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
+                if end == target and source >= 0:
+                    p[:, place] += c.at((a if source < target else given)[:, net.place(source)])[0]
+            a[:, place] = slope[:, place] * p[:, place] + above[:, place]
+        return a, p
+
+    jacobian = Linearisation(frozen, frozen.connections, slope, base.a, base.a)
+    z = gather_sources(net, base.a)
+    # Each pass solves for what is left, so that the last one's rounding is all that remains.
+    for _ in range(3):
+        r = gather_sources(net, sweep(z)[0]) - z
+        if not r.any():
+            break
+        z = z + solvers.solve("gmres", jacobian.jvp, r, tol=1e-8, max_iter=400).x
+    a, p = sweep(z)
+    residual = solvers.norms(gather_sources(net, a) - z)
+    converged = bool(np.all(residual <= 1e-12 * (1.0 + solvers.norms(z))))
+    if not converged:
+        raise solvers.NotConverged(
+            f"linear cell: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is close to singular"
+        )
+    return Equilibrium(net, a, p, x_mean, residual, 3, converged, frozen)
 
 
 @dataclass(frozen=True)
@@ -152,19 +311,94 @@ class _Problem:
     """The loss as a function of the parameters, everything random held fixed."""
 
     network: Network
+    theta: Params
     x: NDArray
     y: NDArray
     training: bool
     seed: int
 
-    def solve(self, params: Params, start: NDArray | None = None) -> tuple[float, NDArray, Equilibrium]:
-        """Loss, its gradient in the logits, and the equilibrium, at these parameters."""
+    def freeze(self, params: Params) -> Frozen:
         rng = np.random.default_rng(self.seed)
-        frozen = freeze(self.network, params, self.x, training=self.training, rng=rng)
+        return freeze(self.network, params, self.x, training=self.training, rng=rng)
+
+    def solve(self, params: Params, start: NDArray | None = None) -> Equilibrium:
         # Solved below the tolerance that 1e-13 asks for: the last bits are what differences see.
-        state = find_equilibrium(frozen, self.x, tol=1e-15, start=start, allow_unconverged=True, max_iter=400)
-        loss, d_logits = cross_entropy(frozen.read_out(state), self.y)
-        return loss, d_logits, state
+        state = find_equilibrium(
+            self.freeze(params), self.x, tol=1e-15, start=start, allow_unconverged=True, max_iter=400
+        )
+        if np.all(state.residual <= 1e-13 * (1.0 + solvers.norms(state.a))):
+            return state
+        return find_equilibrium(state.frozen, self.x, tol=1e-13, start=state.a, max_iter=20_000)
+
+    def loss(self, state: Equilibrium) -> tuple[float, NDArray]:
+        return cross_entropy(state.frozen.read_out(state), self.y)
+
+    def along(self, base: Equilibrium, direction: Mapping[str, NDArray], h: float, method: Method) -> tuple[float, bool]:
+        """Loss at θ + h·direction, and whether a kink lies between: of σ, unless held, or of α's clamp."""
+        moved = {**self.theta, **{name: self.theta[name] + h * d for name, d in direction.items()}}
+        clamped = any(
+            c.restriction is not None and abs(moved[f"{c.name}.alpha"]) > c.restriction.c
+            for c in self.network.connections
+        )
+        if method == "cell":
+            return self.loss(solve_cell(self.freeze(moved), base, self.x))[0], clamped
+        state = self.solve(moved, base.a)
+        return self.loss(state)[0], clamped or not np.array_equal(state.pieces, base.pieces)
+
+    def difference(
+        self, base: Equilibrium, direction: Mapping[str, NDArray], h: float, method: Method, one_sided: bool
+    ) -> tuple[float, bool] | None:
+        """Derivative along a direction, and whether it is one-sided; None where every step crosses a kink."""
+        central = _EIGHTH if method == "cell" else _FOURTH
+        for _ in range(4):
+            for stencil in (central, _RIGHT, _LEFT) if one_sided else (central,):
+                total = 0.0
+                for offset, weight in stencil:
+                    loss, crossed = self.along(base, direction, offset * h, method)
+                    if crossed:
+                        break
+                    total += weight * loss
+                else:
+                    return total / h, stencil is not central
+            h /= 4.0
+        return None
+
+
+def _problem(
+    network: Network, params: Mapping[str, ArrayLike], x: ArrayLike, y: ArrayLike, training: bool, seed: int
+) -> _Problem:
+    theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    network.check_params(theta)
+    return _Problem(network, theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed)
+
+
+def nearest_kink(state: Equilibrium) -> Kink:
+    """The neuron whose pre-activation is closest to 0 or V_th at an equilibrium."""
+    net = state.network
+    distance = np.minimum(np.abs(state.p), np.abs(state.p - net.neuron.v_th))
+    sample, cell = np.unravel_index(int(np.argmin(distance)), distance.shape)
+    index = int(np.searchsorted(net.starts, cell, side="right")) - 1
+    population = net.populations[index]
+    # Cells are channels last, (rows, columns, channels); the index is told as (channel, row, column).
+    shape = (*population.shape[1:], population.shape[0]) if len(population.shape) == 3 else population.shape
+    where = np.unravel_index(int(cell - net.starts[index]), shape)
+    neuron = (where[-1], *where[:-1]) if len(shape) == 3 else where
+    return Kink(float(distance[sample, cell]), int(sample), population.name, tuple(int(i) for i in neuron))
+
+
+def _draw(rng: np.random.Generator, theta: Params, names: Sequence[str]) -> dict[str, NDArray]:
+    """A direction of length 1 through some parameters, each moved in proportion to its scale."""
+    drawn = {name: rng.standard_normal(theta[name].shape) * _scale(theta[name]) for name in names}
+    length = np.sqrt(sum(float(np.vdot(d, d)) for d in drawn.values()))
+    return {name: d / length for name, d in drawn.items()}
+
+
+def _scale(value: NDArray) -> float:
+    return max(0.1, float(np.sqrt(np.mean(np.square(value)))))
+
+
+def _dot(u: Mapping[str, NDArray], v: Mapping[str, NDArray]) -> float:
+    return sum(float(np.vdot(d, v[name])) for name, d in u.items())
 
 
 def check_gradient(
@@ -173,19 +407,24 @@ def check_gradient(
     x: ArrayLike,
     y: ArrayLike,
     *,
+    method: Method = "central",
     n_coordinates: int = 12,
+    n_directions: int = 2,
     seed: int = 0,
-    step: float = 4e-2,
+    step: float | None = None,
     tol: float = 1e-7,
     training: bool = True,
+    one_sided: bool = False,
     solver: str = "gmres",
     gradients: Mapping[str, ArrayLike] | None = None,
 ) -> GradientReport:
     """Compare the implicit gradient with differences of the exact equilibrium.
 
     The loss is that of a*(θ), solved for each perturbed θ, with batch statistics recomputed and dropout masks
-    held. Differences are central and of fourth order, from θ ± h and θ ± 2h. When one of the four moves a
-    neuron onto another piece of σ, h is divided by 4, three times at most; then the coordinate is set aside.
+    held. With ``central`` the differences are of fourth order, from θ ± h and θ ± 2h; when one of the four moves
+    a neuron onto another piece of σ, h is divided by 4, three times at most; then the difference is set aside.
+    With ``cell`` every neuron stays on its piece, (FP) is a linear system, and the differences are of eighth
+    order: no kinks of σ, and errors near rounding. The two agree up to what ``set_aside`` counts.
 
     Parameters
     ----------
@@ -194,16 +433,22 @@ def check_gradient(
         Converted to float64.
     x, y : arrays
         A small batch: (B, *input_shape) or (B, T, *input_shape), and (B,) labels.
+    method : {"central", "cell"}
     n_coordinates : int
-        Coordinates drawn a parameter (all, where it has fewer).
+        Coordinates drawn a parameter (all, where it has fewer); 0 for none.
+    n_directions : int
+        Random directions a parameter, and as many through all parameters together; 0 for none.
     seed : int
-        Of the draw and of the dropout masks.
-    step : float
-        First h, in units of the larger of 0.1 and the coordinate's size.
+        Of the draws and of the dropout masks.
+    step : float, optional
+        First h of a coordinate, in units of the larger of 0.1 and its size; a quarter of it is that of a direction,
+        which has length 1. 0.04 for ``central``, 0.16 for ``cell``.
     tol : float
         Largest relative error that passes.
     training : bool
         With batch statistics and dropout, as in training; otherwise with running statistics.
+    one_sided : bool
+        Where a kink lies on one side, difference on the other before taking a smaller step.
     solver : str
         For (BETA).
     gradients : mapping of str to array, optional
@@ -216,81 +461,169 @@ def check_gradient(
     Raises
     ------
     ValueError
-        For inputs that do not fit the network.
+        For inputs that do not fit the network, or an unknown method.
     NotConverged
         When the equilibrium or (BETA) cannot be solved.
     """
-    theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    network.check_params(theta)
-    inputs = network.check_input(np.asarray(x), np.float64)
-    problem = _Problem(network, inputs, np.asarray(y), training, seed)
-    loss, d_logits, state = problem.solve(theta)
+    if method not in _STEP:
+        raise ValueError(f"method is {method!r}; expected 'central' or 'cell'")
+    if n_coordinates < 0 or n_directions < 0:
+        raise ValueError(f"n_coordinates is {n_coordinates}, n_directions {n_directions}; expected 0 or more")
+    problem = _problem(network, params, x, y, training, seed)
+    theta = problem.theta
+    state = problem.solve(theta)
+    loss, d_logits = problem.loss(state)
     ours: Backward = backward(state.frozen, state, d_logits, solver=solver, tol=1e-12, max_iter=2000)
-    found = {name: np.asarray((gradients or ours.gradients)[name], np.float64) for name in network.trainable}
+    found: dict[str, NDArray] = {}
+    for name in network.trainable:
+        if gradients is not None and name not in gradients:
+            raise ValueError(f"gradients has nothing for {name!r}; expected an array of shape {theta[name].shape}")
+        found[name] = np.asarray((gradients or ours.gradients)[name], np.float64)
+        if found[name].shape != theta[name].shape:
+            raise ValueError(f"gradient of {name!r} has shape {found[name].shape}; expected {theta[name].shape}")
     overall = max(float(np.max(np.abs(g))) for g in found.values())
+    first = _STEP[method] if step is None else step
     rng = np.random.default_rng(seed)
     rows = []
     for name in network.trainable:
-        if found[name].shape != theta[name].shape:
-            raise ValueError(f"gradient of {name!r} has shape {found[name].shape}; expected {theta[name].shape}")
-        rows.append(_check_parameter(problem, theta, state, name, found[name], n_coordinates, step, overall, rng))
+        size, largest = found[name].size, float(np.max(np.abs(found[name])))
+        floor = max(FLOOR * largest, RESOLUTION * overall)
+        tasks = []
+        for flat in sorted(rng.choice(size, min(n_coordinates, size), replace=False)):
+            where = tuple(int(i) for i in np.unravel_index(flat, theta[name].shape))
+            unit = np.zeros_like(theta[name])
+            unit[where] = 1.0
+            tasks.append(_Task(where, {name: unit}, first * max(0.1, abs(float(theta[name][where]))), floor))
+        if tasks:
+            rows.append(_check(problem, state, found, name, "coordinates", tasks, method, one_sided))
+        rows += _directions(problem, state, found, name, (name,), n_directions, first, overall, rng, method, one_sided)
+    rows += _directions(
+        problem, state, found, "(all)", network.trainable, n_directions, first, overall, rng, method, one_sided
+    )
     return GradientReport(
         tuple(rows),
+        method,
         tol,
         loss,
         float(np.max(ours.solution.relative)),
         float(np.max(ours.certificate)),
         float(np.max(state.residual)),
+        float(np.max(state.certificate)),
         ours.contraction,
+        nearest_kink(state),
     )
 
 
-def _check_parameter(
+class _Task(NamedTuple):
+    """One difference to take: its name in the report, the direction, h, and the least scale of the error."""
+
+    index: tuple[int, ...]
+    direction: dict[str, NDArray]
+    h: float
+    floor: float
+
+
+def _directions(
     problem: _Problem,
-    theta: Params,
     state: Equilibrium,
-    name: str,
-    gradient: NDArray,
-    n_coordinates: int,
+    found: Params,
+    label: str,
+    names: Sequence[str],
+    n_directions: int,
     step: float,
     overall: float,
     rng: np.random.Generator,
+    method: Method,
+    one_sided: bool,
+) -> list[GradientRow]:
+    """The row of random directions through the named parameters; none where none is asked for."""
+    if not n_directions:
+        return []
+    norm = np.sqrt(sum(float(np.vdot(found[name], found[name])) for name in names))
+    tasks = []
+    for k in range(n_directions):
+        direction = _draw(rng, problem.theta, names)
+        # A direction's derivatives of higher order are larger than a coordinate's; a quarter of its step.
+        tasks.append(_Task((k,), direction, step / 4, max(FLOOR * float(norm), RESOLUTION * overall)))
+    return [_check(problem, state, found, label, "directions", tasks, method, one_sided)]
+
+
+def _check(
+    problem: _Problem,
+    state: Equilibrium,
+    found: Params,
+    label: str,
+    kind: Literal["coordinates", "directions"],
+    tasks: Sequence[_Task],
+    method: Method,
+    one_sided: bool,
 ) -> GradientRow:
-    size = gradient.size
-    drawn = rng.choice(size, min(n_coordinates, size), replace=False)
-    largest = float(np.max(np.abs(gradient)))
-    floor = max(FLOOR * largest, RESOLUTION * overall)
-    checked, worst, worst_error = 0, (), float("nan")
-    for flat in sorted(drawn):
-        where = tuple(int(i) for i in np.unravel_index(flat, gradient.shape))
-        difference = _difference(problem, theta, state, name, where, step)
-        if difference is None:
+    checked, sided = 0, 0
+    worst: tuple[int, ...] = ()
+    worst_error = float("nan")
+    for task in tasks:
+        result = problem.difference(state, task.direction, task.h, method, one_sided)
+        if result is None:
             continue
         checked += 1
-        value = float(gradient[where])
-        scale = max(abs(value), abs(difference), floor)
-        error = abs(value - difference) / scale
+        sided += result[1]
+        value = _dot(task.direction, found)
+        error = abs(value - result[0]) / max(abs(value), abs(result[0]), task.floor)
         if not error <= worst_error:
-            worst, worst_error = where, error
-    return GradientRow(name, size, checked, len(drawn) - checked, worst_error, worst, largest)
+            worst, worst_error = task.index, error
+    names = found if label == "(all)" else (label,)
+    size = sum(found[name].size for name in names)
+    largest = max(float(np.max(np.abs(found[name]))) for name in names)
+    return GradientRow(label, kind, size, checked, len(tasks) - checked, sided, worst_error, worst, largest)
 
 
-def _difference(
-    problem: _Problem, theta: Params, state: Equilibrium, name: str, where: tuple[int, ...], step: float
-) -> float | None:
-    """Fourth-order central difference along one coordinate, or None where every step crosses a kink."""
-    h = step * max(0.1, abs(float(theta[name][where])))
-    for _ in range(4):
-        losses = []
-        for offset in (-2.0, -1.0, 1.0, 2.0):
-            moved = theta[name].copy()
-            moved[where] += offset * h
-            loss, _, there = problem.solve({**theta, name: moved}, state.a)
-            if not np.array_equal(there.pieces, state.pieces):
-                break
-            losses.append(loss)
-        if len(losses) == 4:
-            far_low, low, high, far_high = losses
-            return (8.0 * (high - low) - (far_high - far_low)) / (12.0 * h)
-        h /= 4.0
-    return None
+def sweep_steps(
+    network: Network,
+    params: Mapping[str, ArrayLike],
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    parameter: str | None = None,
+    steps: Sequence[float] = tuple(10.0 ** (-k / 2) for k in range(1, 17)),
+    seed: int = 0,
+    training: bool = True,
+) -> StepSweep:
+    """Error of directional differences over the step: the V-shaped curve.
+
+    Parameters
+    ----------
+    network, params, x, y, seed, training
+        As in :func:`check_gradient`.
+    parameter : str, optional
+        The direction's parameter; all of them by default.
+    steps : sequence of float
+        Lengths of the perturbation along a direction of unit length.
+
+    Raises
+    ------
+    ValueError
+        For an unknown parameter.
+    """
+    if parameter is not None and parameter not in network.trainable:
+        raise ValueError(f"parameter is {parameter!r}; expected one of {', '.join(network.trainable)}")
+    problem = _problem(network, params, x, y, training, seed)
+    state = problem.solve(problem.theta)
+    _, d_logits = problem.loss(state)
+    ours = backward(state.frozen, state, d_logits, solver="gmres", tol=1e-12, max_iter=2000).gradients
+    names = network.trainable if parameter is None else (parameter,)
+    direction = _draw(np.random.default_rng(seed), problem.theta, names)
+    value = _dot(direction, ours)
+    stencils: dict[str, tuple[tuple[tuple[float, float], ...], Method]] = {
+        "second order": (_SECOND, "central"),
+        "fourth order": (_FOURTH, "central"),
+        "linear cell": (_EIGHTH, "cell"),
+    }
+    errors = {name: np.empty(len(steps)) for name in stencils}
+    crossed = {name: np.zeros(len(steps), bool) for name in stencils}
+    for i, h in enumerate(steps):
+        for name, (stencil, method) in stencils.items():
+            losses = [problem.along(state, direction, offset * h, method) for offset, _ in stencil]
+            estimate = sum(w * loss for (_, w), (loss, _) in zip(stencil, losses, strict=True)) / h
+            errors[name][i] = abs(estimate - value) / max(abs(value), abs(estimate))
+            crossed[name][i] = any(out for _, out in losses)
+    return StepSweep(np.asarray(steps, float), errors, crossed, nearest_kink(state))

@@ -1,0 +1,213 @@
+"""(NORM), (BN) and dropout: folds against plain NumPy, pull-backs against central differences."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ide_ref import Restriction
+from ide_ref.constraints import (
+    EPSILON,
+    BatchNorm,
+    batch_statistics,
+    dropout_mask,
+    leading_singular_pair,
+    power_step,
+    restrict_pull_back,
+    running_update,
+    singular_tolerance,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+sizes = st.integers(1, 40)
+
+
+def leading(A, start, **options):
+    return leading_singular_pair(lambda v: A @ v, lambda u: A.T @ u, start, **{"tol": 1e-12, **options})
+
+
+def matrix(rng, rows, columns, spectrum):
+    """A matrix with the singular values that ``spectrum`` makes of k = 0, 1, ..."""
+    k = min(rows, columns)
+    u = np.linalg.qr(rng.normal(size=(rows, k)))[0]
+    v = np.linalg.qr(rng.normal(size=(columns, k)))[0]
+    return u @ np.diag(spectrum(np.arange(k))) @ v.T
+
+
+SPECTRA = {
+    "spread": lambda k: 3.0 * 0.8**k,
+    "clustered": lambda k: 2.0 - 1e-4 * k,
+    "rank one": lambda k: 1.5 * (k == 0),
+    "all equal": lambda k: 0.7 + 0.0 * k,
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@given(rows=sizes, columns=sizes, seed=seeds)
+def test_leading_singular_pair_is_the_svd(spectrum, rows, columns, seed):
+    rng = np.random.default_rng(seed)
+    A = matrix(rng, rows, columns, SPECTRA[spectrum])
+    pair = leading(A, rng.normal(size=columns))
+    assert pair.value == pytest.approx(np.linalg.norm(A, 2), rel=1e-12)
+    assert pair.residual <= 1e-12
+    assert np.linalg.norm(pair.left) == pytest.approx(1, abs=1e-12)
+    assert np.linalg.norm(pair.right) == pytest.approx(1, abs=1e-12)
+    np.testing.assert_allclose(A @ pair.right, pair.value * pair.left, atol=1e-11)
+    np.testing.assert_allclose(A.T @ pair.left, pair.value * pair.right, atol=1e-11)
+
+
+def test_a_good_start_saves_products():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(200, 200))
+    products = []
+
+    def apply(v):
+        products.append(1)
+        return A @ v
+
+    first = leading_singular_pair(apply, lambda u: A.T @ u, rng.normal(size=200), tol=1e-12)
+    cold = len(products)
+    again = leading_singular_pair(apply, lambda u: A.T @ u, first.right, tol=1e-12)
+    assert len(products) - cold <= 2 < cold
+    assert again.value == pytest.approx(first.value, rel=1e-14)
+
+
+def test_an_early_stop_tells_its_residual():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(60, 60))
+    pair = leading(A, rng.normal(size=60), max_restarts=1, n_vectors=4)
+    found = np.linalg.norm(A.T @ pair.left - pair.value * pair.right) / pair.value
+    assert pair.residual == pytest.approx(found, rel=1e-8)
+    assert pair.residual > 1e-3
+    assert pair.value < np.linalg.norm(A, 2)
+
+
+def test_singular_values_keep_float32():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(30, 20)).astype(np.float32)
+    pair = leading(A, rng.normal(size=20).astype(np.float32), tol=singular_tolerance(np.float32))
+    assert pair.left.dtype == pair.right.dtype == np.float32
+    assert pair.value == pytest.approx(np.linalg.norm(A.astype(float), 2), rel=1e-5)
+    assert (singular_tolerance(np.float32), singular_tolerance("f8")) == (1e-4, 1e-12)
+
+
+def test_power_steps_arrive_where_the_svd_is():
+    rng = np.random.default_rng(1)
+    A = matrix(rng, 7, 5, SPECTRA["spread"])
+    first = pair = power_step(lambda v: A @ v, lambda u: A.T @ u, rng.normal(size=5))
+    for _ in range(200):
+        pair = power_step(lambda v: A @ v, lambda u: A.T @ u, pair.right)
+    assert first.value < pair.value == pytest.approx(3.0, rel=1e-12)
+    np.testing.assert_allclose(A @ pair.right, pair.value * pair.left, atol=1e-10)
+
+
+def differences(f, x, step=1e-5):
+    """Central differences of a scalar function in every entry of x."""
+    out = np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        moved = [x.copy(), x.copy()]
+        moved[0][index] += step
+        moved[1][index] -= step
+        out[index] = (f(moved[0]) - f(moved[1])) / (2 * step)
+    return out
+
+
+@given(rows=st.integers(1, 5), columns=st.integers(1, 5), seed=seeds, alpha=st.floats(-1, 1))
+def test_restriction_pulls_back(rows, columns, seed, alpha):
+    rng = np.random.default_rng(seed)
+    raw, d_weight = matrix(rng, rows, columns, SPECTRA["spread"]), rng.normal(size=(rows, columns))
+    pair = leading(raw, rng.normal(size=columns))
+    d_raw, d_alpha = restrict_pull_back(
+        d_weight, raw, np.asarray(alpha), pair.value, np.outer(pair.left, pair.right)
+    )
+
+    def loss(w, scale=alpha):
+        return np.vdot(d_weight, scale * w / np.linalg.norm(w, 2))
+
+    np.testing.assert_allclose(d_raw, differences(loss, raw), atol=1e-8)
+    assert d_alpha == pytest.approx(loss(raw, 1.0), abs=1e-12)
+    # The restricted weight does not change along W̄.
+    assert np.vdot(d_raw, raw) == pytest.approx(0, abs=1e-11)
+
+
+@pytest.fixture
+def norm_problem():
+    rng = np.random.default_rng(5)
+    z, delta = rng.normal(1, 2, (6, 8)), rng.normal(size=(6, 8))
+    norm = BatchNorm(rng.uniform(0.5, 2, 4), rng.normal(size=4), rng.normal(size=4), rng.uniform(0.5, 2, 4), False)
+    return z, delta, norm
+
+
+def normalised(z, weight, bias, mean=None, variance=None):
+    """(BN) written out, with the batch's own statistics unless given some."""
+    columns = z.reshape(-1, 4)
+    mean = columns.mean(0) if mean is None else mean
+    variance = ((columns - columns.mean(0)) ** 2).mean(0) if variance is None else variance
+    return ((columns - mean) / np.sqrt(variance + EPSILON) * weight + bias).reshape(z.shape)
+
+
+@pytest.mark.parametrize("from_batch", [False, True])
+def test_batch_norm_pulls_back(norm_problem, from_batch):
+    z, delta, norm = norm_problem
+    given_statistics = (norm.mean, norm.variance)
+    if from_batch:
+        mean, variance = batch_statistics(z, 4)
+        norm = BatchNorm(norm.weight, norm.bias, mean, variance, True)
+        given_statistics = (None, None)
+    folded = (z.reshape(-1, 4) * norm.scale + norm.shift).reshape(z.shape)
+    np.testing.assert_allclose(folded, normalised(z, norm.weight, norm.bias, *given_statistics), atol=1e-13)
+
+    def loss(z=z, weight=norm.weight, bias=norm.bias):
+        return np.vdot(delta, normalised(z, weight, bias, *given_statistics))
+
+    d_z, d_weight, d_bias = norm.pull_back(delta, z)
+    np.testing.assert_allclose(d_z, differences(lambda v: loss(z=v), z), atol=1e-8)
+    np.testing.assert_allclose(d_weight, differences(lambda v: loss(weight=v), norm.weight), atol=1e-8)
+    np.testing.assert_allclose(d_bias, differences(lambda v: loss(bias=v), norm.bias), atol=1e-8)
+    # Its derivative is symmetric, so it serves as its own transpose.
+    v = np.random.default_rng(0).normal(size=z.shape)
+    assert np.vdot(v, norm.linear(delta, z)) == pytest.approx(np.vdot(norm.linear(v, z), delta), abs=1e-12)
+
+
+def test_batch_statistics_are_biased_moments():
+    z = np.random.default_rng(0).normal(3, 2, (5, 6))
+    mean, variance = batch_statistics(z, 2)
+    np.testing.assert_allclose(mean, z.reshape(-1, 2).mean(axis=0), atol=1e-14)
+    np.testing.assert_allclose(variance, z.reshape(-1, 2).var(axis=0), atol=1e-14)
+
+
+def test_batch_statistics_sum_float32_in_float64():
+    """Half of 2^25 + {0, 4} are lost to a float32 sum, and the variance with them."""
+    z = np.float32(2**25) + np.float32([[0], [4]] * 500)
+    mean, variance = batch_statistics(z, 1)
+    assert (mean.dtype, variance.dtype) == (np.float32, np.float32)
+    assert abs(float(mean[0]) - (2**25 + 2)) <= 2
+    assert variance[0] == pytest.approx(4, abs=5)
+
+
+def test_running_statistics_move_by_a_tenth():
+    np.testing.assert_allclose(running_update(np.array([1.0, 0.0]), np.array([2.0, -1.0])), [1.1, -0.1], atol=1e-15)
+    assert running_update(np.float32([1]), np.float32([2])).dtype == np.float32
+
+
+@given(rate=st.sampled_from([0.1, 0.2, 0.5, 0.9]), seed=seeds, dtype=st.sampled_from([np.float32, np.float64]))
+def test_dropout_masks_have_mean_one(rate, seed, dtype):
+    mask = dropout_mask((50, 400), rate, np.random.default_rng(seed), dtype)
+    assert mask.dtype == dtype
+    assert set(np.unique(mask)) == {dtype(0), dtype(1 / (1 - rate))}
+    deviation = np.sqrt(rate / (1 - rate) / mask.size)
+    assert abs(mask.mean(dtype=float) - 1) < 6 * deviation
+    # Every sample has a mask of its own.
+    assert len(np.unique(mask, axis=0)) == len(mask)
+    np.testing.assert_array_equal(mask, dropout_mask((50, 400), rate, np.random.default_rng(seed), dtype))
+
+
+@pytest.mark.parametrize("c", [0.0, -1.0, np.nan])
+def test_bounds_of_alpha_are_positive(c):
+    with pytest.raises(ValueError, match="c is .*; expected a positive bound"):
+        Restriction(c)
+
+
+def test_norms_have_names():
+    with pytest.raises(ValueError, match="norm is 'frobenius'; expected 'operator' or 'kernel'"):
+        Restriction(norm="frobenius")

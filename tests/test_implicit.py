@@ -1,0 +1,267 @@
+"""(BETA) and (HEBB) against dense linear algebra and against differences of the exact equilibrium."""
+
+import numpy as np
+import pytest
+from graphs import apply, cases
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ide_ref import (
+    IF,
+    LIF,
+    NotConverged,
+    backward,
+    build,
+    cross_entropy,
+    find_equilibrium,
+    freeze,
+    read_out,
+    simulate,
+)
+from ide_ref.constraints import running_update
+from ide_ref.solvers import SOLVERS
+from ide_ref.verify import check_gradient
+
+HONEST = [name for name in SOLVERS if name != "halved"]
+
+
+def loss_gradient(frozen, state, y):
+    return cross_entropy(read_out(frozen, state), y)[1]
+
+
+def single_layer(neuron, *, n_batch=5, seed=0, **options):
+    network = build("6 (F6)", input_shape=(4,), n_classes=3, neuron=neuron, **options)
+    rng = np.random.default_rng(seed)
+    params = network.init(rng)
+    params["input.bias"] = rng.normal(0.7, 0.5, 6)
+    x, y = rng.normal(0.3, 0.7, (n_batch, 4)), rng.integers(0, 3, n_batch)
+    return network, params, x, y
+
+
+@pytest.mark.parametrize("neuron", [IF(), LIF()], ids=["if", "lif"])
+@pytest.mark.parametrize("solver", HONEST)
+def test_one_layer_is_the_formula(neuron, solver):
+    """(BETA) and (HEBB) at a[T], written out."""
+    network, params, x, y = single_layer(neuron, batch_norm=False, restriction=None)
+    W, F, b = params["feedback.weight"], params["input.weight"], params["input.bias"]
+    params["feedback.weight"] = W = W / np.linalg.norm(W, 2)
+    frozen = freeze(network, params)
+    rates = simulate(frozen, x, 12)
+    a = rates.a
+    logits = a @ params["readout.weight"].T + params["readout.bias"]
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    d_logits = (softmax - np.eye(3)[y]) / len(y)
+    g = d_logits @ params["readout.weight"]
+    p = a @ W.T + x @ F.T + b
+    M = ((p >= 0) & (p <= 2)).astype(float)
+    assert 0 < M.mean() < 1
+    beta = np.stack([np.linalg.solve(np.eye(6) - W.T @ np.diag(m) / 2, gi) for m, gi in zip(M, g, strict=True)])
+    delta = M * beta / 2
+
+    back = backward(frozen, rates, d_logits, solver=solver, tol=1e-13, max_iter=500)
+    np.testing.assert_allclose(back.beta, beta, atol=1e-13)
+    expected = {
+        "feedback.weight": delta.T @ a,
+        "input.weight": delta.T @ x,
+        "input.bias": delta.sum(axis=0),
+        "readout.weight": d_logits.T @ a,
+        "readout.bias": d_logits.sum(axis=0),
+    }
+    assert set(back.gradients) == set(expected) == set(network.trainable)
+    for name, value in expected.items():
+        np.testing.assert_allclose(back.gradients[name], value, atol=1e-13, err_msg=name)
+
+
+@given(case=cases(contractive=True), at_equilibrium=st.booleans())
+def test_beta_of_every_graph_solves_the_dense_system(case, at_equilibrium):
+    frozen = case.frozen
+    state = find_equilibrium(frozen, case.x) if at_equilibrium else simulate(frozen, case.x, case.n_steps)
+    d_logits = loss_gradient(frozen, state, case.y)
+    back = backward(frozen, state, d_logits, solver="direct", tol=1e-9)
+
+    forward, feedback, drive = case.blocks()
+    W, v_th = forward + feedback, case.network.neuron.v_th
+    p = apply(W, state.a) + drive
+    assume(np.minimum(np.abs(p), np.abs(p - v_th)).min() > 1e-11)
+    slope = ((p >= 0) & (p <= v_th)) / v_th
+    names = [population.name for population in case.network.populations]
+    place = case.places()[names.index(case.network.readout.source)]
+    g = np.zeros_like(p)
+    matrix = frozen.network.readout.synapse.to_taps(case.params["readout.weight"])[0]
+    g[:, place] = d_logits @ matrix.T
+    system = np.eye(p.shape[1]) - W.swapaxes(1, 2) * slope[:, None, :]
+    beta = np.linalg.solve(system, g[:, :, None])[:, :, 0]
+    np.testing.assert_allclose(back.beta, beta, atol=1e-12)
+
+    # (HEBB) of the connections that nothing is folded into.
+    delta = slope * beta
+    cells = case.mean_input()
+    for c, kept, (source, target) in zip(case.network.connections, frozen.connections, case.pairs, strict=True):
+        if c.batch_norm or c.restriction:
+            continue
+        post = delta[:, case.places()[target]] * (1 if kept.keep is None else kept.keep)
+        pre = cells if source < 0 else state.a[:, case.places()[source]]
+        if c.synapse.weight_shape:
+            taps = c.synapse.to_taps(back.gradients[f"{c.name}.weight"])
+            np.testing.assert_allclose(taps, c.synapse.hebbian(post, pre), atol=1e-12)
+        if c.bias:
+            bias = post.reshape(-1, c.synapse.out_shape[0]).sum(axis=0)
+            np.testing.assert_allclose(back.gradients[f"{c.name}.bias"], bias, atol=1e-12)
+
+
+@given(case=cases(contractive=True))
+def test_solvers_agree(case):
+    rates = simulate(case.frozen, case.x, case.n_steps)
+    d_logits = loss_gradient(case.frozen, rates, case.y)
+    found = [backward(case.frozen, rates, d_logits, solver=name, tol=1e-11, max_iter=1000) for name in HONEST]
+    for back in found:
+        np.testing.assert_allclose(back.beta, found[0].beta, rtol=0, atol=1e-9)
+        assert back.solution.converged
+        assert back.solution.residual.shape == back.certificate.shape == (len(case.x),)
+        np.testing.assert_allclose(back.certificate, back.solution.residual / (1 - back.contraction))
+
+
+@given(case=cases(contractive=True), products=st.integers(1, 4))
+def test_the_certificate_bounds_the_error_of_beta(case, products):
+    rates = simulate(case.frozen, case.x, case.n_steps)
+    d_logits = loss_gradient(case.frozen, rates, case.y)
+    sources = case.feedback_sources()
+    exact = backward(case.frozen, rates, d_logits, solver="direct").beta[:, sources]
+    early = backward(case.frozen, rates, d_logits, tol=1e-15, max_iter=products, allow_unconverged=True)
+    error = np.linalg.norm(early.beta[:, sources] - exact, axis=1)
+    assert (error <= early.certificate * (1 + 1e-9) + 1e-14).all()
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "direct"])
+def test_an_unsolved_system_raises(solver):
+    network, params, x, y = single_layer(IF())
+    frozen = freeze(network, params)
+    rates = simulate(frozen, x, 8)
+    d_logits = loss_gradient(frozen, rates, y)
+    with pytest.raises(NotConverged, match=rf"\(BETA\): {solver} stopped after .* tolerance 1e-10"):
+        backward(frozen, rates, d_logits, solver=solver, max_iter=1)
+    back = backward(frozen, rates, d_logits, solver=solver, max_iter=1, allow_unconverged=True)
+    assert not back.solution.converged
+    assert back.solution.relative.max() > 1e-10
+    assert all(np.isfinite(gradient).all() for gradient in back.gradients.values())
+
+
+@given(case=cases(contractive=True))
+def test_recomputed_rates_are_the_same_at_the_equilibrium(case):
+    state = find_equilibrium(case.frozen, case.x)
+    assume(np.minimum(np.abs(state.p), np.abs(state.p - case.network.neuron.v_th)).min() > 1e-9)
+    d_logits = loss_gradient(case.frozen, state, case.y)
+    given_rates, recomputed = (
+        backward(case.frozen, state, d_logits, solver="gmres", tol=1e-12, max_iter=500, recompute=recompute)
+        for recompute in (False, True)
+    )
+    for name, gradient in given_rates.gradients.items():
+        np.testing.assert_allclose(recomputed.gradients[name], gradient, rtol=0, atol=1e-11, err_msg=name)
+
+
+def test_the_mask_rule_decides_at_the_ends():
+    network, params, _, y = single_layer(IF(), batch_norm=False, dropout=0.0)
+    params["input.weight"][:] = 0
+    params["input.bias"][:] = [0, 2, -1, 3, 0, 2]
+    params["feedback.weight"] = np.eye(6)
+    params["feedback.alpha"] = np.asarray(0.0)
+    frozen = freeze(network, params)
+    x = np.zeros((5, 4))
+    state = find_equilibrium(frozen, x)
+    d_logits = loss_gradient(frozen, state, y)
+    moved = {
+        rule: backward(frozen, state, d_logits, mask_rule=rule).gradients["input.bias"] != 0
+        for rule in ("closed", "open", "half")
+    }
+    np.testing.assert_array_equal(moved["closed"], [1, 1, 0, 0, 1, 1])
+    np.testing.assert_array_equal(moved["open"], [0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(moved["half"], [0, 1, 0, 0, 0, 1])
+
+
+@given(case=cases())
+def test_running_statistics_follow_the_batch(case):
+    rates = simulate(case.frozen, case.x, case.n_steps)
+    d_logits = loss_gradient(case.frozen, rates, case.y)
+    back = backward(case.frozen, rates, d_logits, solver="direct", tol=1e-3, allow_unconverged=True)
+    expected = set()
+    for c, kept, (source, _) in zip(case.network.connections, case.frozen.connections, case.pairs, strict=True):
+        if c.restriction:
+            expected.add(f"{c.name}.singular_vector")
+        if not c.batch_norm:
+            continue
+        sent = case.mean_input() if source < 0 else rates.a[:, case.places()[source]]
+        z = c.synapse.apply(kept.taps, sent).reshape(-1, c.synapse.out_shape[0])
+        z = z + (case.params[f"{c.name}.bias"] if c.bias else 0)
+        for part, value in (("running_mean", z.mean(axis=0)), ("running_var", z.var(axis=0))):
+            name = f"{c.name}.{part}"
+            expected.add(name)
+            np.testing.assert_allclose(back.statistics[name], running_update(case.params[name], value), atol=1e-12)
+    assert set(back.statistics) == expected
+    case.network.check_params({**case.params, **back.statistics})
+
+
+def test_wrong_gradients_of_the_logits_are_named():
+    network, params, x, _ = single_layer(IF())
+    frozen = freeze(network, params)
+    with pytest.raises(ValueError, match=r"d_logits has shape \(5, 2\); expected \(5, 3\), a row a sample"):
+        backward(frozen, simulate(frozen, x, 3), np.zeros((5, 2)))
+
+
+# --- the gradient check ----------------------------------------------------------------------------------------
+
+# The step keeps the truncation error of these small, strongly curved losses below the tolerance.
+STEP = 2e-3
+
+
+@given(case=cases(contractive=True))
+def test_the_gradient_of_every_graph_is_the_difference_quotient(case):
+    report = check_gradient(
+        case.network,
+        case.params,
+        case.x,
+        case.y,
+        n_coordinates=2,
+        n_directions=0,
+        step=STEP,
+        training=case.training,
+    )
+    assert report.passed or report.checked == 0, report.table()
+    assert report.set_aside < report.checked
+
+
+def flip_problem(**options):
+    network, params, x, y = single_layer(IF(), n_batch=3, seed=4, **options)
+    if not options.get("batch_norm", True):
+        params["input.bias"] = np.full(6, 0.8)
+        params["input.weight"] = 0.3 * params["input.weight"]
+    rng = np.random.default_rng(0)
+    frozen = freeze(network, params, x, training=True, rng=rng)
+    state = find_equilibrium(frozen, x)
+    gradients = backward(frozen, state, loss_gradient(frozen, state, y)).gradients
+    return network, params, x, y, gradients
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_flipped_sign_anywhere_fails_the_check(batch_norm):
+    network, params, x, y, gradients = flip_problem(batch_norm=batch_norm)
+
+    def check(gradients):
+        return check_gradient(network, params, x, y, gradients=gradients, n_coordinates=4, n_directions=0, step=STEP)
+
+    assert check(gradients).passed, check(gradients).table()
+    for name in network.trainable:
+        if batch_norm and name == "input.bias":
+            np.testing.assert_allclose(gradients[name], 0, atol=1e-15)
+            continue
+        report = check({**gradients, name: -gradients[name]})
+        assert not report.passed, name
+        wrong = [row.parameter for row in report.rows if not row.max_rel_error <= report.tol]
+        assert wrong == [name]
+        assert report.max_rel_error == pytest.approx(2, rel=1e-6)
+        assert "FAILED" in report.table()
+
+
+def test_gradients_of_another_shape_are_refused():
+    network, params, x, y, gradients = flip_problem()
+    with pytest.raises(ValueError, match=r"gradient of 'feedback.weight' has shape \(2,\); expected \(6, 6\)"):
+        check_gradient(network, params, x, y, gradients={**gradients, "feedback.weight": np.zeros(2)})

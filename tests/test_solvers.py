@@ -1,0 +1,142 @@
+"""All solvers against a dense solve, and their honesty about systems they cannot solve."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ide_ref.solvers import SOLVERS, NotConverged, norms, require, solve
+
+HONEST = [name for name in SOLVERS if name != "halved"]
+solvers = pytest.mark.parametrize("method", HONEST)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def system(rng, n_batch, n, norm, *, n_active=None):
+    """Matrices J (B, n, n) of 2-norm ``norm``, with zero columns beyond the active, and b (B, n)."""
+    J = rng.normal(size=(n_batch, n, n))
+    J[:, :, n if n_active is None else n_active :] = 0
+    size = np.linalg.norm(J, 2, axis=(1, 2))[:, None, None]
+    return norm * J / np.where(size > 0, size, 1), rng.normal(size=(n_batch, n))
+
+
+def product(J):
+    return lambda v: np.einsum("bij,bj->bi", J, v)
+
+
+def exact(J, b):
+    return np.stack([np.linalg.solve(np.eye(len(rhs)) - A, rhs) for A, rhs in zip(J, b, strict=True)])
+
+
+@solvers
+@given(n_batch=st.integers(1, 5), n=st.integers(1, 12), gamma=st.floats(0.0, 0.9), seed=seeds, data=st.data())
+def test_contractions_are_solved_by_all(method, n_batch, n, gamma, seed, data):
+    rng = np.random.default_rng(seed)
+    J, b = system(rng, n_batch, n, gamma, n_active=data.draw(st.integers(0, n)))
+    x0 = data.draw(st.sampled_from([None, rng.normal(size=b.shape)]))
+    for array in (J, b):
+        array.flags.writeable = False
+    solution = solve(method, product(J), b, tol=1e-11, max_iter=2000, x0=x0)
+    assert solution.converged
+    assert solution.method == method
+    np.testing.assert_allclose(solution.x, exact(J, b), rtol=0, atol=1e-9)
+    residual = np.linalg.norm(product(J)(solution.x) + b - solution.x, axis=1)
+    np.testing.assert_allclose(solution.residual, residual, rtol=1e-3, atol=1e-14)
+    np.testing.assert_allclose(solution.relative, solution.residual / norms(b), rtol=1e-12)
+    assert (solution.relative <= 1e-11).all()
+    assert require(solution, "test") is solution
+
+
+@solvers
+def test_products_are_counted(method):
+    J, b = system(np.random.default_rng(0), 3, 6, 0.5)
+    calls = []
+
+    def counted(v):
+        calls.append(1)
+        return product(J)(v)
+
+    solution = solve(method, counted, b, tol=1e-10)
+    assert len(calls) == solution.n_products
+
+
+@solvers
+def test_float32_stays_float32(method):
+    J, b = (a.astype(np.float32) for a in system(np.random.default_rng(0), 3, 6, 0.5))
+    solution = solve(method, product(J), b, tol=1e-5)
+    assert solution.converged
+    assert solution.x.dtype == np.float32
+    np.testing.assert_allclose(solution.x, exact(J, b), atol=1e-4)
+
+
+@solvers
+def test_nothing_to_solve_is_solved(method):
+    J, _ = system(np.random.default_rng(0), 2, 4, 0.5)
+    solution = solve(method, product(J), np.zeros((2, 4)), tol=1e-10)
+    assert solution.converged
+    np.testing.assert_array_equal(solution.x, 0)
+    np.testing.assert_array_equal(solution.relative, 0)
+
+
+@pytest.mark.parametrize("method", ["gmres", "direct", "anderson"])
+def test_spectral_radius_above_one_is_no_obstacle(method):
+    J, b = system(np.random.default_rng(2), 1, 6, 5.0)
+    assert np.abs(np.linalg.eigvals(J[0])).max() > 1.2
+    solution = solve(method, product(J), b, tol=1e-10, max_iter=2000)
+    assert solution.converged
+    np.testing.assert_allclose(solution.x, exact(J, b), atol=1e-8)
+
+
+def test_the_plain_iteration_admits_divergence():
+    J, b = system(np.random.default_rng(2), 2, 6, 5.0)
+    solution = solve("fixed_point", product(J), b, tol=1e-10, max_iter=50)
+    assert not solution.converged
+    assert (solution.relative > 1).all()
+    assert solution.history[-1] > solution.history[0]
+    with pytest.raises(NotConverged, match=r"\(BETA\): fixed_point stopped after 51 products with a relative residual"):
+        require(solution, "(BETA)")
+
+
+@solvers
+def test_one_bad_sample_is_enough(method):
+    """The second sample has no solution: J = I."""
+    J = np.stack([0.5 * np.eye(3), np.eye(3)])
+    solution = solve(method, product(J), np.ones((2, 3)), tol=1e-8, max_iter=60)
+    assert not solution.converged
+    assert not (solution.relative[1] <= 1e-8)
+    with pytest.raises(NotConverged, match="allow more iterations, use another solver, or pass allow_unconverged=True"):
+        require(solution, "test")
+
+
+@solvers
+def test_a_product_of_nan_does_not_count_as_converged(method):
+    solution = solve(method, lambda v: np.full_like(v, np.nan), np.ones((2, 3)), tol=1e-8, max_iter=10)
+    assert not solution.converged
+    with pytest.raises(NotConverged):
+        require(solution, "test")
+
+
+def test_halved_iteration_has_another_limit():
+    J, b = system(np.random.default_rng(0), 3, 6, 0.8)
+    solution = solve("halved", product(J), b, tol=1e-14, max_iter=500)
+    limit = np.stack([np.linalg.solve(2 * np.eye(6) - A, rhs) for A, rhs in zip(J, b, strict=True)])
+    np.testing.assert_allclose(solution.x, limit, atol=1e-12)
+    assert not solution.converged
+    np.testing.assert_allclose(solution.residual, norms(product(J)(limit) + b - limit), atol=1e-12)
+
+
+def test_the_fixed_point_is_the_neumann_sum():
+    J, b = system(np.random.default_rng(0), 2, 4, 0.9)
+    solution = solve("fixed_point", product(J), b, tol=1e-14, max_iter=3)
+    expected = b + product(J)(b + product(J)(b + product(J)(b)))
+    np.testing.assert_allclose(solution.x, expected, atol=1e-13)
+    assert (solution.iterations, solution.n_products) == (3, 4)
+    assert len(solution.history) == 3
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="solver 'newton' is unknown; expected one of fixed_point, anderson"):
+        solve("newton", lambda v: v, np.ones((1, 1)), tol=1e-3)
+    for tol in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="tol is .*; expected a positive relative tolerance"):
+            solve("direct", lambda v: v, np.ones((1, 1)), tol=tol)
