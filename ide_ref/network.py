@@ -364,6 +364,8 @@ class FrozenConnection:
         ``Profile.batch_statistics_in_beta``.
     simulated_norm : BatchNorm or None
         Used in place of ``norm`` by the rollout, ``Profile.unbiased_spike_statistics``.
+    updates : int
+        How often a batch enters the running statistics, 2 under ``Profile.statistics_twice``.
     """
 
     connection: Connection
@@ -375,6 +377,7 @@ class FrozenConnection:
     z: NDArray | None = None
     couples: bool = False
     simulated_norm: BatchNorm | None = None
+    updates: int = 1
 
     @property
     def synapse(self) -> Synapse:
@@ -487,7 +490,10 @@ class FrozenConnection:
             delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = self.norm.pull_back(delta, z)
             mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
             for part, value in (("running_mean", mean), ("running_var", variance)):
-                statistics[f"{c.name}.{part}"] = constraints.running_update(params[f"{c.name}.{part}"], value)
+                running = params[f"{c.name}.{part}"]
+                for _ in range(self.updates):
+                    running = constraints.running_update(running, value)
+                statistics[f"{c.name}.{part}"] = running
         if c.bias:
             grads[f"{c.name}.bias"] = self.synapse.channel_sum(delta)
         if c.synapse.weight_shape:
@@ -713,7 +719,8 @@ def freeze(
                 z = made.raw(cells)
                 mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
                 norm = replace(norm, mean=mean, variance=variance, from_batch=True)
-                made = replace(made, norm=norm, z=z)
+                twice = profile.statistics_twice and x is not None and not network.is_train(x)
+                made = replace(made, norm=norm, z=z, updates=2 if twice else 1)
                 if profile.unbiased_spike_statistics and x is not None and network.is_train(x):
                     n = z.size // mean.size
                     unbiased = replace(norm, variance=variance * dtype.type(n / (n - 1)), epsilon=1e-8)

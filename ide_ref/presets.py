@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from ide_ref import profiles
+from ide_ref.constraints import Restriction
 from ide_ref.network import Network
 from ide_ref.neurons import IF, LIF, Neuron
+from ide_ref.profiles import PAPER, Profile
 from ide_ref.structure import build
 
 
@@ -37,7 +40,7 @@ class Recipe:
         Every second training image, at random, is mirrored left to right.
     input : {"static", "spikes"}
         A constant image for all time steps, or a train of frames.
-    solver, tol, max_iter
+    solver, tol, max_iter, allow_unconverged
         How (BETA) is solved: see `ide_ref.backward`.
     dtype : {"float32", "float64"}
         Of parameters and of all computation.
@@ -68,6 +71,7 @@ class Recipe:
     solver: str = "fixed_point"
     tol: float = 1e-4
     max_iter: int = 200
+    allow_unconverged: bool = False
     dtype: str = "float32"
     limit: int | None = None
 
@@ -99,6 +103,10 @@ class Preset:
     dropout : float
         Probability of a neuron to be left out of a batch.
     recipe : Recipe
+    norm : {"operator", "kernel"}
+        Of the restriction of the feedback connection, see `ide_ref.Restriction`.
+    profile : Profile
+        Differences of the authors' program to reproduce; none by default.
     """
 
     name: str
@@ -108,6 +116,8 @@ class Preset:
     neuron: Neuron
     dropout: float
     recipe: Recipe
+    norm: Literal["operator", "kernel"] = "operator"
+    profile: Profile = PAPER
 
     @cached_property
     def network(self) -> Network:
@@ -118,6 +128,7 @@ class Preset:
             n_classes=self.n_classes,
             neuron=self.neuron,
             dropout=self.dropout,
+            restriction=Restriction(norm=self.norm),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,11 +151,25 @@ class Preset:
                 "input_shape": tuple(fields["input_shape"]),
                 "neuron": Neuron(**fields["neuron"]),
                 "recipe": Recipe(**recipe),
+                "profile": Profile(**fields["profile"]),
             }
         )
 
 
 _MNIST_LIKE = Recipe(dataset="mnist", n_steps=30, mean=(0.1307,), std=(0.3081,), milestones=(30, 60, 90))
+
+_CIFAR = Recipe(
+    dataset="cifar10",
+    n_steps=30,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+    milestones=(50, 75),
+    warmup_steps=400,
+    crop=4,
+    flip=True,
+    # Hidden connections are not restricted, so the plain iteration may not converge.
+    solver="anderson",
+)
 
 # Presets with LIF neurons; `load` puts IF neurons in their place on request.
 _TABLE = {
@@ -177,6 +202,24 @@ _TABLE = {
             dropout=0.2,
             recipe=replace(_MNIST_LIKE, dataset="fashion-mnist", n_steps=5),
         ),
+        Preset("mnist-64c5", "64C5s (F64C5)", (1, 28, 28), 10, LIF(0.95), 0.2, _MNIST_LIKE),
+        Preset(
+            "nmnist-64c5",
+            "64C5s (F64C5)",
+            (2, 34, 34),
+            10,
+            LIF(0.95),
+            0.2,
+            replace(_MNIST_LIKE, dataset="nmnist", mean=(0.0, 0.0), std=(1.0, 1.0), input="spikes"),
+        ),
+        *(
+            Preset(f"{data}-{name}", structure, (3, 32, 32), n_classes, LIF(0.99), 0.2, replace(_CIFAR, dataset=data))
+            for data, n_classes in (("cifar10", 10), ("cifar100", 100))
+            for name, structure in (
+                ("alexnet-f", "96C3s-256C3-384C3s-384C3-256C3 (F96C3u)"),
+                ("cifarnet-f", "128C3s-256C3-512C3s-1024C3-512C3 (F128C3u)"),
+            )
+        ),
     )
 }
 
@@ -186,7 +229,14 @@ def names() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
-def load(name: str, *, neuron: str = "lif", n_steps: int | None = None) -> Preset:
+def load(
+    name: str,
+    *,
+    neuron: str = "lif",
+    n_steps: int | None = None,
+    norm: Literal["operator", "kernel"] = "operator",
+    profile: Literal["paper", "authors"] = "paper",
+) -> Preset:
     """A preset by name.
 
     Parameters
@@ -196,6 +246,11 @@ def load(name: str, *, neuron: str = "lif", n_steps: int | None = None) -> Prese
     neuron : {"lif", "if"}
     n_steps : int, optional
         T in place of the preset's own.
+    norm : {"operator", "kernel"}
+        Of the restriction.
+    profile : {"paper", "authors"}
+        ``authors`` turns on all differences of the authors' program: the kernel's norm, their solver (Broyden,
+        30 steps, unconverged results taken) and every switch of `ide_ref.profiles`.
 
     Returns
     -------
@@ -217,4 +272,13 @@ def load(name: str, *, neuron: str = "lif", n_steps: int | None = None) -> Prese
         preset = replace(preset, neuron=IF(preset.neuron.v_th))
     if n_steps is not None:
         preset = replace(preset, recipe=replace(preset.recipe, n_steps=n_steps))
+    if norm not in ("operator", "kernel"):
+        raise ValueError(f"norm is {norm!r}, expected 'operator' or 'kernel'")
+    if profile not in ("paper", "authors"):
+        raise ValueError(f"profile is {profile!r}, expected 'paper' or 'authors'")
+    preset = replace(preset, norm=norm)
+    if profile == "authors":
+        recipe = replace(preset.recipe, solver="broyden", max_iter=30, tol=1e-7, allow_unconverged=True)
+        switches = profiles.authors(len(preset.network.populations))
+        preset = replace(preset, norm="kernel", profile=switches, recipe=recipe)
     return preset

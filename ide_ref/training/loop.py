@@ -92,7 +92,7 @@ def generator(
 def begin(preset: Preset, seed: int) -> Checkpoint:
     """A training before its first batch."""
     recipe, network = preset.recipe, preset.network
-    params = network.init(generator(seed, "init"), dtype=recipe.dtype)
+    params = network.init(generator(seed, "init"), dtype=recipe.dtype, profile=preset.profile)
     velocity = _optimiser(preset).start(params, network.trainable)
     return Checkpoint(preset, seed, params, velocity, 0, {}, ())
 
@@ -221,20 +221,28 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
     recipe, network = preset.recipe, preset.network
     rng = generator(state.seed, "batch", state.epoch, state.step)
     x, y = load_batch(preset, data, "train", indices, rng=rng)
-    frozen = freeze(network, params, x, training=True, rng=rng)
+    frozen = freeze(network, params, x, training=True, rng=rng, profile=preset.profile)
     rates = simulate(frozen, x, recipe.n_steps)
     logits = read_out(frozen, rates)
     loss, d_logits = cross_entropy(logits, y)
     if not math.isfinite(loss):
         raise _diverged(state, f"the loss is {loss}")
     try:
-        back = backward(frozen, rates, d_logits, solver=recipe.solver, tol=recipe.tol, max_iter=recipe.max_iter)
+        back = backward(
+            frozen,
+            rates,
+            d_logits,
+            solver=recipe.solver,
+            tol=recipe.tol,
+            max_iter=recipe.max_iter,
+            allow_unconverged=recipe.allow_unconverged,
+        )
     except NotConverged as error:
         raise _diverged(state, str(error)) from None
     params, velocity = _optimiser(preset).step(
         {**params, **back.statistics}, state.velocity, back.gradients, rate=_rate(state, n_batches)
     )
-    params = network.project(params)
+    params = network.project(params, profile=preset.profile)
     for name, array in params.items():
         if not math.isfinite(float(array.sum())):
             raise _diverged(state, f"{name} is no longer finite")
