@@ -455,14 +455,16 @@ def _solve_active(
     """(I − J) step = r of one sample, by a dense solve on the feedback sources that are on σ's slope."""
     net = frozen.network
     given = {source: part for source, _, part in net.feedback_places}
-    eye = np.eye(net.feedback_size, dtype=r.dtype)
     reach: list[NDArray] = []
     for target in range(len(net.populations)):
         rows = np.zeros((net.populations[target].size, net.feedback_size), r.dtype)
         for c, matrix, (source, end) in zip(frozen.connections, matrices, net.ends, strict=True):
             if end == target and matrix is not None:
-                part = matrix @ reach[source] if source < target else matrix @ eye[given[source]]
-                rows += part if c.keep is None else c.keep[sample][:, None] * part
+                W = matrix if c.keep is None else c.keep[sample][:, None] * matrix
+                if source < target:
+                    rows += W @ reach[source]
+                else:
+                    rows[:, given[source]] += W
         reach.append(slope[sample, net.place(target)][:, None] * rows)
     J = np.concatenate([reach[source] for source in net.feedback_sources])
     active = np.flatnonzero(np.any(J != 0, axis=1))
@@ -470,5 +472,8 @@ def _solve_active(
     step = r.copy()
     J_A = J[active]
     right = r[active] + J_A[:, still] @ r[still]
-    step[active] = np.linalg.solve(np.eye(active.size, dtype=r.dtype) - J_A[:, active], right)
+    try:
+        step[active] = np.linalg.solve(np.eye(active.size, dtype=r.dtype) - J_A[:, active], right)
+    except np.linalg.LinAlgError:  # singular, possible for γ ≥ 1 alone: a sweep instead
+        return r
     return step

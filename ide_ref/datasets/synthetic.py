@@ -277,7 +277,9 @@ def _record_chunk(
         while cells.size:
             rising = after[cells] > reference[cells]
             level = reference[cells] + np.where(rising, threshold[cells], -threshold[cells])
-            fraction = (level - before[cells]) / (after[cells] - before[cells])
+            change = after[cells] - before[cells]
+            # A still pixel can stand at a threshold through rounding alone: its event comes at the sub-frame's end.
+            fraction = np.divide(level - before[cells], change, out=np.ones_like(change), where=change != 0)
             t = np.float32(sub_frame) * (np.float32(step) + np.clip(fraction, 0, 1))
             heard = t - last_event[cells] >= sensor.refractory
             last_event[cells[heard]] = t[heard]

@@ -1,0 +1,287 @@
+"""The event loop of (IF-C) and (LIF-C), and the averages of its spikes.
+
+Potentials are kept in a frame in which nothing moves between events. With z = t − T0 (IF) or
+z = exp((t − T0)/τ) (LIF), where d is a neuron's drive,
+
+    IF   u = c + d z,       reaches V at z = (V − c)/d
+    LIF  u = τ d + c/z,     reaches V at z = c/(V − τ d)
+
+so an arriving spike changes c by w or by w z, no logarithm stands in a crossing, and one exponential serves all
+receivers of an event. The frame moves on (T0 to now) before numbers in it grow large.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+DONE, BUDGET = 0, 1
+SPIKES, DELIVERIES, INPUTS, STATUS = range(4)
+EDGE, INPUT, DELIVERY, SAMPLE = range(4)
+
+
+@njit(cache=True, nogil=True)
+def _crossing(c, d, z, v_th, tau):
+    """Where in the frame a neuron next fires: z itself if it stands at threshold now, infinity for never."""
+    if tau > 0:
+        gap = v_th - tau * d
+        if c >= gap * z:
+            return z
+        return max(c / gap, z) if gap < 0 else np.inf
+    if c + d * z >= v_th:
+        return z
+    return max((v_th - c) / d, z) if d > 0 else np.inf
+
+
+@njit(cache=True, nogil=True)
+def _before(key, i, j):
+    return key[i] < key[j] or (key[i] == key[j] and i < j)
+
+
+@njit(cache=True, nogil=True)
+def _rise(heap, place, key, i):
+    """Neuron i's key has fallen: move it towards the top."""
+    at = place[i]
+    while at > 0:
+        parent = (at - 1) >> 1
+        j = heap[parent]
+        if not _before(key, i, j):
+            break
+        heap[at] = j
+        place[j] = at
+        at = parent
+    heap[at] = i
+    place[i] = at
+
+
+@njit(cache=True, nogil=True)
+def _sink(heap, place, key, i):
+    """Neuron i's key has risen: move it towards the leaves."""
+    n = heap.shape[0]
+    at = place[i]
+    while True:
+        child = 2 * at + 1
+        if child >= n:
+            break
+        if child + 1 < n and _before(key, heap[child + 1], heap[child]):
+            child += 1
+        j = heap[child]
+        if not _before(key, j, i):
+            break
+        heap[at] = j
+        place[j] = at
+        at = child
+    heap[at] = i
+    place[i] = at
+
+
+@njit(cache=True, nogil=True)
+def _order(heap, place, key, c, drive, z, v_th, tau):
+    """All keys anew, and the heap from the leaves up."""
+    n = heap.shape[0]
+    for i in range(n):
+        key[i] = _crossing(c[i], drive[i], z, v_th, tau)
+    for at in range(n // 2 - 1, -1, -1):
+        _sink(heap, place, key, heap[at])
+
+
+@njit(cache=True, nogil=True)
+def _deliver(source, z, starts, targets, offsets, lengths, weights, heap, place, key, c, drive, v_th, tau):
+    """One spike reaches its receivers. Returns how many there are.
+
+    A key is a lower bound of its neuron's next crossing: what holds a neuron back needs no look at the heap.
+    """
+    reached = 0
+    factor = z if tau > 0 else 1.0
+    for s in range(starts[source], starts[source + 1]):
+        first = targets[s]
+        offset = offsets[s]
+        for j in range(lengths[s]):
+            w = weights[offset + j]
+            i = first + j
+            c[i] += w * factor
+            if w > 0:
+                crossing = _crossing(c[i], drive[i], z, v_th, tau)
+                if crossing < key[i]:
+                    key[i] = crossing
+                    _rise(heap, place, key, i)
+        reached += lengths[s]
+    return reached
+
+
+@njit(cache=True, nogil=True)
+def run(
+    starts,
+    targets,
+    offsets,
+    lengths,
+    weights,
+    drives,
+    edges,
+    input_times,
+    input_sources,
+    tau,
+    v_th,
+    delay,
+    samples,
+    spike_times,
+    spike_neurons,
+    u_samples,
+    u,
+    counts,
+):
+    """Run from rest to the last of ``samples``, or until ``spike_times`` is full.
+
+    Parameters
+    ----------
+    starts : (n_sources + 1,)  blocks starts[i]:starts[i + 1] belong to source i; neurons first, then inputs.
+    targets, offsets, lengths : (n_blocks,)  a block reaches ``lengths`` neurons in a row from ``targets``, with
+        the weights from ``offsets`` on.
+    weights : flat.
+    drives, edges : (K, n), (K,)  drive[k] holds from edges[k] on; edges[0] = 0.
+    input_times, input_sources : (E,)  arriving input spikes, ascending; sources count from n.
+    tau : 0 for IF.
+    delay : ≥ 0.
+    samples : (M,)  times at which to note u, ascending.
+    spike_times, spike_neurons : (max,)  overwritten as far as counts[SPIKES].
+    u_samples : (M, n)  overwritten as far as the run comes.
+    u : (n,)  overwritten: the potentials where it stops.
+    counts : (4,)  overwritten, see the names above.
+
+    Returns
+    -------
+    The time where it stops.
+
+    Of what happens at one instant, first the drive changes, then input spikes arrive, then delayed spikes, in
+    the order in which they were fired; then neurons at threshold fire, the lowest index first, each once a
+    turn. Without delay a spike arrives before the next neuron fires. A sample sees all of it.
+    """
+    n = u.shape[0]
+    c = np.zeros(n)
+    key = np.empty(n)
+    heap = np.arange(n)
+    place = np.arange(n)
+    counts[:] = 0
+    drive = drives[0]
+    if tau > 0:
+        c -= tau * drive
+    origin = 0.0
+    z = 1.0 if tau > 0 else 0.0
+    _order(heap, place, key, c, drive, z, v_th, tau)
+    edge = 1
+    arrived = 0
+    delivered = 0
+    sampled = 0
+    work = 0
+    t = 0.0
+    while sampled < samples.shape[0]:
+        kind = SAMPLE
+        t_next = samples[sampled]
+        # A sample comes after everything else of its instant, an edge before.
+        if delay > 0 and delivered < counts[SPIKES] and spike_times[delivered] + delay <= t_next:
+            kind = DELIVERY
+            t_next = spike_times[delivered] + delay
+        if arrived < input_times.shape[0] and input_times[arrived] <= t_next:
+            kind = INPUT
+            t_next = input_times[arrived]
+        if edge < edges.shape[0] and edges[edge] <= t_next:
+            kind = EDGE
+            t_next = edges[edge]
+        z_next = math.exp((t_next - origin) / tau) if tau > 0 else t_next - origin
+        i = heap[0]
+        crossing = _crossing(c[i], drive[i], z, v_th, tau)
+        while crossing > key[i]:
+            key[i] = crossing
+            _sink(heap, place, key, i)
+            i = heap[0]
+            crossing = _crossing(c[i], drive[i], z, v_th, tau)
+        if crossing < z_next or (kind == SAMPLE and crossing <= z_next and crossing < np.inf):
+            z = crossing
+            # The frame's z may round a crossing to before the last event's time.
+            t = max(t, origin + tau * math.log(z) if tau > 0 else origin + z)
+            if counts[SPIKES] == spike_times.shape[0]:
+                counts[STATUS] = BUDGET
+                break
+            c[i] -= v_th * z if tau > 0 else v_th
+            key[i] = _crossing(c[i], drive[i], z, v_th, tau)
+            _sink(heap, place, key, i)
+            spike_times[counts[SPIKES]] = t
+            spike_neurons[counts[SPIKES]] = i
+            counts[SPIKES] += 1
+            if delay == 0:
+                reached = _deliver(
+                    i, z, starts, targets, offsets, lengths, weights, heap, place, key, c, drive, v_th, tau
+                )
+                counts[DELIVERIES] += reached
+                work += reached
+            work += 1
+        else:
+            t = t_next
+            z = z_next
+            # Beyond the range of exp, or with a new drive, the frame has to move.
+            if kind == EDGE or (tau > 0 and z > 1e15):
+                _move(c, drive, t - origin, tau)
+                origin = t
+                z = 1.0 if tau > 0 else 0.0
+                if kind == EDGE:
+                    if tau > 0:
+                        c += tau * (drive - drives[edge])
+                    drive = drives[edge]
+                    edge += 1
+                _order(heap, place, key, c, drive, z, v_th, tau)
+                work = 0
+            if kind == SAMPLE:
+                for j in range(n):
+                    u_samples[sampled, j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + drive[j] * z
+                sampled += 1
+            elif kind != EDGE:
+                if kind == INPUT:
+                    source = input_sources[arrived]
+                    arrived += 1
+                else:
+                    source = spike_neurons[delivered]
+                    delivered += 1
+                reached = _deliver(
+                    source, z, starts, targets, offsets, lengths, weights, heap, place, key, c, drive, v_th, tau
+                )
+                counts[DELIVERIES] += reached
+                work += reached
+        if work > 16 * n or (tau > 0 and z > 1e15):
+            _move(c, drive, t - origin, tau)
+            origin = t
+            z = 1.0 if tau > 0 else 0.0
+            _order(heap, place, key, c, drive, z, v_th, tau)
+            work = 0
+    for j in range(n):
+        u[j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + drive[j] * z
+    counts[INPUTS] = arrived
+    return t
+
+
+@njit(cache=True, nogil=True)
+def _move(c, drive, elapsed, tau):
+    """Constants c of a frame that begins ``elapsed`` later."""
+    if tau > 0:
+        c *= math.exp(-elapsed / tau)
+    else:
+        c += drive * elapsed
+
+
+@njit(cache=True, nogil=True)
+def weighted_counts(times, neurons, samples, tau, out):
+    """out[m, i] = Σ of κ(samples[m] − t) over the spikes t ≤ samples[m] of neuron i; κ = 1 for tau = 0.
+
+    times and samples ascend; overwrites out (M, n).
+    """
+    total = np.zeros(out.shape[1])
+    at = 0
+    before = 0.0
+    for m in range(samples.shape[0]):
+        now = samples[m]
+        if tau > 0:
+            total *= math.exp(-(now - before) / tau)
+        while at < times.shape[0] and times[at] <= now:
+            total[neurons[at]] += math.exp(-(now - times[at]) / tau) if tau > 0 else 1.0
+            at += 1
+        out[m] = total
+        before = now

@@ -1,0 +1,78 @@
+"""The command ``ide-ref``.
+
+Progress and logs go to stderr, results to stdout; ``--json`` prints one JSON document and nothing else there.
+Exit status: 0 success, 1 a check failed, 2 wrong use, with one line saying what and what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ide_ref.cli import commands
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(WRONG_USE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, without anything heavy imported."""
+    from ide_ref import __version__
+
+    top = _Parser(prog="ide-ref", description="Feedback spiking networks trained by implicit differentiation.")
+    top.add_argument("--version", action="version", version=f"ide-ref {__version__}")
+    sub = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_all(sub)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    # A waiting thread of libgomp spins by default, which starves the working one on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    args = parser().parse_args(argv)
+    try:
+        _set_threads(getattr(args, "threads", None))
+        return int(args.run(args) or 0)
+    except BrokenPipeError:
+        # The reader of our output has gone; there is no one to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"ide-ref {args.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        return _fail(args.command, f"{error.name} is not installed; pip install 'ide_ref[train]'")
+    except ValueError as error:
+        return _fail(args.command, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(args.command, f"{where}{error.strerror or error}; give another place or make room there")
+    except RuntimeError as error:
+        print(f"ide-ref {args.command}: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _fail(command: str, message: str) -> int:
+    print(f"ide-ref {command}: {' '.join(message.split())}", file=sys.stderr)
+    return WRONG_USE
+
+
+def _set_threads(n: int | None) -> None:
+    if n is None:
+        return
+    if n < 1:
+        raise ValueError(f"--threads is {n}; expected at least 1")
+    import numba
+
+    if n > numba.config.NUMBA_NUM_THREADS:
+        raise ValueError(f"--threads is {n}; this machine has {numba.config.NUMBA_NUM_THREADS}")
+    numba.set_num_threads(n)

@@ -1,0 +1,285 @@
+"""The commands: what each takes, and what it prints. Heavy imports happen when a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ide_ref.datasets import Dataset
+    from ide_ref.network import Params
+    from ide_ref.presets import Preset
+
+
+def add_all(sub: Any) -> None:
+    """Add every command to the parser."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("--neuron", choices=("lif", "if"), default="lif")
+    which.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
+    which.add_argument("--profile", choices=("paper", "authors"), default="paper", help="authors: their differences")
+    which.add_argument("--n-steps", type=int, metavar="T", help="time steps (default: the preset's)")
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--data-dir", metavar="DIR", help="folder that holds the data sets' folders")
+
+    p = sub.add_parser("info", parents=[common, which], help="structure, sizes and norms of an initialised network")
+    p.add_argument("preset", metavar="PRESET")
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=info)
+
+    p = sub.add_parser("train", parents=[common, which, data], help="train a preset")
+    p.add_argument("preset", metavar="PRESET")
+    p.add_argument("--epochs", type=int, metavar="N")
+    p.add_argument("--milestones", metavar="E,E", help="epochs after which the learning rate falls, e.g. 30,60,90")
+    p.add_argument("--seed", type=int, default=0, metavar="S")
+    p.add_argument("--out", metavar="DIR", help="output folder (default: runs/PRESET-NEURON-sSEED)")
+    p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    p.add_argument("--limit", type=int, metavar="N", help="train and test on the first N samples alone")
+    p.add_argument("--batch-size", type=int, metavar="B")
+    p.add_argument("--lr", type=float)
+    p.add_argument("--dtype", choices=("float32", "float64"))
+    p.add_argument("--solver", help="of (BETA): fixed_point, anderson, broyden, gmres, direct")
+    p.add_argument("--tol", type=float, help="relative residual of (BETA)")
+    p.add_argument("--threads", type=int, metavar="N")
+    p.set_defaults(run=train)
+
+    p = sub.add_parser("evaluate", parents=[common, data], help="accuracy, firing rates, distance to equilibrium")
+    p.add_argument("checkpoint", metavar="CHECKPOINT")
+    p.add_argument("--limit", type=int, metavar="N")
+    p.add_argument("--threads", type=int, metavar="N")
+    p.set_defaults(run=evaluate)
+
+    p = sub.add_parser("gradcheck", parents=[common, which, data], help="implicit gradient against differences")
+    p.add_argument("network", metavar="PRESET|CHECKPOINT")
+    p.add_argument("--samples", type=int, default=8, metavar="N", help="batch size (default 8)")
+    p.add_argument("--coordinates", type=int, default=12, metavar="N", help="drawn a parameter (default 12)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--tol", type=float, default=1e-7, help="largest relative error that passes (default 1e-7)")
+    p.set_defaults(run=gradcheck)
+
+    p = sub.add_parser("data", parents=[common, data], help="which data sets were found, and how to get the others")
+    p.add_argument("--download", metavar="NAME", help="fetch a data set from its published address")
+    p.set_defaults(run=data_sets)
+
+
+def _print(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
+    print(json.dumps(document, ensure_ascii=False) if args.json else text)
+
+
+def _preset(args: argparse.Namespace, name: str) -> Preset:
+    from ide_ref import presets
+
+    return presets.load(name, neuron=args.neuron, n_steps=args.n_steps, norm=args.norm, profile=args.profile)
+
+
+def _data(preset: Preset, args: argparse.Namespace, limit: int | None) -> Dataset:
+    from ide_ref.datasets import load
+
+    n_frames = preset.recipe.n_steps if preset.recipe.input == "spikes" else None
+    return load(preset.recipe.dataset, data_dir=args.data_dir, limit=limit, n_frames=n_frames)
+
+
+def _network(args: argparse.Namespace, name: str) -> tuple[Preset, Params]:
+    """A preset's freshly drawn parameters, or a checkpoint's."""
+    if Path(name).suffix == ".safetensors" or Path(name).exists():
+        from ide_ref.training import checkpoint
+
+        state = checkpoint.load(name)
+        return state.preset, state.params
+    from ide_ref.training.loop import begin
+
+    preset = _preset(args, name)
+    return preset, begin(preset, args.seed).params
+
+
+def info(args: argparse.Namespace) -> int:
+    """``ide-ref info``."""
+    from ide_ref.equilibrium import contraction
+    from ide_ref.network import freeze
+
+    preset, params = _network(args, args.preset)
+    network = preset.network
+    frozen = freeze(network, params)
+    gamma = contraction(frozen)
+    norms = {c.connection.name: c.operator_norm for c in frozen.connections}
+    holds = gamma < 1
+    document = {
+        "preset": preset.name,
+        "structure": preset.structure,
+        "neuron": network.neuron.name,
+        "leak": network.neuron.leak,
+        "v_th": network.neuron.v_th,
+        "n_steps": preset.recipe.n_steps,
+        "populations": {p.name: list(p.shape) for p in network.populations},
+        "neurons": network.n_neurons,
+        "parameters": network.n_parameters,
+        "operator_norms": norms,
+        "contraction": gamma,
+        "condition_holds": holds,
+    }
+    lines = [
+        f"{preset.name}: {preset.structure}, {network.neuron.name.upper()} (leak {network.neuron.leak:g}, V_th "
+        f"{network.neuron.v_th:g}), T = {preset.recipe.n_steps}",
+        f"neurons     {network.n_neurons:>12,}   (input included)",
+        f"parameters  {network.n_parameters:>12,}",
+        "",
+        f"{'connection':<12}{'from':>7}  {'to':<6}{'shape':>26}  operator norm",
+    ]
+    for c in network.connections:
+        shapes = f"{'x'.join(map(str, c.synapse.in_shape))} -> {'x'.join(map(str, c.synapse.out_shape))}"
+        lines.append(f"{c.name:<12}{c.source:>7}  {c.target:<6}{shapes:>26}  {norms[c.name]:.4f}")
+    verdict = (
+        "(COND) holds: the average rates converge to the equilibrium"
+        if holds
+        else "(COND) does not hold: the theorems promise no equilibrium for these weights"
+    )
+    lines += ["", f"contraction gamma = {gamma:.4f} in operator norms; {verdict}."]
+    _print(args, document, "\n".join(lines))
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """``ide-ref train``."""
+    from ide_ref import figures
+    from ide_ref.training import loop
+
+    preset = _preset(args, args.preset)
+    changes = {
+        name: value
+        for name in ("epochs", "batch_size", "lr", "dtype", "solver", "tol", "limit")
+        if (value := getattr(args, name)) is not None
+    }
+    if args.milestones is not None:
+        try:
+            changes["milestones"] = tuple(int(part) for part in args.milestones.split(",") if part)
+        except ValueError:
+            raise ValueError(f"--milestones is {args.milestones!r}; expected epochs like 30,60,90") from None
+    preset = replace(preset, recipe=replace(preset.recipe, **changes))
+    out = Path(args.out or f"runs/{preset.name}-{preset.neuron.name}-s{args.seed}")
+    data = _data(preset, args, preset.recipe.limit)
+    try:
+        result = loop.train(
+            preset,
+            data,
+            out=out,
+            seed=args.seed,
+            resume=args.resume,
+            command=["ide-ref", *sys.argv[1:]],
+            log=sys.stderr,
+        )
+    except loop.Diverged as error:
+        raise RuntimeError(str(error)) from None
+    summary = {**result.summary(), "out": str(out)}
+    history = result.checkpoint.history
+    if history:
+        figures.training_curves(history, title=f"{preset.name} ({preset.neuron.name.upper()})", path=out / "curves.png")
+    if result.stopped_by is not None:
+        again = [*_without(sys.argv[1:], "--resume"), "--resume"]
+        print(f"stopped and saved; go on with: ide-ref {shlex.join(again)}", file=sys.stderr)
+        if args.json:
+            print(json.dumps(summary))
+        return 128 + result.stopped_by
+    text = (
+        f"test accuracy {summary['last_accuracy']:.2%} (best {summary['best_accuracy']:.2%} in epoch "
+        f"{summary['best_epoch']}), {summary['seconds_per_epoch']:.1f} s an epoch\n"
+        f"written: {out}/{{run.json, metrics.jsonl, checkpoint.safetensors, curves.png}}"
+    )
+    _print(args, summary, text)
+    return 0
+
+
+def _without(words: list[str], word: str) -> list[str]:
+    return [w for w in words if w != word]
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """``ide-ref evaluate``."""
+    import numpy as np
+
+    from ide_ref.training import checkpoint, evaluation
+
+    state = checkpoint.load(args.checkpoint)
+    data = _data(state.preset, args, args.limit or state.preset.recipe.limit)
+    result = evaluation.evaluate(state.preset, state.params, data)
+    x, _ = evaluation.load_batch(state.preset, data, "test", np.arange(min(16, len(data.y_test))))
+    distance = evaluation.equilibrium_distance(state.preset, state.params, x.astype(np.float64))
+    document = {
+        "checkpoint": args.checkpoint,
+        "preset": state.preset.name,
+        "epochs": len(state.history),
+        "samples": result.n_samples,
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "firing_rates": result.firing_rates,
+        "distance_to_equilibrium_rms": distance.rms,
+        "contraction": distance.contraction,
+    }
+    rates = "\n".join(
+        f"  {name:<6} {rate:.4f} spikes a neuron and step" for name, rate in result.firing_rates.items()
+    )
+    text = (
+        f"{state.preset.name} after {len(state.history)} epochs, {result.n_samples:,} test images\n"
+        f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}\nfiring rates\n{rates}\n"
+        f"distance of a[T] from the equilibrium: {distance.rms:.4f} a neuron (root mean square, {len(x)} images); "
+        f"gamma {distance.contraction:.4f}"
+    )
+    _print(args, document, text)
+    return 0
+
+
+def gradcheck(args: argparse.Namespace) -> int:
+    """``ide-ref gradcheck``."""
+    import numpy as np
+
+    from ide_ref.training.evaluation import load_batch
+    from ide_ref.verify import check_gradient
+
+    if args.samples < 1 or args.coordinates < 1:
+        raise ValueError("--samples and --coordinates are counts; expected at least 1")
+    preset, params = _network(args, args.network)
+    preset = replace(preset, recipe=replace(preset.recipe, dtype="float64"))
+    data = _data(preset, args, args.samples)
+    x, y = load_batch(preset, data, "train", np.arange(min(args.samples, len(data.y_train))))
+    report = check_gradient(
+        preset.network, params, x, y, n_coordinates=args.coordinates, seed=args.seed, tol=args.tol
+    )
+    document = {"preset": preset.name, "samples": len(y), **report.to_dict()}
+    _print(args, document, report.table())
+    return 0 if report.passed else 1
+
+
+def data_sets(args: argparse.Namespace) -> int:
+    """``ide-ref data``."""
+    from ide_ref.datasets import fetch, status
+
+    if args.download:
+        print(f"{args.download}: in {fetch(args.download, progress=True)}", file=sys.stderr)
+    found = status(data_dir=args.data_dir)
+    document = {
+        s.info.name: {
+            "title": s.info.title,
+            "found": s.found,
+            "path": str(s.path) if s.path else None,
+            "train": s.n_train,
+            "test": s.n_test,
+            "problem": s.problem,
+            "how_to_get": s.info.how_to_get,
+            "licence": s.info.licence,
+        }
+        for s in found
+    }
+    lines = []
+    for s in found:
+        if s.found:
+            lines.append(f"{s.info.name:<14} found    {s.n_train:,} + {s.n_test:,} in {s.path}")
+        else:
+            lines.append(f"{s.info.name:<14} {'unusable' if s.problem else 'missing':<8} {s.problem or s.info.how_to_get}")
+        lines.append(f"{'':<14} {s.info.title}; {s.info.licence}")
+    _print(args, document, "\n".join(lines))
+    return 0

@@ -1,0 +1,369 @@
+"""Continuous time, simulated exactly: (IF-C) and (LIF-C) from event to event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref._kernels import continuous as _continuous
+from ide_ref.network import Frozen, Network
+from ide_ref.synapses import to_cells
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """An input that is constant from each time to the next.
+
+    Parameters
+    ----------
+    times : (K,) array
+        Ascending; the first is 0.
+    values : (K, *input_shape) array
+        values[k] holds from times[k] on.
+    """
+
+    times: NDArray
+    values: NDArray
+
+
+@dataclass(frozen=True)
+class Events:
+    """An input of Dirac pulses of weight 1.
+
+    Parameters
+    ----------
+    times : (E,) array
+        Ascending, not negative.
+    neurons : (E,) int array
+        Which input each belongs to, counted along the flattened input_shape.
+    """
+
+    times: NDArray
+    neurons: NDArray
+
+
+@dataclass(frozen=True)
+class ContinuousRun:
+    """What an event-driven run leaves behind.
+
+    Attributes
+    ----------
+    network : Network
+    tau : float
+        τ_m; infinite for IF.
+    delay : float
+        Δ.
+    times : (M,) array
+        The requested times that were reached.
+    spike_times, spike_neurons : (S,) arrays
+        All spikes in the order in which they were fired; neurons in cell order.
+    a : (M, n) array
+        Average rates: (1/K) ∫ κ(t−τ) s(τ) dτ up to and with each time, κ = 1 and K = t for IF,
+        κ = exp(−·/τ_m) and K = τ_m (1 − exp(−t/τ_m)) for LIF. Spikes per unit of time.
+    a_delayed : (M, n) array
+        a(t − Δ); 0 before.
+    drive : (M, n) array
+        F x̄(t) + b.
+    recurrent : (M, n) array
+        W a(t − Δ).
+    u : (M, n) array
+        Potentials, as the event loop kept them.
+    u_end : (n,) array
+        Potentials at ``t_end``.
+    t_end : float
+        Where the run stopped.
+    n_deliveries, n_inputs : int
+        Receivers reached by spikes, and input events.
+    completed : bool
+        False where the event budget ended the run.
+    message : str
+        Why it stopped early, empty if it did not.
+    """
+
+    network: Network
+    tau: float
+    delay: float
+    times: NDArray
+    spike_times: NDArray
+    spike_neurons: NDArray[np.int64]
+    a: NDArray
+    a_delayed: NDArray
+    drive: NDArray
+    recurrent: NDArray
+    u: NDArray
+    u_end: NDArray
+    t_end: float
+    n_deliveries: int
+    n_inputs: int
+    completed: bool
+    message: str
+
+    @property
+    def n_spikes(self) -> NDArray[np.int64]:
+        """(n,) spikes of each neuron."""
+        return np.bincount(self.spike_neurons, minlength=self.network.state_size)
+
+    @property
+    def kernel_total(self) -> NDArray:
+        """K(t) = ∫_0^t κ at the requested times, (M,)."""
+        return kernel_total(self.times, self.tau)
+
+    @property
+    def ratio(self) -> NDArray:
+        """K(t − Δ)/K(t), (M,): the weight of the spikes that have arrived."""
+        return kernel_total(np.maximum(self.times - self.delay, 0.0), self.tau) / self.kernel_total
+
+    @property
+    def p(self) -> NDArray:
+        """(M, n) average drive: (K(t−Δ)/K(t)) W a(t−Δ) + F x̄(t) + b."""
+        return self.ratio[:, None] * self.recurrent + self.drive
+
+    @property
+    def u_plus(self) -> NDArray:
+        """(M, n) u⁺ of (SPLIT) with ReLU: u − K min(p, 0)."""
+        return self.u - self.kernel_total[:, None] * np.minimum(self.p, 0.0)
+
+    @property
+    def balance_error(self) -> float:
+        """Largest violation of V_th a = p − u/K, times K: in units of the potential. Rounding."""
+        charge = self.kernel_total[:, None] * (self.p - self.network.neuron.v_th * self.a)
+        return float(np.abs(charge - self.u).max(initial=0.0))
+
+
+def kernel_total(t: NDArray, tau: float) -> NDArray:
+    """K(t) = ∫_0^t κ: t for IF, τ_m (1 − exp(−t/τ_m)) for LIF."""
+    return t if np.isinf(tau) else -tau * np.expm1(-t / tau)
+
+
+def simulate_continuous(
+    frozen: Frozen,
+    x: NDArray | Pieces | Events,
+    times: NDArray,
+    *,
+    tau: float = np.inf,
+    delay: float = 0.0,
+    max_events: int = 1_000_000,
+) -> ContinuousRun:
+    """Run one sample in continuous time from rest, (IF-C) or (LIF-C), without a time grid.
+
+    Between events the potential has a closed form and the next crossing is computed from it. Each spike
+    costs in proportion to its receivers. All connections between populations carry the delay; the input
+    has none. Of what happens at one instant, first the drive changes, then input spikes arrive, then delayed
+    spikes in the order in which they were fired; then neurons at threshold fire, the lowest index first, each
+    once a turn; without delay a spike arrives before the next neuron fires. Requested times see all of it.
+
+    Parameters
+    ----------
+    frozen : Frozen
+        float64, frozen for evaluation. Its leak is not used: ``tau`` takes its place.
+    x : (*input_shape) array, Pieces or Events
+        Constant input, piecewise constant input, or spikes.
+    times : (M,) array
+        Where rates and potentials are wanted, ascending and positive; the last ends the run.
+    tau : float
+        τ_m; infinite for IF.
+    delay : float
+        Δ ≥ 0.
+    max_events : int
+        Most spikes. Rates have no upper end here, and with strong feedback they may diverge.
+
+    Returns
+    -------
+    ContinuousRun
+        Where the budget ends it, with everything up to that spike, and a message.
+
+    Raises
+    ------
+    ValueError
+        For arguments that do not fit.
+    """
+    net = frozen.network
+    times = np.ascontiguousarray(times, np.float64)
+    if times.ndim != 1 or times.size == 0 or not (times[0] > 0 and np.all(np.diff(times) >= 0) and times[-1] < np.inf):
+        raise ValueError(f"times has shape {times.shape}; expected at least one, positive, finite and ascending")
+    if not tau > 0:
+        raise ValueError(f"tau is {tau!r}; expected a positive time constant, infinite for IF")
+    if not 0 <= delay < np.inf:
+        raise ValueError(f"delay is {delay!r}; expected a finite number of at least 0")
+    if max_events < 1:
+        raise ValueError(f"max_events is {max_events!r}; expected at least 1")
+    if frozen.batch_size is not None or frozen.dtype != np.float64:
+        kind = "evaluation" if frozen.batch_size is None else "a training batch"
+        raise ValueError(f"frozen is {frozen.dtype} and made for {kind}; expected float64 for evaluation")
+    edges, drives, input_times, input_sources = _inputs(frozen, x)
+    blocks = _blocks(frozen, input_times.size > 0)
+    tau_or_0 = 0.0 if np.isinf(tau) else float(tau)
+    n = net.state_size
+    spike_times = np.empty(max_events)
+    spike_neurons = np.empty(max_events, np.int64)
+    u_samples = np.empty((times.size, n))
+    u = np.empty(n)
+    counts = np.empty(4, np.int64)
+    t_end = _continuous.run(
+        *blocks,
+        drives,
+        edges,
+        input_times,
+        input_sources + n,
+        tau_or_0,
+        float(net.neuron.v_th),
+        float(delay),
+        times,
+        spike_times,
+        spike_neurons,
+        u_samples,
+        u,
+        counts,
+    )
+    n_spikes = int(counts[_continuous.SPIKES])
+    spike_times, spike_neurons = spike_times[:n_spikes].copy(), spike_neurons[:n_spikes].copy()
+    completed = counts[_continuous.STATUS] == _continuous.DONE
+    # At the instant of the stop itself spikes are still to come.
+    reached = times if completed else times[times < t_end]
+    a = _averages(spike_times, spike_neurons, reached, tau, n)
+    a_delayed = _averages(spike_times, spike_neurons, reached - delay, tau, n)
+    recurrent = np.zeros_like(a)
+    drive = np.repeat(frozen.constants(1, with_input=True), reached.size, axis=0)
+    x_mean = _mean_input(net, x, reached, tau)
+    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.place(source)])
+        into[:, net.place(target)] += c.linear(sent)
+    message = "" if completed else _storm(net, spike_times, spike_neurons, t_end, times[-1])
+    return ContinuousRun(
+        net,
+        float(tau),
+        float(delay),
+        reached,
+        spike_times,
+        spike_neurons,
+        a,
+        a_delayed,
+        drive,
+        recurrent,
+        u_samples[: reached.size],
+        u,
+        float(t_end),
+        int(counts[_continuous.DELIVERIES]),
+        int(counts[_continuous.INPUTS]),
+        bool(completed),
+        message,
+    )
+
+
+def _inputs(frozen: Frozen, x: NDArray | Pieces | Events) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Edges and drives of the piecewise constant part, times and cells of the input spikes."""
+    net = frozen.network
+    none = np.empty(0), np.empty(0, np.int64)
+    if isinstance(x, Events):
+        times, neurons = np.asarray(x.times, np.float64), np.asarray(x.neurons)
+        n_in = int(np.prod(net.input_shape))
+        if times.ndim != 1 or times.shape != neurons.shape:
+            raise ValueError(f"x has {times.shape} times and {neurons.shape} neurons; expected the same number of each")
+        if times.size and not (times[0] >= 0 and np.all(np.diff(times) >= 0) and times[-1] < np.inf):
+            raise ValueError("x has times that are negative, infinite or not in order; expected them ascending from 0")
+        if times.size and not (np.issubdtype(neurons.dtype, np.integer) and 0 <= neurons.min() <= neurons.max() < n_in):
+            raise ValueError(f"x has neurons outside the input; expected whole numbers from 0 to {n_in - 1}")
+        return np.zeros(1), frozen.constants(1, with_input=True), times, _cell_of_input(net)[neurons.astype(np.int64)]
+    if isinstance(x, Pieces):
+        edges = np.asarray(x.times, np.float64)
+        values = np.asarray(x.values)
+        if edges.ndim != 1 or edges.size == 0 or edges[0] != 0 or not np.all(np.diff(edges) > 0):
+            raise ValueError("x has times that do not begin at 0 or do not ascend; expected 0 = t_0 < t_1 < ...")
+        if values.shape != (edges.size, *net.input_shape):
+            raise ValueError(f"x has values of shape {values.shape}; expected {(edges.size, *net.input_shape)}")
+        return edges, frozen.drive(frozen.check_input(values)), *none
+    x = np.asarray(x)
+    if x.shape != net.input_shape:
+        raise ValueError(f"x has shape {x.shape}; expected {net.input_shape}, one sample")
+    return np.zeros(1), frozen.drive(frozen.check_input(x[None])), *none
+
+
+def _cell_of_input(net: Network) -> NDArray[np.int64]:
+    """(n_in,) the cell of each input along the flattened input_shape."""
+    n_in = int(np.prod(net.input_shape))
+    order = to_cells(np.arange(n_in).reshape(1, *net.input_shape), net.input_shape)[0]
+    cells = np.empty(n_in, np.int64)
+    cells[order] = np.arange(n_in)
+    return cells
+
+
+def _mean_input(net: Network, x: NDArray | Pieces | Events, times: NDArray, tau: float) -> NDArray:
+    """x̄(t) = (1/K(t)) ∫ κ(t−τ) x(τ) dτ as cells, (M, n_in)."""
+    if isinstance(x, Events):
+        neurons = _cell_of_input(net)[np.asarray(x.neurons, np.int64)]
+        return _averages(np.asarray(x.times, np.float64), neurons, times, tau, int(np.prod(net.input_shape)))
+    if isinstance(x, Pieces):
+        cells = to_cells(np.asarray(x.values, np.float64), net.input_shape)
+        ends = np.append(np.asarray(x.times, np.float64), np.inf)
+        # ∫ κ over a piece that lies between t − hi and t − lo ago.
+        ago = kernel_total(np.maximum(times[:, None] - np.minimum(ends, times[:, None]), 0.0), tau)
+        return (ago[:, :-1] - ago[:, 1:]) @ cells / kernel_total(times, tau)[:, None]
+    cells = to_cells(np.asarray(x, np.float64)[None], net.input_shape)
+    return np.repeat(cells, times.size, axis=0)
+
+
+def _averages(times: NDArray, neurons: NDArray, samples: NDArray, tau: float, n: int) -> NDArray:
+    """(1/K) Σ κ of each neuron's spikes at each time, (M, n); 0 for times that are not positive."""
+    out = np.empty((samples.size, n))
+    clipped = np.maximum(samples, 0.0)
+    _continuous.weighted_counts(times, neurons, clipped, 0.0 if np.isinf(tau) else float(tau), out)
+    out[samples <= 0] = 0
+    return out / np.where(samples > 0, kernel_total(clipped, tau), 1.0)[:, None]
+
+
+def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+    """The sparse matrix of all connections, by sending neuron, in blocks of neighbouring receivers."""
+    net = frozen.network
+    n = net.state_size
+    rows: list[tuple[NDArray, NDArray, NDArray, NDArray]] = []
+    weights: list[NDArray] = [np.empty(0)]
+    offset = 0
+    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        if source < 0 and not with_input:
+            continue
+        synapse = c.synapse
+        c_in, c_out = synapse.channels
+        position, tap = np.nonzero(synapse.targets >= 0)
+        q = synapse.targets[position, tap].astype(np.int64)
+        channel = np.arange(synapse.in_shape[0] if synapse.depthwise else c_in)
+        sender = (position[:, None] * channel.size + channel).ravel() + (n if source < 0 else net.place(source).start)
+        if synapse.depthwise:
+            receiver, at = q[:, None] * c_out + channel, tap[:, None] * c_out + channel
+        else:
+            receiver, at = q[:, None] * c_out + 0 * channel, (tap[:, None] * c_in + channel) * c_out
+        length = np.full(sender.size, 1 if synapse.depthwise else c_out)
+        rows.append((sender, receiver.ravel() + net.place(target).start, at.ravel() + offset, length))
+        weights.append(c.folded_taps.ravel())
+        offset += weights[-1].size
+    sender, *columns = (
+        np.concatenate(part) if rows else np.empty(0, np.int64) for part in (zip(*rows, strict=True) if rows else [[]] * 4)
+    )
+    order = np.argsort(sender, kind="stable")
+    n_sources = n + (int(np.prod(net.input_shape)) if with_input else 0)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(sender, minlength=n_sources))]).astype(np.int64)
+    targets, offsets, lengths = (np.ascontiguousarray(column[order], np.int64) for column in columns)
+    return starts, targets, offsets, lengths, np.concatenate(weights)
+
+
+def _storm(net: Network, times: NDArray, neurons: NDArray, t_end: float, wanted: float) -> str:
+    """Which neuron used up the budget, and why."""
+    recent = neurons[-max(1, neurons.size // 10) :]
+    counts = np.bincount(recent, minlength=net.state_size)
+    worst = int(np.argmax(counts))
+    population = int(np.searchsorted(net.starts, worst, side="right")) - 1
+    late = int(np.count_nonzero(times > t_end / 2))
+    early = times.size - late
+    if late > 1.5 * early:
+        why = (
+            f"the second half of that time had {late} spikes and the first {early}: feedback outruns the resets, and "
+            "without the clip nothing bounds the rates (is the contraction below 1?)"
+        )
+    else:
+        why = "rates are steady, so this duration needs a larger max_events"
+    return (
+        f"stopped at t = {t_end:.6g} of {wanted:.6g} after max_events = {times.size} spikes: neuron "
+        f"{worst - int(net.starts[population])} of {net.populations[population].name!r} fired {counts[worst]} of the "
+        f"last {recent.size}; {why}"
+    )
