@@ -66,6 +66,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
         ax.plot(epochs, values("train"), color=TRAIN, label="train (with dropout)", marker=marker, markersize=3)
         ax.plot(epochs, values("test"), color=TEST, label="test", marker=marker, markersize=3)
         ax.set_yscale("log")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel("epoch", color=MUTED)
         ax.set_ylabel(unit, color=MUTED)
         ax.yaxis.set_major_formatter(_plain)
@@ -80,7 +81,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
     right.annotate(
         f"best {accuracies[best]:.2%}",
         (epochs[best], 100 * (1 - accuracies[best])),
-        xytext=(0, 12),
+        xytext=(0, -14),
         textcoords="offset points",
         ha="center",
         color=ACCENT,

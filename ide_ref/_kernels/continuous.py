@@ -7,7 +7,8 @@ z = exp((t − T0)/τ) (LIF), where d is a neuron's drive,
     LIF  u = τ d + c/z,     reaches V at z = c/(V − τ d)
 
 so an arriving spike changes c by w or by w z, no logarithm stands in a crossing, and one exponential serves all
-receivers of an event. The frame moves on (T0 to now) before numbers in it grow large.
+receivers of an event. The frame moves on (T0 to now) before numbers in it grow large. What rounding takes from c
+is kept in a second number, ``lost``: a neuron held far below threshold would else drift away from its balance.
 """
 
 import math
@@ -31,6 +32,16 @@ def _crossing(c, d, z, v_th, tau):
     if c + d * z >= v_th:
         return z
     return max((v_th - c) / d, z) if d > 0 else np.inf
+
+
+@njit(cache=True, nogil=True)
+def _add(c, lost, i, value):
+    """c[i] += value, the rounding error into lost[i]."""
+    old = c[i]
+    new = old + value
+    part = new - old
+    lost[i] += (old - (new - part)) + (value - part)
+    c[i] = new
 
 
 @njit(cache=True, nogil=True)
@@ -86,7 +97,7 @@ def _order(heap, place, key, c, drive, z, v_th, tau):
 
 
 @njit(cache=True, nogil=True)
-def _deliver(source, z, starts, targets, offsets, lengths, weights, heap, place, key, c, drive, v_th, tau):
+def _deliver(source, z, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau):
     """One spike reaches its receivers. Returns how many there are.
 
     A key is a lower bound of its neuron's next crossing: what holds a neuron back needs no look at the heap.
@@ -99,7 +110,7 @@ def _deliver(source, z, starts, targets, offsets, lengths, weights, heap, place,
         for j in range(lengths[s]):
             w = weights[offset + j]
             i = first + j
-            c[i] += w * factor
+            _add(c, lost, i, w * factor)
             if w > 0:
                 crossing = _crossing(c[i], drive[i], z, v_th, tau)
                 if crossing < key[i]:
@@ -158,6 +169,7 @@ def run(
     """
     n = u.shape[0]
     c = np.zeros(n)
+    lost = np.zeros(n)
     key = np.empty(n)
     heap = np.arange(n)
     place = np.arange(n)
@@ -202,7 +214,7 @@ def run(
             if counts[SPIKES] == spike_times.shape[0]:
                 counts[STATUS] = BUDGET
                 break
-            c[i] -= v_th * z if tau > 0 else v_th
+            _add(c, lost, i, -v_th * z if tau > 0 else -v_th)
             key[i] = _crossing(c[i], drive[i], z, v_th, tau)
             _sink(heap, place, key, i)
             spike_times[counts[SPIKES]] = t
@@ -210,7 +222,7 @@ def run(
             counts[SPIKES] += 1
             if delay == 0:
                 reached = _deliver(
-                    i, z, starts, targets, offsets, lengths, weights, heap, place, key, c, drive, v_th, tau
+                    i, z, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau
                 )
                 counts[DELIVERIES] += reached
                 work += reached
@@ -220,7 +232,7 @@ def run(
             z = z_next
             # Beyond the range of exp, or with a new drive, the frame has to move.
             if kind == EDGE or (tau > 0 and z > 1e15):
-                _move(c, drive, t - origin, tau)
+                _move(c, lost, drive, t - origin, tau)
                 origin = t
                 z = 1.0 if tau > 0 else 0.0
                 if kind == EDGE:
@@ -232,7 +244,7 @@ def run(
                 work = 0
             if kind == SAMPLE:
                 for j in range(n):
-                    u_samples[sampled, j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + drive[j] * z
+                    u_samples[sampled, j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + (drive[j] * z + lost[j])
                 sampled += 1
             elif kind != EDGE:
                 if kind == INPUT:
@@ -242,29 +254,32 @@ def run(
                     source = spike_neurons[delivered]
                     delivered += 1
                 reached = _deliver(
-                    source, z, starts, targets, offsets, lengths, weights, heap, place, key, c, drive, v_th, tau
+                    source, z, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau
                 )
                 counts[DELIVERIES] += reached
                 work += reached
         if work > 16 * n or (tau > 0 and z > 1e15):
-            _move(c, drive, t - origin, tau)
+            _move(c, lost, drive, t - origin, tau)
             origin = t
             z = 1.0 if tau > 0 else 0.0
             _order(heap, place, key, c, drive, z, v_th, tau)
             work = 0
     for j in range(n):
-        u[j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + drive[j] * z
+        u[j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + (drive[j] * z + lost[j])
     counts[INPUTS] = arrived
     return t
 
 
 @njit(cache=True, nogil=True)
-def _move(c, drive, elapsed, tau):
+def _move(c, lost, drive, elapsed, tau):
     """Constants c of a frame that begins ``elapsed`` later."""
     if tau > 0:
-        c *= math.exp(-elapsed / tau)
+        factor = math.exp(-elapsed / tau)
+        c *= factor
+        lost *= factor
     else:
-        c += drive * elapsed
+        for i in range(c.shape[0]):
+            _add(c, lost, i, drive[i] * elapsed)
 
 
 @njit(cache=True, nogil=True)

@@ -37,7 +37,7 @@ _RIGHT = ((0.0, -25 / 12), (1.0, 48 / 12), (2.0, -36 / 12), (3.0, 16 / 12), (4.0
 _LEFT = tuple((-offset, -weight) for offset, weight in _RIGHT)
 _SECOND = ((-1.0, -1 / 2), (1.0, 1 / 2))
 
-_STEP = {"central": 4e-2, "cell": 0.5}
+_STEP = {"central": 1e-2, "cell": 0.5}
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class GradientReport:
             )
         sided = sum(row.one_sided for row in self.rows)
         lines.append(
-            f"{self.checked} differences checked by method {self.method!r} ({sided} one-sided), {self.set_aside} set "
-            f"aside for kinks ({100 * self.set_aside_fraction:.1f} %); largest relative error "
+            f"{self.checked} differences checked by method {self.method!r} ({sided} one-sided), "
+            f"{self.set_aside} set aside for kinks ({100 * self.set_aside_fraction:.1f} %); largest relative error "
             f"{self.max_rel_error:.2e}, tolerance {self.tol:.0e}: {'passed' if self.passed else 'FAILED'}"
         )
         lines.append(
@@ -180,9 +180,10 @@ class GradientReport:
             f"certified error of beta {self.certificate:.1e}; residual of the equilibrium "
             f"{self.equilibrium_residual:.1e}, certified error {self.equilibrium_certificate:.1e}"
         )
-        k = self.kink
+        kink = self.kink
         lines.append(
-            f"nearest kink {k.distance:.1e} away in potential: sample {k.sample}, {k.population}, neuron {k.neuron}"
+            f"nearest kink {kink.distance:.1e} away in potential: sample {kink.sample}, {kink.population}, "
+            f"neuron {kink.neuron}"
         )
         return "\n".join(lines)
 
@@ -233,7 +234,9 @@ class StepSweep:
         """The curves as text; a star where a kink was crossed."""
         lines = ["step      " + "  ".join(f"{name:>14}" for name in self.errors)]
         for i, step in enumerate(self.steps):
-            cells = (f"{e[i]:>13.2e}{'*' if self.crossed[name][i] else ' '}" for name, e in self.errors.items())
+            cells = (
+                f"{e[i]:>13.2e}{'*' if self.crossed[name][i] else ' '}" for name, e in self.errors.items()
+            )
             lines.append(f"{step:<10.1e}" + "  ".join(cells))
         return "\n".join(lines)
 
@@ -297,7 +300,8 @@ def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     converged = bool(np.all(residual <= 1e-12 * (1.0 + solvers.norms(z))))
     if not converged:
         raise solvers.NotConverged(
-            f"linear cell: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is close to singular"
+            f"linear cell: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is close "
+            "to singular"
         )
     return Equilibrium(net, a, p, x_mean, residual, 3, converged, frozen)
 
@@ -336,7 +340,9 @@ class _Problem:
         rows = np.arange(shifted.shape[0])
         return np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, self.y])
 
-    def along(self, base: Equilibrium, direction: Mapping[str, NDArray], h: float, method: Method) -> tuple[Any, bool]:
+    def along(
+        self, base: Equilibrium, direction: Mapping[str, NDArray], h: float, method: Method
+    ) -> tuple[Any, bool]:
         """Loss at θ + h·direction, and whether a kink lies between: of σ, unless held, or of α's clamp."""
         moved = {**self.theta, **{name: self.theta[name] + h * d for name, d in direction.items()}}
         clamped = any(
@@ -379,7 +385,9 @@ class _Problem:
         for _ in range(6):
             jumps = []
             for k in (1.0, 2.0, 3.0, 4.0):
-                (high, out_high), (low, out_low) = (self.along(base, direction, s * k * h, "cell") for s in (1, -1))
+                (high, out_high), (low, out_low) = (
+                    self.along(base, direction, s * k * h, "cell") for s in (1, -1)
+                )
                 if out_high or out_low:
                     break
                 jumps.append((high - low) / h)
@@ -401,7 +409,9 @@ def _problem(
 ) -> _Problem:
     theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     network.check_params(theta)
-    return _Problem(network, theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed)
+    return _Problem(
+        network, theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed
+    )
 
 
 def nearest_kink(state: Equilibrium) -> Kink:
@@ -458,9 +468,9 @@ def check_gradient(
     """Compare the implicit gradient with differences of the exact equilibrium.
 
     The loss is that of a*(θ), solved for each perturbed θ, with batch statistics recomputed and dropout masks
-    held. With ``central`` the differences are of fourth order, from θ ± h and θ ± 2h; when one of the four moves
-    a neuron onto another piece of σ, h is divided by 4, three times at most; then the difference is set aside.
-    With ``cell`` every neuron stays on its piece, (FP) is a linear system, and the differences are of eighth
+    held. With ``central`` the differences are of fourth order, from θ ± h and θ ± 2h; when one of the four
+    moves a neuron onto another piece of σ, h is divided by 4, three times at most; then the difference is set
+    aside. With ``cell`` every neuron stays on its piece, (FP) is a linear system, and the differences are of eighth
     order: no kinks of σ, and errors near rounding. The two agree up to what ``set_aside`` counts.
 
     Parameters
@@ -478,8 +488,8 @@ def check_gradient(
     seed : int
         Of the draws and of the dropout masks.
     step : float, optional
-        First h of a coordinate, in units of the larger of 0.1 and its size; a quarter of it is that of a direction,
-        which has length 1. 0.04 for ``central``, 0.5 for ``cell``.
+        First h of a coordinate, in units of the larger of 0.1 and its size; a quarter of it is that of a
+        direction, which has length 1. 0.01 for ``central``, 0.5 for ``cell``.
     tol : float
         Largest relative error that passes.
     training : bool
@@ -513,12 +523,13 @@ def check_gradient(
     ours: Backward = backward(state.frozen, state, d_logits, solver=solver, tol=1e-12, max_iter=2000)
     found: dict[str, NDArray] = {}
     for name in network.trainable:
+        shape = theta[name].shape
         if gradients is not None and name not in gradients:
-            raise ValueError(f"gradients has nothing for {name!r}; expected an array of shape {theta[name].shape}")
+            raise ValueError(f"gradients has nothing for {name!r}; expected an array of shape {shape}")
         found[name] = np.asarray((ours.gradients if gradients is None else gradients)[name], np.float64)
-        if found[name].shape != theta[name].shape:
-            raise ValueError(f"gradient of {name!r} has shape {found[name].shape}; expected {theta[name].shape}")
-    overall = max(float(np.max(np.abs(g))) for g in found.values())
+        if found[name].shape != shape:
+            raise ValueError(f"gradient of {name!r} has shape {found[name].shape}; expected {shape}")
+    overall = max(float(np.max(np.abs(value))) for value in found.values())
     first = _STEP[method] if step is None else step
     rng = np.random.default_rng(seed)
     rows = []
@@ -533,9 +544,21 @@ def check_gradient(
             tasks.append(_Task(where, {name: unit}, first * max(0.1, abs(float(theta[name][where]))), floor))
         if tasks:
             rows.append(_check(problem, state, found, name, "coordinates", tasks, method, one_sided))
-        rows += _directions(problem, state, found, name, (name,), n_directions, first, overall, rng, method, one_sided)
+        rows += _directions(
+            problem, state, found, name, (name,), n_directions, first, overall, rng, method, one_sided
+        )
     rows += _directions(
-        problem, state, found, "(all)", network.trainable, n_directions, first, overall, rng, method, one_sided
+        problem,
+        state,
+        found,
+        "(all)",
+        network.trainable,
+        n_directions,
+        first,
+        overall,
+        rng,
+        method,
+        one_sided,
     )
     return GradientReport(
         tuple(rows),
@@ -554,7 +577,7 @@ def check_gradient(
 class _Task(NamedTuple):
     """One difference to take: its name in the report, the direction, h, and the least scale of the error."""
 
-    index: tuple[int, ...]
+    where: tuple[int, ...]
     direction: dict[str, NDArray]
     h: float
     floor: float
@@ -607,7 +630,7 @@ def _check(
         value = _dot(task.direction, found)
         error = abs(value - result[0]) / max(abs(value), abs(result[0]), task.floor)
         if not error <= worst_error:
-            worst, worst_error = task.index, error
+            worst, worst_error = task.where, error
     names = found if label == "(all)" else (label,)
     size = sum(found[name].size for name in names)
     largest = max(float(np.max(np.abs(found[name]))) for name in names)

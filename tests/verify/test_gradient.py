@@ -30,7 +30,9 @@ def test_central_differences_and_what_they_set_aside():
 
 
 def test_without_training():
-    assert check_gradient(*problem("mnist-64c5"), method="cell", n_coordinates=2, training=False, tol=1e-9).passed
+    assert check_gradient(
+        *problem("mnist-64c5"), method="cell", n_coordinates=2, training=False, tol=1e-9
+    ).passed
 
 
 def test_cell_is_the_equilibrium_while_no_neuron_leaves_its_piece():
@@ -119,5 +121,5 @@ def test_wrong_arguments(options, message):
 
 
 def test_unknown_parameter_of_a_sweep():
-    with pytest.raises(ValueError, match="parameter is 'W'; expected one of input.weight"):
+    with pytest.raises(ValueError, match=r"parameter is 'W'; expected one of input\.weight"):
         sweep_steps(*problem("fashion-mnist-400"), parameter="W")
