@@ -45,7 +45,7 @@ _HOMES = {
     "SGD": "training.sgd",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from ide_ref.constraints import Restriction

@@ -99,12 +99,11 @@ def leading_singular_pair(
     n_vectors = min(n_vectors, right.size)
     for _ in range(max_restarts):
         rights = np.empty((n_vectors, right.size), right.dtype)
-        lefts: NDArray | None = None
         projected = np.zeros((n_vectors, n_vectors))
         rights[0] = right
         for k in range(n_vectors):
             u = apply(rights[k])
-            if lefts is None:
+            if k == 0:
                 lefts = np.empty((n_vectors, u.size), u.dtype)
             # B = Uᵀ A V is upper bidiagonal in exact arithmetic; keeping the whole column keeps its rounding.
             for _pass in range(2):
@@ -161,7 +160,8 @@ def running_update(running: NDArray, batch: NDArray) -> NDArray:
 
 def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, dtype: DTypeLike) -> NDArray:
     """Mask (B, n), one draw a batch: 0 with probability ``rate``, else 1/(1 − rate)."""
-    return (rng.random(shape, dtype=np.float32) >= rate).astype(dtype) * np.dtype(dtype).type(1.0 / (1.0 - rate))
+    kept = rng.random(shape, dtype=np.float32) >= rate
+    return kept.astype(dtype) * np.asarray(1.0 / (1.0 - rate), dtype)
 
 
 @dataclass(frozen=True)

@@ -708,10 +708,10 @@ def freeze(
             keep = constraints.dropout_mask((x.shape[0], c.synapse.n_out), c.dropout, rng, dtype)  # type: ignore[union-attr]
         made = FrozenConnection(c, c.synapse.to_taps(weight), params.get(f"{c.name}.bias"), None, keep, singular)
         if c.batch_norm:
-            norm = BatchNorm(
-                *(params[f"{c.name}.{part}"] for part in ("bn_weight", "bn_bias", "running_mean", "running_var")),
-                from_batch=False,
+            weight, bias, mean, variance = (
+                params[f"{c.name}.{part}"] for part in ("bn_weight", "bn_bias", "running_mean", "running_var")
             )
+            norm = BatchNorm(weight, bias, mean, variance, from_batch=False)
             made = replace(made, norm=norm)
             if training and c.source != INPUT:
                 made = replace(made, couples=profile.batch_statistics_in_beta)

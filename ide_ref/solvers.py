@@ -234,13 +234,14 @@ def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArr
     """
     x = np.zeros_like(b) if x0 is None else x0
     size = norms(b)
-    for k in range(max_iter):
-        jx = product(x)
-        after = (jx + b) / 2
-        if np.all(norms(after - x) <= tol * size):
-            break
+    n_products = 0
+    moved = np.full_like(size, np.inf)
+    while n_products < max_iter and not np.all(moved <= tol * size):
+        after = (product(x) + b) / 2
+        n_products += 1
+        moved = norms(after - x)
         x = after
-    return _solution(x, product(x) + b - x, b, tol, "halved", k + 1, k + 2, [])
+    return _solution(x, product(x) + b - x, b, tol, "halved", n_products, n_products + 1, [])
 
 
 def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:

@@ -179,10 +179,11 @@ class Dense(Synapse):
 
     @cached_property
     def _cell_order(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        return tuple(
+        order_in, order_out = (
             to_cells(np.arange(math.prod(shape)).reshape(1, *shape), shape)[0]
             for shape in (self.in_shape, self.out_shape)
-        )  # type: ignore[return-value]
+        )
+        return order_in, order_out
 
     def to_taps(self, weight: NDArray) -> NDArray:
         if len(self.in_shape) == len(self.out_shape) == 1:

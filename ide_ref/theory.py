@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref.constraints import leading_singular_pair
-from ide_ref.continuous import ContinuousRun
 from ide_ref.equilibrium import Equilibrium, find_equilibrium
 from ide_ref.network import Frozen, FrozenConnection, Network
 from ide_ref.simulation import Rates

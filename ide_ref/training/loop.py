@@ -25,7 +25,6 @@ import numpy as np
 
 from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
-from ide_ref.equilibrium import contraction
 from ide_ref.implicit import backward
 from ide_ref.network import freeze, read_out
 from ide_ref.presets import Preset

@@ -28,7 +28,7 @@ def check_labels(y: ArrayLike, *, n_samples: int, n_classes: int) -> NDArray[np.
         raise ValueError(f"y has shape {labels.shape}, expected ({n_samples},): one label a sample")
     if labels.dtype.kind not in "iu":
         raise ValueError(f"y has dtype {labels.dtype}, expected integers")
-    if n_samples and not (0 <= labels.min() and labels.max() < n_classes):
+    if n_samples and not (labels.min() >= 0 and labels.max() < n_classes):
         raise ValueError(f"y holds labels {labels.min()} to {labels.max()}, expected 0 to {n_classes - 1}")
     return labels.astype(np.int64)
 

@@ -160,9 +160,7 @@ class GradientReport:
     def table(self) -> str:
         """The report as text."""
         width = max(len("parameter"), *(len(row.parameter) for row in self.rows))
-        lines = [
-            f"{'parameter':<{width}}  {'size':>8}  {'along':<11}  checked  set aside  largest |g|  max rel. error"
-        ]
+        lines = [f"{'parameter':<{width}}  {'size':>8}  {'along':<11}  checked  set aside  largest |g|  max rel. error"]
         for row in self.rows:
             flag = "" if not row.checked or row.max_rel_error <= self.tol else f"  <- at {row.worst}"
             lines.append(
@@ -234,9 +232,7 @@ class StepSweep:
         """The curves as text; a star where a kink was crossed."""
         lines = ["step      " + "  ".join(f"{name:>14}" for name in self.errors)]
         for i, step in enumerate(self.steps):
-            cells = (
-                f"{e[i]:>13.2e}{'*' if self.crossed[name][i] else ' '}" for name, e in self.errors.items()
-            )
+            cells = (f"{e[i]:>13.2e}{'*' if self.crossed[name][i] else ' '}" for name, e in self.errors.items())
             lines.append(f"{step:<10.1e}" + "  ".join(cells))
         return "\n".join(lines)
 
@@ -300,8 +296,7 @@ def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     converged = bool(np.all(residual <= 1e-12 * (1.0 + solvers.norms(z))))
     if not converged:
         raise solvers.NotConverged(
-            f"linear cell: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is close "
-            "to singular"
+            f"linear cell: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is close to singular"
         )
     return Equilibrium(net, a, p, x_mean, residual, 3, converged, frozen)
 
@@ -340,9 +335,7 @@ class _Problem:
         rows = np.arange(shifted.shape[0])
         return np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, self.y])
 
-    def along(
-        self, base: Equilibrium, direction: Mapping[str, NDArray], h: float, method: Method
-    ) -> tuple[Any, bool]:
+    def along(self, base: Equilibrium, direction: Mapping[str, NDArray], h: float, method: Method) -> tuple[Any, bool]:
         """Loss at θ + h·direction, and whether a kink lies between: of σ, unless held, or of α's clamp."""
         moved = {**self.theta, **{name: self.theta[name] + h * d for name, d in direction.items()}}
         clamped = any(
@@ -385,9 +378,7 @@ class _Problem:
         for _ in range(6):
             jumps = []
             for k in (1.0, 2.0, 3.0, 4.0):
-                (high, out_high), (low, out_low) = (
-                    self.along(base, direction, s * k * h, "cell") for s in (1, -1)
-                )
+                (high, out_high), (low, out_low) = (self.along(base, direction, s * k * h, "cell") for s in (1, -1))
                 if out_high or out_low:
                     break
                 jumps.append((high - low) / h)
@@ -409,9 +400,7 @@ def _problem(
 ) -> _Problem:
     theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     network.check_params(theta)
-    return _Problem(
-        network, theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed
-    )
+    return _Problem(network, theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed)
 
 
 def nearest_kink(state: Equilibrium) -> Kink:
@@ -544,9 +533,7 @@ def check_gradient(
             tasks.append(_Task(where, {name: unit}, first * max(0.1, abs(float(theta[name][where]))), floor))
         if tasks:
             rows.append(_check(problem, state, found, name, "coordinates", tasks, method, one_sided))
-        rows += _directions(
-            problem, state, found, name, (name,), n_directions, first, overall, rng, method, one_sided
-        )
+        rows += _directions(problem, state, found, name, (name,), n_directions, first, overall, rng, method, one_sided)
     rows += _directions(
         problem,
         state,

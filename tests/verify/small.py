@@ -19,9 +19,7 @@ def problem(name, neuron=None, *, seed=0, batch=4, alpha=0.9, **options):
     """Network, parameters with nothing at its neutral value, inputs and labels."""
     structure, shape, n_steps = STRUCTURES[name]
     options = {"dropout": 0.2, **options}
-    network = ide_ref.build(
-        structure, input_shape=shape, n_classes=5, neuron=neuron or ide_ref.LIF(), **options
-    )
+    network = ide_ref.build(structure, input_shape=shape, n_classes=5, neuron=neuron or ide_ref.LIF(), **options)
     rng = np.random.default_rng(seed)
     params = network.init(rng)
     for key, value in params.items():
@@ -32,9 +30,5 @@ def problem(name, neuron=None, *, seed=0, batch=4, alpha=0.9, **options):
         if key.endswith("alpha"):
             params[key] = np.asarray(alpha)
         params[key].flags.writeable = False
-    x = (
-        rng.normal(0.3, 1, (batch, *shape))
-        if n_steps is None
-        else 1.0 * (rng.random((batch, n_steps, *shape)) < 0.3)
-    )
+    x = rng.normal(0.3, 1, (batch, *shape)) if n_steps is None else 1.0 * (rng.random((batch, n_steps, *shape)) < 0.3)
     return network, params, x, rng.integers(0, 5, batch)

@@ -30,9 +30,7 @@ def test_central_differences_and_what_they_set_aside():
 
 
 def test_without_training():
-    assert check_gradient(
-        *problem("mnist-64c5"), method="cell", n_coordinates=2, training=False, tol=1e-9
-    ).passed
+    assert check_gradient(*problem("mnist-64c5"), method="cell", n_coordinates=2, training=False, tol=1e-9).passed
 
 
 def test_cell_is_the_equilibrium_while_no_neuron_leaves_its_piece():

@@ -1,0 +1,306 @@
+"""Cross-examination: (BETA) by every solver, and what kind of system it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ide_ref import solvers
+from ide_ref.equilibrium import Equilibrium, certified, contraction, gather_sources, linearise
+from ide_ref.network import Frozen
+from ide_ref.simulation import Rates
+from ide_ref.solvers import Product
+
+METHODS = tuple(name for name in solvers.SOLVERS if name != "halved")
+"""All solvers of (BETA); ``halved`` solves another equation and is examined on request."""
+
+SINGULAR = 1e-12
+"""I − J counts as singular below this ratio of its smallest to its largest singular value."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What is known of x = J x + b, the worst sample's figures.
+
+    Attributes
+    ----------
+    size : int
+        Unknowns a sample.
+    gamma : float
+        γ, a bound of ‖J‖ from operator norms; NaN where none was given.
+    radius : float
+        Spectral radius of J: the fixed-point iteration converges for every b when it is below 1.
+    condition : float
+        Of I − J; infinite when singular.
+    smallest : float
+        Smallest eigenvalue of the symmetric part of I − J; at most 0 when the system is indefinite, where
+        restarted GMRES may stagnate.
+    examined : bool
+        False for systems too large to take apart; radius, condition and smallest are then NaN.
+    """
+
+    size: int
+    gamma: float
+    radius: float
+    condition: float
+    smallest: float
+    examined: bool
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What stands in the way of a solution, in words."""
+        found = []
+        if self.gamma >= 1:
+            found.append(f"gamma is {self.gamma:.3f}, not below 1: (COND) does not hold, and no error is certified")
+        if self.radius >= 1:
+            found.append(f"spectral radius of J is {self.radius:.3f}: the fixed-point iteration need not converge")
+        if not self.condition < 1 / SINGULAR and self.examined:
+            found.append("I - J is singular to working precision: beta is not determined")
+        if self.smallest <= 0:
+            found.append(
+                f"I - J is indefinite (symmetric part down to {self.smallest:.2e}): restarted GMRES may stagnate"
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """How one solver did.
+
+    Attributes
+    ----------
+    method, verdict : str
+        The verdict is one of ``converged``, ``stagnated``, ``diverged``, ``out of products``, ``no solution``
+        (NaN), ``lost to rounding`` (x so large that its last bit outweighs the tolerance, as when the system
+        is singular) and, for ``halved``, ``another equation``.
+    iterations, n_products : int
+    residual : float
+        Largest relative residual of a sample, recomputed here from the solution.
+    certificate : float
+        Largest certified error ‖x − x*‖₂, (CERT); infinite where γ ≥ 1 or unknown.
+    error : float
+        Largest ‖x − x*‖₂ against a dense solution; NaN for systems too large.
+    seconds : float
+    """
+
+    method: str
+    verdict: str
+    iterations: int
+    n_products: int
+    residual: float
+    certificate: float
+    error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SolverReport:
+    """Result of :func:`cross_examine`."""
+
+    rows: tuple[SolverRow, ...]
+    system: System
+    tol: float
+
+    @property
+    def agree(self) -> bool:
+        """Whether every solver but ``halved`` converged."""
+        return all(row.verdict == "converged" for row in self.rows if row.method != "halved")
+
+    def row(self, method: str) -> SolverRow:
+        """The row of one solver."""
+        return next(row for row in self.rows if row.method == method)
+
+    def table(self) -> str:
+        """The report as text."""
+        lines = ["solver       verdict           iterations  products   residual  certified      error        ms"]
+        for row in self.rows:
+            lines.append(
+                f"{row.method:<11}  {row.verdict:<16}  {row.iterations:>10}  {row.n_products:>8}  "
+                f"{row.residual:>9.1e}  {row.certificate:>9.1e}  {row.error:>9.1e}  {1e3 * row.seconds:>8.2f}"
+            )
+        s = self.system
+        lines.append(
+            f"{s.size} unknowns a sample, tolerance {self.tol:.0e}; gamma {s.gamma:.4f}, spectral radius "
+            f"{s.radius:.4f}, condition {s.condition:.2e}"
+        )
+        return "\n".join([*lines, *(f"warning: {text}" for text in s.warnings)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values; numbers that are not finite become null."""
+
+        def plain(value: Any) -> Any:
+            return None if isinstance(value, float) and not np.isfinite(value) else value
+
+        return {
+            "tol": self.tol,
+            "agree": self.agree,
+            "system": {name: plain(value) for name, value in asdict(self.system).items()},
+            "warnings": list(self.system.warnings),
+            "solvers": [{name: plain(value) for name, value in asdict(row).items()} for row in self.rows],
+        }
+
+
+def examine(
+    product: Product,
+    b: NDArray,
+    *,
+    gamma: float = float("nan"),
+    methods: Sequence[str] = METHODS,
+    tol: float = 1e-10,
+    max_iter: int = 200,
+    max_size: int = 600,
+) -> SolverReport:
+    """Solve x = J x + b with every solver and take the system apart.
+
+    Parameters
+    ----------
+    product : callable
+        (B, n) ↦ J x, row by row.
+    b : (B, n) array
+    gamma : float
+        A bound of ‖J‖₂ for (CERT), where one is known.
+    methods : sequence of str
+        Names of :data:`ide_ref.solvers.SOLVERS`.
+    tol, max_iter
+        As in :func:`ide_ref.solvers.solve`.
+    max_size : int
+        Larger systems are solved but not taken apart, and not given to the direct solver.
+    """
+    unknown = [name for name in methods if name not in solvers.SOLVERS]
+    if unknown:
+        raise ValueError(f"methods has {unknown[0]!r}; expected names of {', '.join(solvers.SOLVERS)}")
+    n_batch, n = b.shape
+    examined = 0 < n <= max_size
+    radius = condition = smallest = float("nan")
+    truth: NDArray | None = None
+    if examined:
+        matrices = _matrices(product, n_batch, n)
+        systems = np.eye(n) - matrices
+        singular = np.linalg.svd(systems, compute_uv=False)
+        radius = float(np.max(np.abs(np.linalg.eigvals(matrices))))
+        with np.errstate(divide="ignore"):
+            condition = float(np.max(singular[:, 0] / singular[:, -1]))
+        smallest = float(np.min(np.linalg.eigvalsh((systems + systems.transpose(0, 2, 1)) / 2)[:, 0]))
+        if condition < 1 / SINGULAR:
+            truth = np.linalg.solve(systems, b.astype(np.float64)[:, :, None])[:, :, 0]
+    rows = []
+    for method in methods:
+        if method == "direct" and n > max_size:
+            continue
+        begin = time.perf_counter()
+        # An iteration that diverges overflows on its way; the verdict says so.
+        with np.errstate(over="ignore", invalid="ignore"):
+            solution = solvers.solve(method, product, b, tol=tol, max_iter=max_iter)
+            seconds = time.perf_counter() - begin
+            left = solvers.norms(b + product(solution.x) - solution.x)
+            size = solvers.norms(b)
+            relative = np.divide(left, size, out=np.zeros_like(left), where=size > 0)
+        residual = float(np.max(relative))
+        certificate = float(np.max(certified(left, gamma))) if gamma < 1 else float("inf")
+        error = float("nan") if truth is None else float(np.max(solvers.norms(solution.x - truth)))
+            reach = float(np.max(np.finfo(b.dtype).eps * solvers.norms(solution.x) / np.where(size > 0, size, np.inf)))
+        verdict = _verdict(method, residual, reach, solution, tol, max_iter)
+        rows.append(
+            SolverRow(
+                method,
+                verdict,
+                solution.iterations,
+                solution.n_products,
+                residual,
+                certificate,
+                error,
+                seconds,
+            )
+        )
+    return SolverReport(tuple(rows), System(n, gamma, radius, condition, smallest, examined), tol)
+
+
+def _verdict(
+    method: str, residual: float, reach: float, solution: solvers.Solution, tol: float, max_iter: int
+) -> str:
+    """The outcome in words; ``reach`` is the relative residual that x's rounding alone amounts to."""
+    if method == "halved":
+        return "another equation"
+    if np.isnan(residual):
+        return "no solution"
+    if reach > max(tol, 1e-3) and residual <= 1e3 * reach:
+        return "lost to rounding"
+    if residual <= tol:
+        return "converged"
+    if not residual < 1:
+        # Krylov methods never raise the residual; reaching nothing is stagnation, going beyond is divergence.
+        return "stagnated" if residual <= 1 + 1e-6 else "diverged"
+    past = [r for r in solution.history if np.isfinite(r)]
+    half = past[len(past) // 2] if past else residual
+    if solution.n_products < max_iter or residual > 0.9 * half:
+        return "stagnated"
+    return "out of products"
+
+
+def _matrices(product: Product, n_batch: int, n: int) -> NDArray:
+    """(B, n, n) J of every sample, from its products with the unit vectors."""
+    columns = np.empty((n_batch, n, n))
+    for j in range(n):
+        unit = np.zeros((n_batch, n))
+        unit[:, j] = 1
+        columns[:, :, j] = product(unit)
+    return columns
+
+
+def cross_examine(
+    frozen: Frozen,
+    state: Rates | Equilibrium,
+    d_logits: ArrayLike,
+    *,
+    methods: Sequence[str] = METHODS,
+    tol: float = 1e-10,
+    max_iter: int = 200,
+    max_size: int = 600,
+) -> SolverReport:
+    """Solve (BETA) with every solver and tabulate what each took and reached.
+
+    Parameters
+    ----------
+    frozen, state, d_logits
+        As for :func:`ide_ref.backward`.
+    methods, tol, max_iter, max_size
+        As for :func:`examine`.
+
+    Returns
+    -------
+    SolverReport
+
+    Raises
+    ------
+    ValueError
+        When shapes do not fit or a method is unknown. Solvers that fail are reported, not raised.
+    """
+    d_logits = np.asarray(d_logits, frozen.dtype)
+    expected = (state.a.shape[0], frozen.network.n_classes)
+    if d_logits.shape != expected:
+        raise ValueError(f"d_logits has shape {d_logits.shape}; expected {expected}, a row a sample")
+    net = frozen.network
+    if not net.feedback_sources:
+        raise ValueError("the network has no feedback connection; expected one, or there is no (BETA) to solve")
+    jacobian = linearise(frozen, state.a, frozen.drive(state.x_mean))
+    g, _ = frozen.read_out_pull_back(state, d_logits)
+    b = gather_sources(net, g)
+    elsewhere = g.copy()
+    for _, place, _ in net.feedback_places:
+        elsewhere[:, place] = 0
+    if elsewhere.any():
+        b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere)[2]
+    return examine(
+        jacobian.vjp,
+        b,
+        gamma=contraction(frozen),
+        methods=methods,
+        tol=tol,
+        max_iter=max_iter,
+        max_size=max_size,
+    )

@@ -1,0 +1,355 @@
+"""Theorems 2 and 3, Propositions 2 and 3: their inequalities at every step, with their hypotheses built in."""
+
+import numpy as np
+import pytest
+from graphs import cases
+from hypothesis import given
+from hypothesis import strategies as st
+from theorems import System, system_of, systems
+
+from ide_ref import IF, LIF, build, find_equilibrium, freeze, simulate, theory
+from ide_ref.theory import conditions, error_bound, split
+
+ROUNDING = 1e-11
+
+
+def averages(steps: np.ndarray, leak: float) -> np.ndarray:
+    """Weighted averages of (B, T, n) over the first 1, 2, .. steps, written out."""
+    out, total, weight = [], np.zeros_like(steps[:, 0], dtype=float), 0.0
+    for t in range(steps.shape[1]):
+        total, weight = leak * total + steps[:, t], leak * weight + 1.0
+        out.append(total / weight)
+    return np.stack(out, axis=1)
+
+
+def weights(system: System) -> np.ndarray:
+    """S_0 .. S_T."""
+    return np.array([sum(system.neuron.leak**i for i in range(t)) for t in range(system.n_steps + 1)])
+
+
+def written_out(system: System, rates) -> tuple[np.ndarray, ...]:
+    """a[t+1], a[t], p[t], u⁺[t+1] and S_t/S_{t+1}, for t = 0..T−1, from the block matrix."""
+    a = averages(rates.spikes, system.neuron.leak)
+    before = np.concatenate([np.zeros_like(a[:, :1]), a[:, :-1]], axis=1)
+    S = weights(system)
+    ratio = (S[:-1] / S[1:])[:, None]
+    x_mean = averages(system.inputs(), system.neuron.leak)
+    p = a @ system.forward.T + ratio * (before @ system.feedback.T) + x_mean @ system.F.T + system.b
+    u_plus = S[1:, None] * (np.clip(p, 0, system.v_th) - system.v_th * a)
+    return a, before, p, u_plus, ratio, x_mean, S
+
+
+def norms(system: System, state: np.ndarray) -> np.ndarray:
+    return np.stack([np.linalg.norm(state[..., place], axis=-1) for place in system.places], axis=-1)
+
+
+# --- (BALANCE), (SPLIT) -----------------------------------------------------------------------------
+
+
+@given(system=systems())
+def test_balance_and_split(system):
+    rates = simulate(system.frozen, system.x, system.n_steps, record=True)
+    a, _, p, u_plus, _, _, S = written_out(system, rates)
+    scale = max(1.0, np.abs(p).max())
+    balance = system.v_th * a - (p - rates.potentials / S[1:, None])
+    assert np.abs(balance).max() <= ROUNDING * scale
+    found = split(system.frozen, system.x, rates)
+    assert max(found.balance_error, found.split_error) <= ROUNDING * scale
+    np.testing.assert_allclose(found.a, a, atol=1e-12)
+    np.testing.assert_allclose(found.p, p, atol=ROUNDING * scale)
+    # Times S: u⁺ itself is a difference of charges.
+    np.testing.assert_allclose(found.u_plus / S[1:, None], u_plus / S[1:, None], atol=ROUNDING * scale)
+    inside = (p > 0) & (p < system.v_th)
+    np.testing.assert_array_equal(found.u_plus[inside], rates.potentials[inside])
+
+
+@pytest.mark.kernels
+@given(case=cases())
+def test_balance_and_split_for_every_synapse(case):
+    rates = simulate(case.frozen, case.x, case.n_steps, record=True)
+    found = split(case.frozen, case.x, rates)
+    scale = max(1.0, np.abs(found.p).max(), np.abs(rates.potentials).max())
+    assert max(found.balance_error, found.split_error) <= ROUNDING * scale
+    np.testing.assert_allclose(found.a[:, -1], rates.a, atol=1e-13)
+
+
+# --- (ERR) ------------------------------------------------------------------------------------------
+
+
+@given(system=systems(shape="single"))
+def test_err_of_one_population(system):
+    """Theorem 2 and Proposition 2, in the letters of (ERR)."""
+    rates = simulate(system.frozen, system.x, system.n_steps, record=True)
+    a, before, _, u_plus, ratio, x_mean, S = written_out(system, rates)
+    W, v_th = system.feedback, system.v_th
+    gamma = np.linalg.norm(W, 2) / v_th
+    a_star = system.equilibrium()[:, None]
+    error, error_before = np.linalg.norm(a - a_star, axis=2), np.linalg.norm(before - a_star, axis=2)
+    right = gamma * error_before + (
+        (1 - ratio[:, 0]) * np.linalg.norm(before @ W.T, axis=2)
+        + np.linalg.norm((x_mean - system.x_star[:, None]) @ system.F.T, axis=2)
+        + np.linalg.norm(u_plus, axis=2) / S[1:]
+    ) / v_th
+    assert np.all(error <= right + ROUNDING)
+    bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
+    np.testing.assert_allclose(bound.error[:, :, 0], error, atol=ROUNDING)
+    np.testing.assert_allclose(bound.one_step[:, :, 0], right, atol=ROUNDING * max(1, right.max()))
+    assert bound.conditions.paper == pytest.approx(gamma, rel=1e-12)
+
+
+@given(system=systems())
+def test_err_of_layers_and_graphs(system):
+    """Theorem 3 and Proposition 3, population by population."""
+    rates = simulate(system.frozen, system.x, system.n_steps, record=True)
+    a, before, _, u_plus, ratio, x_mean, S = written_out(system, rates)
+    L, U = system.norms()
+    a_star = system.equilibrium()[:, None]
+    E, E_before = norms(system, a - a_star), norms(system, before - a_star)
+    r = (
+        (1 - ratio) * norms(system, before @ system.feedback.T)
+        + norms(system, (x_mean - system.x_star[:, None]) @ system.F.T)
+        + norms(system, u_plus) / S[1:, None]
+    ) / system.v_th
+    assert np.all(E <= E @ L.T + E_before @ U.T + r + ROUNDING)
+    bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
+    np.testing.assert_allclose(bound.error, E, atol=ROUNDING)
+    assert np.all(bound.error <= bound.one_step + ROUNDING)
+    assert np.all(bound.one_step <= bound.iterated + ROUNDING)
+    np.testing.assert_allclose((bound.drift + bound.input + bound.potential) / system.v_th, r, atol=ROUNDING)
+    # Parallel connections are bounded by the sum of their norms, so the package's matrices are not smaller.
+    assert np.all(bound.conditions.forward >= L - 1e-12)
+    assert np.all(bound.conditions.feedback >= U - 1e-12)
+    G, R = bound.conditions.propagation, bound.conditions.resolvent
+    np.testing.assert_allclose(bound.one_step, E_before @ G.T + r @ R.T, atol=ROUNDING * max(1, r.max()))
+
+
+@pytest.mark.kernels
+@given(case=cases(contractive=True))
+def test_err_for_every_synapse(case):
+    rates = simulate(case.frozen, case.x, case.n_steps, record=True)
+    bound = error_bound(case.frozen, case.x, rates)
+    scale = max(1.0, bound.iterated.max())
+    assert bound.conditions.applies
+    assert bound.violation <= ROUNDING * scale
+    np.testing.assert_allclose(np.linalg.norm(bound.error, axis=2)[:, -1], np.linalg.norm(rates.a - bound.equilibrium.a, axis=1))
+
+
+@given(system=systems())
+def test_the_sum_is_the_series(system):
+    rates = simulate(system.frozen, system.x, system.n_steps, record=True)
+    bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
+    G, R = bound.conditions.propagation, bound.conditions.resolvent
+    r = (bound.drift + bound.input + bound.potential)[0] @ R.T / system.v_th
+    t = system.n_steps
+    start = norms(system, system.equilibrium())[0]
+    series = np.linalg.matrix_power(G, t) @ start
+    for tau in range(max(0, t - 400), t):
+        series = series + np.linalg.matrix_power(G, t - 1 - tau) @ r[tau]
+    # The oldest terms of a long run are left out of the series, so it is a lower bound there.
+    if t <= 400:
+        np.testing.assert_allclose(bound.iterated[0, -1], series, rtol=1e-9)
+    assert np.all(series <= bound.iterated[0, -1] * (1 + 1e-9))
+
+
+# --- envelope, floor, rate --------------------------------------------------------------------------
+
+
+@given(system=systems(leak=1.0))
+def test_if_stays_below_its_envelope(system):
+    rates = simulate(system.frozen, system.x, system.n_steps, record=True)
+    bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
+    envelope = bound.envelope()
+    assert np.all(bound.iterated <= envelope * (1 + 1e-9))
+    np.testing.assert_allclose(envelope * bound.times[:, None], envelope[:, :1] * np.ones_like(envelope), rtol=1e-12)
+
+
+@given(system=systems(constant=True), leak=st.sampled_from([0.5, 0.9, 0.99]))
+def test_lif_stays_below_floor_and_transient(system, leak):
+    system = _with_leak(system, leak)
+    rates = simulate(system.frozen, system.x, system.n_steps, record=True)
+    bound = error_bound(system.frozen, system.x, rates)
+    floor, transient = bound.floor(), bound.transient()
+    assert np.all(bound.error <= floor[:, None] + transient + ROUNDING)
+    c = bound.u_plus_sup
+    if len(system.places) == 1:
+        n, gamma = system.b.size, np.linalg.norm(system.feedback, 2) / system.v_th
+        np.testing.assert_allclose(floor, (1 - leak) * c * np.sqrt(n) / (system.v_th * (1 - gamma)), rtol=1e-9)
+
+
+def _with_leak(system: System, leak: float) -> System:
+    from dataclasses import replace
+
+    net = replace(system.frozen.network, neuron=LIF(leak, system.v_th))
+    return replace(system, frozen=freeze(net, system.frozen.params))
+
+
+def fifty(neuron, n_steps):
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        system = system_of(neuron, [20], [(-1, 0), (0, 0)], rng, rng.uniform(0.1, 0.9), n_steps=n_steps, n_batch=1)
+        rates = simulate(system.frozen, system.x, n_steps, record=True)
+        yield error_bound(system.frozen, system.x, rates)
+
+
+def test_if_error_falls_as_one_over_t():
+    slopes = []
+    for bound in fifty(IF(), 5000):
+        times = np.unique(np.round(np.geomspace(50, 5000, 60)).astype(int))
+        slopes.append(np.polyfit(np.log(times), np.log(bound.total("error")[0, times - 1]), 1)[0])
+    assert -1.1 < np.median(slopes) < -0.9, np.median(slopes)
+
+
+def test_lif_error_stays_below_its_floor_and_does_not_vanish():
+    late = []
+    for bound in fifty(LIF(0.95), 2000):
+        error = bound.total("error")[0, 1000:]
+        assert error.max() <= bound.floor()[0, 0]
+        late.append(error.mean() / bound.floor()[0, 0])
+        halves = error[:500].mean(), error[500:].mean()
+        assert halves[1] > 0.5 * halves[0] > 0
+    assert np.median(late) > 0.01
+
+
+def test_the_floor_falls_with_the_leak():
+    system = system_of(LIF(0.9), [6], [(-1, 0), (0, 0)], np.random.default_rng(0), 0.5)
+    found = conditions(system.frozen)
+    floors = [
+        theory.lif_floor(found, _with_leak(system, leak).frozen.network, np.ones((1, 1)))[0, 0] for leak in (0.9, 0.99)
+    ]
+    assert floors[0] == pytest.approx(0.1 * np.sqrt(6) / (2 * 0.5))
+    assert floors[1] == pytest.approx(floors[0] / 10)
+
+
+# --- conditions -------------------------------------------------------------------------------------
+
+
+@given(system=systems())
+def test_conditions_are_what_they_say(system):
+    found = conditions(system.frozen)
+    B = system.forward + system.feedback
+    assert found.stacked.value == pytest.approx(np.linalg.norm(B, 2) / system.v_th, rel=1e-12)
+    np.testing.assert_allclose(theory.block_matrix(system.frozen), B, atol=1e-14)
+    n = len(B)
+    sweep = np.linalg.solve(np.eye(n) - abs(system.forward) / system.v_th, abs(system.feedback) / system.v_th)
+    if len({(s, t) for s, t in system.frozen.network.ends}) == len(system.frozen.network.ends):
+        assert found.elementwise == pytest.approx(np.abs(np.linalg.eigvals(sweep)).max(), rel=1e-8, abs=1e-12)
+    assert found.block <= found.paper * (1 + 1e-9)
+    assert found.block < 1
+    assert found.applies
+
+
+@given(system=systems(shape="layers"))
+def test_cond_of_layers_is_the_product_of_norms(system):
+    product = 1.0
+    places = system.places
+    for i in range(len(places)):
+        source = places[i - 1]
+        B = system.feedback if i == 0 else system.forward
+        product *= np.linalg.norm(B[places[i], source], 2) / system.v_th
+    found = conditions(system.frozen)
+    assert found.paper == pytest.approx(product, rel=1e-9)
+    assert found.block == pytest.approx(product, rel=1e-6)
+
+
+def test_iterated_norms_keep_to_their_stated_error(monkeypatch):
+    network = build("6C3 (F6C3)", input_shape=(2, 5, 5), n_classes=2, neuron=IF())
+    frozen = freeze(network, network.init(np.random.default_rng(0)))
+    exact = conditions(frozen)
+    assert all(norm.error == 0 for norm in (*exact.norms, exact.stacked))
+    monkeypatch.setattr(theory, "EXACT_SIZE", 10)
+    found = conditions(frozen)
+    assert found.elementwise is None
+    assert "elementwise radius not computed" in found.describe()
+    for norm, truth in zip((*found.norms, found.stacked), (*exact.norms, exact.stacked), strict=True):
+        assert 0 < norm.error < 1e-8
+        assert abs(norm.value - truth.value) <= norm.error
+    assert found.paper == pytest.approx(0.45, rel=1e-8)  # alpha 0.9 over a threshold of 2
+
+
+def nilpotent(gain: float):
+    """Two neurons of one population, the first drives the second."""
+    network = build("2 (F2)", input_shape=(1,), n_classes=2, neuron=IF(), batch_norm=False, restriction=None)
+    params = network.init(np.random.default_rng(0))
+    params["feedback.weight"] = np.array([[0.0, 0.0], [gain, 0.0]])
+    params["input.weight"] = np.array([[0.6], [-1.0]])
+    return freeze(network, params)
+
+
+def test_a_feedback_without_cycles_converges_whatever_its_norm():
+    frozen = nilpotent(5.0)
+    found = conditions(frozen)
+    assert found.paper == pytest.approx(2.5)
+    assert found.elementwise == 0
+    assert found.applies
+    x = np.ones((1, 1))
+    rates = simulate(frozen, x, 4000, record=True)
+    bound = error_bound(frozen, x, rates)
+    assert bound.total("error")[0, -1] < 2e-3
+    assert bound.violation <= ROUNDING
+    assert np.all(np.isinf(bound.envelope()))
+    assert np.all(np.isinf(bound.floor()))
+
+
+def test_beyond_one_the_inequality_stays_and_the_words_change():
+    system = system_of(IF(), [8], [(-1, 0), (0, 0)], np.random.default_rng(1), 1.7, n_steps=300)
+    rates = simulate(system.frozen, system.x, 300, record=True)
+    a_star = find_equilibrium(system.frozen, system.x, method="newton")
+    bound = error_bound(system.frozen, system.x, rates)
+    np.testing.assert_allclose(bound.equilibrium.a, a_star.a)
+    assert np.all(bound.error <= bound.one_step + ROUNDING)
+    assert not bound.conditions.applies
+    assert "no condition holds: the theorems do not apply" in bound.conditions.describe()
+    assert "a condition holds" not in bound.conditions.describe().replace("no condition", "")
+    assert "a condition holds: the theorems apply" in conditions(nilpotent(5.0)).describe()
+
+
+def test_tightness_and_totals():
+    system = system_of(IF(), [5, 4], [(-1, 0), (0, 1), (1, 0)], np.random.default_rng(2), 0.6, n_steps=50)
+    rates = simulate(system.frozen, system.x, 50, record=True)
+    bound = error_bound(system.frozen, system.x, rates)
+    assert 0 < bound.tightness <= 1
+    assert bound.tightness == pytest.approx(np.median(bound.error / bound.one_step))
+    np.testing.assert_allclose(bound.total("error"), np.sqrt((bound.error**2).sum(axis=2)))
+    np.testing.assert_array_equal(bound.times, np.arange(1, 51))
+
+
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+def test_wrong_arguments_are_named():
+    system = system_of(LIF(), [3], [(-1, 0), (0, 0)], np.random.default_rng(0), 0.5, n_steps=5)
+    bare = simulate(system.frozen, system.x, 5)
+    recorded = simulate(system.frozen, system.x, 5, record=True)
+    for call in (split, error_bound):
+        with pytest.raises(ValueError, match="rates has no recording of every step"):
+            call(system.frozen, system.x, bare)
+        with pytest.raises(ValueError, match=r"x has shape \(1, 3\); expected the input of the run, 2 samples"):
+            call(system.frozen, system.x[:1], recorded)
+    bound = error_bound(system.frozen, system.x, recorded)
+    with pytest.raises(ValueError, match="leak is 0.95; the O"):
+        bound.envelope()
+    with pytest.raises(ValueError, match="name is 'floor'; expected 'error', 'one_step' or 'iterated'"):
+        bound.total("floor")
+
+
+def test_a_batch_keeps_its_own_average():
+    network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    frozen = freeze(network, network.init(np.random.default_rng(0)), x, training=True)
+    rates = simulate(frozen, x, 4, record=True)
+    with pytest.raises(ValueError, match="x_star was given, but the network is frozen with a batch's statistics"):
+        error_bound(frozen, x, rates, x_star=x)
+    assert error_bound(frozen, x, rates).violation <= ROUNDING
+
+
+def test_samples_that_depend_on_each_other_are_refused():
+    from dataclasses import replace
+
+    from ide_ref.profiles import PAPER
+
+    network = build("4-4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    profile = replace(PAPER, batch_statistics_in_beta=True)
+    frozen = freeze(network, network.init(np.random.default_rng(0)), x, training=True, profile=profile)
+    with pytest.raises(ValueError, match="couples the samples of a batch"):
+        conditions(frozen)

@@ -1,0 +1,127 @@
+"""Cross-examination of the solvers, on systems whose trouble is known because it was built in."""
+
+import json
+
+import numpy as np
+import pytest
+from small import STRUCTURES, problem
+
+import ide_ref
+from ide_ref.verify import cross_examine
+from ide_ref.verify.solvers import METHODS, examine
+
+
+def system(matrix, n_batch=2, seed=0):
+    matrix = np.asarray(matrix, float)
+    b = np.random.default_rng(seed).normal(size=(n_batch, len(matrix)))
+    return (lambda v: v @ matrix.T), b
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_all_solvers_agree(name):
+    network, params, x, y = problem(name)
+    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
+    rates = ide_ref.simulate(frozen, x, 6)
+    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
+    report = cross_examine(frozen, rates, d_logits)
+    assert report.agree, report.table()
+    assert [row.method for row in report.rows] == list(METHODS)
+    for row in report.rows:
+        assert row.n_products > 0
+        # The certificate bounds the true error, which it does not know.
+        assert row.error <= row.certificate * (1 + 1e-6) + 1e-15
+    assert report.system.radius <= report.system.gamma * (1 + 1e-9)
+    assert not report.system.warnings
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_gmres_that_stagnates_is_reported():
+    """I − J a cyclic shift of 60: GMRES restarted after 40 makes no step at all."""
+    n = 60
+    shift = np.roll(np.eye(n), 1, axis=0)
+    product, _ = system(np.eye(n) - shift)
+    b = np.zeros((1, n))
+    b[0, 0] = 1
+    report = examine(product, b, gamma=2.0)
+    assert report.row("gmres").verdict == "stagnated"
+    assert report.row("gmres").residual == pytest.approx(1)
+    assert report.row("direct").verdict == "converged"
+    assert not report.agree
+    assert any("indefinite" in text for text in report.system.warnings)
+    assert "warning: I - J is indefinite" in report.table()
+
+
+def test_singular_system_is_reported():
+    product, b = system(np.diag([1.0, 0.5, 0.2]))
+    report = examine(product, b, gamma=1.0)
+    assert any("singular to working precision" in text for text in report.system.warnings)
+    assert all(row.verdict != "converged" for row in report.rows), report.table()
+    assert np.isnan(report.row("direct").error)
+    assert report.row("direct").verdict == "no solution"
+    # Found by these tests: x grows until b is below its last bit, and the residual comes out as 0.
+    assert report.row("anderson").verdict == "lost to rounding"
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert document["solvers"][0]["certificate"] is None
+
+
+def test_gamma_above_one_is_reported_and_nothing_certified():
+    rotation = 1.3 * np.array([[0, -1.0], [1, 0]])
+    product, b = system(rotation)
+    report = examine(product, b, gamma=1.3)
+    assert report.row("fixed_point").verdict == "diverged"
+    assert report.row("gmres").verdict == "converged"
+    assert all(np.isinf(row.certificate) for row in report.rows)
+    texts = " ".join(report.system.warnings)
+    assert "gamma is 1.300, not below 1" in texts
+    assert "spectral radius of J is 1.300" in texts
+    assert "indefinite" not in texts
+
+
+def test_a_network_beyond_cond():
+    network, params, x, y = problem("fashion-mnist-400", restriction=None, dropout=0.0)
+    params = {**params, "feedback.weight": 4 * params["feedback.weight"]}
+    frozen = ide_ref.freeze(network, params)
+    state = ide_ref.simulate(frozen, x, 10)
+    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, state), y)
+    report = cross_examine(frozen, state, d_logits)
+    assert any("(COND) does not hold" in text for text in report.system.warnings)
+
+
+def test_indefinite_and_out_of_products():
+    product, b = system(np.diag([2.0, 0.5, 0.1]))
+    report = examine(product, b)
+    assert report.system.smallest == pytest.approx(-1)
+    assert report.row("fixed_point").verdict == "diverged"
+    slow = examine(*system(np.diag([0.99, 0.5])), gamma=0.99, methods=("fixed_point",), max_iter=50)
+    assert slow.row("fixed_point").verdict == "out of products"
+    assert slow.row("fixed_point").error <= slow.row("fixed_point").certificate * (1 + 1e-12)
+
+
+def test_halved_on_request_solves_another_equation():
+    product, b = system(np.diag([0.5, 0.25]))
+    row = examine(product, b, methods=("direct", "halved")).row("halved")
+    assert row.verdict == "another equation"
+    assert row.error > 0.1
+
+
+def test_large_systems_are_not_taken_apart():
+    product, b = system(0.5 * np.eye(8))
+    report = examine(product, b, max_size=4)
+    assert not report.system.examined
+    assert [row.method for row in report.rows] == [m for m in METHODS if m != "direct"]
+    assert np.isnan(report.system.radius)
+
+
+def test_wrong_arguments():
+    product, b = system(np.eye(2) / 2)
+    with pytest.raises(ValueError, match="methods has 'magic'; expected names of fixed_point"):
+        examine(product, b, methods=("magic",))
+    network, params, x, _ = problem("fashion-mnist-400")
+    frozen = ide_ref.freeze(network, params)
+    state = ide_ref.simulate(frozen, x, 2)
+    with pytest.raises(ValueError, match=r"d_logits has shape \(4, 7\); expected \(4, 5\)"):
+        cross_examine(frozen, state, np.zeros((4, 7)))
+    plain = ide_ref.build("12", input_shape=(20,), n_classes=5, neuron=ide_ref.IF())
+    frozen = ide_ref.freeze(plain, plain.init(np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="no feedback connection"):
+        cross_examine(frozen, ide_ref.simulate(frozen, x, 2), np.zeros((4, 5)))
