@@ -497,9 +497,12 @@ def _iterate(conditions_: Conditions, r: NDArray, start: NDArray) -> NDArray:
     given = r @ conditions_.resolvent.T
     out = np.empty_like(given)
     b = start
-    for t in range(given.shape[1]):
-        b = b @ conditions_.propagation.T + given[:, t]
-        out[:, t] = b
+    # Where no condition holds the sum outgrows the floats: infinity is the bound then.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t in range(given.shape[1]):
+            b = b @ conditions_.propagation.T + given[:, t]
+            out[:, t] = b
+    out[np.isnan(out)] = np.inf
     return out
 
 

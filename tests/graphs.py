@@ -36,7 +36,9 @@ class Case:
 
     def _repr_pretty_(self, printer, cycle) -> None:
         connections = "\n".join(map(str, self.network.connections))
-        printer.text(f"x {self.x.shape}, training={self.training}, T={self.n_steps}, {self.network.neuron}\n{connections}")
+        printer.text(
+            f"x {self.x.shape}, training={self.training}, T={self.n_steps}, {self.network.neuron}\n{connections}"
+        )
 
     @property
     def is_train(self) -> bool:

@@ -117,9 +117,7 @@ def test_restriction_pulls_back(rows, columns, seed, alpha):
     rng = np.random.default_rng(seed)
     raw, d_weight = matrix(rng, rows, columns, SPECTRA["spread"]), rng.normal(size=(rows, columns))
     pair = leading(raw, rng.normal(size=columns))
-    d_raw, d_alpha = restrict_pull_back(
-        d_weight, raw, np.asarray(alpha), pair.value, np.outer(pair.left, pair.right)
-    )
+    d_raw, d_alpha = restrict_pull_back(d_weight, raw, np.asarray(alpha), pair.value, np.outer(pair.left, pair.right))
 
     def loss(w, scale=alpha):
         return np.vdot(d_weight, scale * w / np.linalg.norm(w, 2))

@@ -209,8 +209,8 @@ def test_wrong_gradients_of_the_logits_are_named():
 
 # --- the gradient check ----------------------------------------------------------------------------------------
 
-# The step keeps the truncation error of these small, strongly curved losses below the tolerance.
-STEP = 2e-3
+# Small networks curve strongly: a longer step leaves more truncation, a shorter one more rounding.
+STEP = 5e-3
 
 
 @given(case=cases(contractive=True))
@@ -223,6 +223,7 @@ def test_the_gradient_of_every_graph_is_the_difference_quotient(case):
         n_coordinates=2,
         n_directions=0,
         step=STEP,
+        tol=1e-6,
         training=case.training,
     )
     assert report.passed or report.checked == 0, report.table()

@@ -60,7 +60,11 @@ kernels_1_to_3 = st.integers(1, 3)
 def convolutions(draw):
     padding = draw(st.none() | st.integers(0, 2))
     return Conv2d.over(
-        draw(pictures), draw(st.integers(1, 3)), kernel=draw(kernels_1_to_3), stride=draw(st.integers(1, 3)), padding=padding
+        draw(pictures),
+        draw(st.integers(1, 3)),
+        kernel=draw(kernels_1_to_3),
+        stride=draw(st.integers(1, 3)),
+        padding=padding,
     )
 
 
@@ -80,7 +84,10 @@ def transposed_convolutions(draw):
 @st.composite
 def poolings(draw):
     return AvgPool2d.over(
-        draw(pictures), kernel=draw(kernels_1_to_3), stride=draw(st.none() | st.integers(1, 2)), padding=draw(st.integers(0, 1))
+        draw(pictures),
+        kernel=draw(kernels_1_to_3),
+        stride=draw(st.none() | st.integers(1, 2)),
+        padding=draw(st.integers(0, 1)),
     )
 
 
@@ -193,11 +200,17 @@ def test_counts_and_channels(kind, data):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Conv2d((2, 4, 4), (3, 4, 4), 3, 1, 0), r"Conv2d maps \(4, 4\) to \(2, 2\), but out_shape is \(3, 4, 4\)"),
+        (
+            lambda: Conv2d((2, 4, 4), (3, 4, 4), 3, 1, 0),
+            r"Conv2d maps \(4, 4\) to \(2, 2\), but out_shape is \(3, 4, 4\)",
+        ),
         (lambda: Conv2d((4,), (3, 4, 4), 3, 1, 0), r"Conv2d has in_shape \(4,\); expected \(channels, rows, columns\)"),
         (lambda: Conv2d.over((2, 2, 2), 3, kernel=5, padding=0), r"Conv2d has out_shape \(3, -2, -2\)"),
         (lambda: Conv2d((2, 4, 4), (3, 4, 4), 3, 0, 0), "kernel 3, stride 0, padding 0; expected"),
-        (lambda: ConvTranspose2d.over((2, 4, 4), 3, kernel=3, output_padding=2), "output_padding is 2; expected 0 to stride - 1 = 1"),
+        (
+            lambda: ConvTranspose2d.over((2, 4, 4), 3, kernel=3, output_padding=2),
+            "output_padding is 2; expected 0 to stride - 1 = 1",
+        ),
         (lambda: ConvTranspose2d((2, 4, 4), (3, 8, 9), 3, 2, 1, 1), r"ConvTranspose2d maps \(4, 4\) to \(8, 8\)"),
         (lambda: AvgPool2d((2, 4, 4), (3, 2, 2), 2, 2, 0), "the channels must be the same"),
         (lambda: AvgPool2d((2, 4, 4), (2, 3, 2), 2, 2, 0), r"AvgPool2d maps \(4, 4\) to \(2, 2\)"),

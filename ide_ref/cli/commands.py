@@ -63,6 +63,18 @@ def add_all(sub: Any) -> None:
     p.add_argument("--tol", type=float, default=1e-7, help="largest relative error that passes (default 1e-7)")
     p.set_defaults(run=gradcheck)
 
+    p = sub.add_parser("bench", parents=[common, which, data], help="step times by stage, against the dense-equivalent")
+    p.add_argument("presets", metavar="PRESET", nargs="*", help="default: digits fashion-mnist-400 mnist-64c5")
+    p.add_argument("--steps", type=int, default=10, metavar="N", help="steps timed (default 10)")
+    p.add_argument("--warm-up", type=int, default=20, metavar="N", help="training steps before (default 20)")
+    p.add_argument("--batch-size", type=int, default=128, metavar="B")
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    p.add_argument("--solver", help="of (BETA)")
+    p.add_argument("--tol", type=float, help="relative residual of (BETA)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--threads", type=int, metavar="N")
+    p.set_defaults(run=bench)
+
     p = sub.add_parser("data", parents=[common, data], help="which data sets were found, and how to get the others")
     p.add_argument("--download", metavar="NAME", help="fetch a data set from its published address")
     p.set_defaults(run=data_sets)
@@ -252,6 +264,26 @@ def gradcheck(args: argparse.Namespace) -> int:
     document = {"preset": preset.name, "samples": len(y), **report.to_dict()}
     _print(args, document, report.table())
     return 0 if report.passed else 1
+
+
+def bench(args: argparse.Namespace) -> int:
+    """``ide-ref bench``."""
+    from ide_ref import bench as benchmark
+
+    rate = benchmark.matrix_rate()
+    timings = []
+    for name in args.presets or ("digits", "fashion-mnist-400", "mnist-64c5"):
+        preset = _preset(args, name)
+        changes = {n: v for n in ("batch_size", "dtype", "solver", "tol") if (v := getattr(args, n)) is not None}
+        preset = replace(preset, recipe=replace(preset.recipe, **changes))
+        timings.append(
+            benchmark.run(
+                preset, data_dir=args.data_dir, warm_up=args.warm_up, repeats=args.steps, seed=args.seed, rate=rate
+            )
+        )
+    document = {"machine": benchmark.machine(), "seed": args.seed, "timings": [t.to_dict() for t in timings]}
+    _print(args, document, benchmark.table(timings))
+    return 0
 
 
 def data_sets(args: argparse.Namespace) -> int:

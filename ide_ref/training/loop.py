@@ -312,11 +312,12 @@ def _about(
             **{name: version(name) for name in ("numpy", "scipy", "numba")},
             "ide_ref": sys.modules["ide_ref"].__version__,
         },
-        "machine": {"system": platform.system(), "cpu": _cpu_model(), "threads": numba.get_num_threads()},
+        "machine": {"system": platform.system(), "cpu": cpu_model(), "threads": numba.get_num_threads()},
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

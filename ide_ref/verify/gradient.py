@@ -159,7 +159,7 @@ class GradientReport:
 
     def table(self) -> str:
         """The report as text."""
-        width = max(len("parameter"), *(len(row.parameter) for row in self.rows))
+        width = max(len("parameter"), *(len(r.parameter) for r in self.rows))
         lines = [f"{'parameter':<{width}}  {'size':>8}  {'along':<11}  checked  set aside  largest |g|  max rel. error"]
         for row in self.rows:
             flag = "" if not row.checked or row.max_rel_error <= self.tol else f"  <- at {row.worst}"
@@ -660,7 +660,7 @@ def sweep_steps(
     names = network.trainable if parameter is None else (parameter,)
     direction = _draw(np.random.default_rng(seed), problem.theta, names)
     value = _dot(direction, ours)
-    eighth = tuple((s * k, s * w) for k, w in enumerate(_EIGHTH, start=1) for s in (1.0, -1.0))
+    eighth = tuple((s * k, s * w) for k, w in zip((1, 2, 3, 4), _EIGHTH, strict=True) for s in (1.0, -1.0))
     stencils: dict[str, tuple[tuple[tuple[float, float], ...], Method]] = {
         "second order": (_SECOND, "central"),
         "fourth order": (_FOURTH, "central"),
@@ -671,7 +671,7 @@ def sweep_steps(
     for i, h in enumerate(steps):
         for name, (stencil, method) in stencils.items():
             losses = [problem.along(state, direction, offset * h, method) for offset, _ in stencil]
-            estimate = sum(w * loss for (_, w), (loss, _) in zip(stencil, losses, strict=True)) / h
+            estimate = sum(s[1] * loss[0] for s, loss in zip(stencil, losses, strict=True)) / h
             errors[name][i] = abs(estimate - value) / max(abs(value), abs(estimate))
             crossed[name][i] = any(out for _, out in losses)
     return StepSweep(np.asarray(steps, float), errors, crossed, nearest_kink(state))

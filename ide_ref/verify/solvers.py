@@ -203,7 +203,8 @@ def examine(
         residual = float(np.max(relative))
         certificate = float(np.max(certified(left, gamma))) if gamma < 1 else float("inf")
         error = float("nan") if truth is None else float(np.max(solvers.norms(solution.x - truth)))
-            reach = float(np.max(np.finfo(b.dtype).eps * solvers.norms(solution.x) / np.where(size > 0, size, np.inf)))
+        lost = np.finfo(b.dtype).eps * solvers.norms(solution.x)
+        reach = float(np.max(lost / np.where(size > 0, size, np.inf)))
         verdict = _verdict(method, residual, reach, solution, tol, max_iter)
         rows.append(
             SolverRow(
@@ -220,9 +221,7 @@ def examine(
     return SolverReport(tuple(rows), System(n, gamma, radius, condition, smallest, examined), tol)
 
 
-def _verdict(
-    method: str, residual: float, reach: float, solution: solvers.Solution, tol: float, max_iter: int
-) -> str:
+def _verdict(method: str, residual: float, reach: float, solution: solvers.Solution, tol: float, max_iter: int) -> str:
     """The outcome in words; ``reach`` is the relative residual that x's rounding alone amounts to."""
     if method == "halved":
         return "another equation"

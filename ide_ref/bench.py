@@ -1,0 +1,323 @@
+"""Every timing: training steps by stage, against the dense-equivalent time of the same step.
+
+The unit is D = 2·MACs·B·(T + 31)/r, plus the drive and its gradient once each, with MACs those of one feedback
+sweep and r the machine's float32 matrix-product rate, measured in the same run: what the method costs with dense
+products and 30 backward sweeps.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref.datasets import Dataset, load
+from ide_ref.equilibrium import linearise
+from ide_ref.implicit import hebbian, solve_beta
+from ide_ref.network import Network, Params, freeze, read_out
+from ide_ref.presets import Preset
+from ide_ref.simulation import simulate
+from ide_ref.training.evaluation import load_batch
+from ide_ref.training.loop import begin, generator
+from ide_ref.training.losses import cross_entropy
+from ide_ref.training.sgd import SGD
+
+STAGES = ("freeze", "rollout", "readout", "linearise", "solve", "hebbian", "update")
+
+MATRIX = 2048
+"""Size of the square product whose rate stands for the machine."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Steps of one preset.
+
+    Attributes
+    ----------
+    preset, neuron, dtype : str
+    n_steps, batch_size, threads : int
+    stages : dict of str to float
+        Median seconds of each stage.
+    step, fastest, slowest : float
+        Seconds of a whole step: median and extremes.
+    forward : float
+        Median seconds of the rollout and the readout of a frozen network, evaluation mode.
+    dense_equivalent : float
+        D, seconds.
+    matrix_rate : float
+        Multiply-adds a second times two of the float32 matrix product.
+    firing_rate : float
+        Spikes a neuron and step in the last step.
+    events_per_second : float
+        Synaptic events of the rollout: spikes times receivers.
+    sweeps : float
+        Mean products with Jᵀ a step.
+    peak_mebibytes : float
+        Of the whole process so far.
+    data : str
+        What the steps were run on.
+    """
+
+    preset: str
+    neuron: str
+    dtype: str
+    n_steps: int
+    batch_size: int
+    threads: int
+    stages: dict[str, float]
+    step: float
+    fastest: float
+    slowest: float
+    forward: float
+    dense_equivalent: float
+    matrix_rate: float
+    firing_rate: float
+    events_per_second: float
+    sweeps: float
+    peak_mebibytes: float
+    data: str
+
+    @property
+    def ratio(self) -> float:
+        """Step time over D."""
+        return self.step / self.dense_equivalent
+
+    @property
+    def samples_per_second(self) -> float:
+        """Trained samples a second."""
+        return self.batch_size / self.step
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and derived figures, fit for JSON."""
+        return {**asdict(self), "ratio": self.ratio, "samples_per_second": self.samples_per_second}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on: processor, versions."""
+    import numba
+    import scipy
+
+    from ide_ref import __version__
+    from ide_ref.training.loop import cpu_model
+
+    return {
+        "cpu": cpu_model(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "numba": numba.__version__,
+        "ide_ref": __version__,
+    }
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median time of a call, after one that is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of NumPy's float32 matrix product, n = 2048."""
+    a = np.random.default_rng(0).standard_normal((MATRIX, MATRIX), dtype=np.float32)
+    return 2.0 * MATRIX**3 / median_seconds(lambda: a @ a, 7)
+
+
+def dense_equivalent(network: Network, n_steps: int, batch_size: int, rate: float, *, spike_input: bool) -> float:
+    """D in seconds: dense products for T forward and 31 backward sweeps, the drive and its gradient."""
+    sweep = drive = 0
+    for c in network.connections:
+        if c.source == "input":
+            drive += c.synapse.n_multiplications
+        else:
+            sweep += c.synapse.n_multiplications
+    drives = n_steps + 1 if spike_input else 2
+    return 2.0 * batch_size * (sweep * (n_steps + 31) + drive * drives) / rate
+
+
+def find_data(preset: Preset, data_dir: str | None) -> Dataset:
+    """The preset's data where it is found; otherwise the embedded digits, enlarged to its size."""
+    n_frames = preset.recipe.n_steps if preset.recipe.input == "spikes" else None
+    try:
+        return load(preset.recipe.dataset, data_dir=data_dir, limit=8192, n_frames=n_frames)
+    except ValueError:
+        if preset.recipe.input == "spikes":
+            raise
+    digits = load("digits")
+    shape = preset.input_shape if len(preset.input_shape) == 3 else (1, 28, 28)
+    rows = np.arange(shape[1]) * 8 // shape[1]
+    columns = np.arange(shape[2]) * 8 // shape[2]
+
+    def enlarge(x: NDArray) -> NDArray:
+        return np.repeat(x[:, :1, rows][:, :, :, columns], shape[0], axis=1)
+
+    return replace(
+        digits,
+        name=f"digits enlarged to {'x'.join(map(str, shape))}",
+        x_train=enlarge(digits.x_train),
+        x_test=enlarge(digits.x_test),
+        input_shape=shape,
+    )
+
+
+def run(
+    preset: Preset,
+    *,
+    data_dir: str | None = None,
+    warm_up: int = 20,
+    repeats: int = 10,
+    seed: int = 0,
+    threads: int | None = None,
+    rate: float | None = None,
+) -> Timing:
+    """Time training steps of a preset, after real training steps that bring it to its usual activity.
+
+    Parameters
+    ----------
+    preset : Preset
+        Its recipe says batch size, dtype, solver and tolerance.
+    data_dir : str, optional
+    warm_up, repeats : int
+        Steps not counted, and counted.
+    seed : int
+    threads : int, optional
+        Of the kernels; all by default.
+    rate : float, optional
+        Matrix-product rate measured before.
+
+    Returns
+    -------
+    Timing
+    """
+    import numba
+
+    if warm_up < 1 or repeats < 1:
+        raise ValueError(f"warm_up is {warm_up} and repeats {repeats}; expected at least 1")
+    if threads is not None:
+        numba.set_num_threads(threads)
+    rate = matrix_rate() if rate is None else rate
+    data = find_data(preset, data_dir)
+    state = begin(preset, seed)
+    params: Params = state.params
+    velocity: Mapping[str, NDArray] = state.velocity
+    order = generator(seed, "order").permutation(len(data.y_train))
+    records: list[dict[str, float]] = []
+    sweeps: list[int] = []
+    size = preset.recipe.batch_size
+    rates = None
+    x = None
+    for step in range(warm_up + repeats):
+        first = step * size % max(1, len(order) - size + 1)
+        x, y = load_batch(preset, data, "train", order[first : first + size])
+        times, params, velocity, rates, products = _step(preset, params, velocity, x, y, seed, step)
+        if step >= warm_up:
+            records.append(times)
+            sweeps.append(products)
+    if rates is None or x is None:
+        raise RuntimeError("no step was run")
+    totals = [sum(r.values()) for r in records]
+    network, n_steps = preset.network, preset.recipe.n_steps
+    frozen = freeze(network, params)
+    forward = median_seconds(lambda: read_out(frozen, simulate(frozen, x, n_steps)), repeats)
+    stages = {name: float(np.median([r[name] for r in records])) for name in STAGES}
+    return Timing(
+        preset=preset.name,
+        neuron=preset.neuron.name,
+        dtype=preset.recipe.dtype,
+        n_steps=n_steps,
+        batch_size=len(x),
+        threads=numba.get_num_threads(),
+        stages=stages,
+        step=float(np.median(totals)),
+        fastest=min(totals),
+        slowest=max(totals),
+        forward=forward,
+        dense_equivalent=dense_equivalent(
+            network, n_steps, len(x), rate, spike_input=preset.recipe.input == "spikes"
+        ),
+        matrix_rate=rate,
+        firing_rate=float(rates.n_spikes.sum()) / (rates.a.size * n_steps),
+        events_per_second=_events(network, rates.n_spikes) / stages["rollout"],
+        sweeps=float(np.mean(sweeps)),
+        peak_mebibytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+        data=data.name,
+    )
+
+
+def _events(network: Network, n_spikes: NDArray) -> float:
+    """Synaptic events of a rollout: each population's spikes times the mean receivers of its neurons."""
+    total = 0.0
+    for c, (source, _) in zip(network.connections, network.ends, strict=True):
+        if source >= 0:
+            total += float(n_spikes[:, source].sum()) * c.synapse.n_multiplications / c.synapse.n_in
+    return total
+
+
+def _step(
+    preset: Preset, params: Params, velocity: Mapping[str, NDArray], x: NDArray, y: NDArray, seed: int, step: int
+) -> tuple[dict[str, float], Params, Mapping[str, NDArray], Any, int]:
+    """One training step, stage by stage: the calls of ``implicit.backward`` with a clock between them."""
+    recipe, network = preset.recipe, preset.network
+    times: dict[str, float] = {}
+    began = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        times[stage] = now - began
+        began = now
+
+    frozen = freeze(network, params, x, training=True, rng=generator(seed, "batch", 0, step))
+    lap("freeze")
+    rates = simulate(frozen, x, recipe.n_steps)
+    lap("rollout")
+    _, d_logits = cross_entropy(read_out(frozen, rates), y)
+    g, grads = frozen.read_out_pull_back(rates, d_logits)
+    lap("readout")
+    at = linearise(frozen, rates.a, frozen.drive(rates.x_mean))
+    lap("linearise")
+    _, delta, solution = solve_beta(
+        at, g, solver=recipe.solver, tol=recipe.tol, max_iter=recipe.max_iter, allow_unconverged=True
+    )
+    lap("solve")
+    found, statistics = hebbian(at, delta, rates.x_mean)
+    lap("hebbian")
+    optimiser = SGD(momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    changed = {**params, **frozen.statistics, **statistics}
+    params, velocity = optimiser.step(changed, velocity, {**grads, **found}, rate=recipe.lr)
+    params = network.project(params)
+    lap("update")
+    return times, params, velocity, rates, solution.n_products
+
+
+def table(timings: list[Timing]) -> str:
+    """Timings as text."""
+    lines = [
+        f"{'preset':<20}{'dtype':>8}{'thr':>4}{'step ms':>10}{'D ms':>9}{'ratio':>7}{'smp/s':>9}{'fwd ms':>9}"
+        f"{'events/s':>10}{'sweeps':>7}{'peak MiB':>9}"
+    ]
+    for t in timings:
+        lines.append(
+            f"{t.preset:<20}{t.dtype:>8}{t.threads:>4}{1e3 * t.step:>10.1f}{1e3 * t.dense_equivalent:>9.1f}"
+            f"{t.ratio:>7.2f}{t.samples_per_second:>9.0f}{1e3 * t.forward:>9.1f}{t.events_per_second:>10.2e}"
+            f"{t.sweeps:>7.1f}{t.peak_mebibytes:>9.0f}"
+        )
+        stages = "  ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in t.stages.items())
+        lines.append(
+            f"  ms: {stages}\n  step {1e3 * t.fastest:.1f} to {1e3 * t.slowest:.1f} ms; "
+            f"firing rate {t.firing_rate:.4f}; on {t.data}"
+        )
+    if timings:
+        lines.append(f"matrix product (float32, n = {MATRIX}): {timings[0].matrix_rate / 1e9:.0f} GFLOP/s")
+    return "\n".join(lines)

@@ -1,0 +1,709 @@
+"""A gradient against another: which parameter differs, by how much, and which known mistake it looks like.
+
+Every known mistake is planted in our own backward pass and the gradient it gives is compared with the foreign
+one, so that a name is a match to rounding and not a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref.constraints import BatchNorm, restrict_pull_back
+from ide_ref.equilibrium import Equilibrium, Linearisation, linearise
+from ide_ref.implicit import hebbian, solve_beta
+from ide_ref.network import Frozen, FrozenConnection, Params
+from ide_ref.simulation import Rates, simulate
+from ide_ref.synapses import Dense, to_cells
+
+DECISIVE = 30.0
+"""A mistake is named when it explains the foreign gradient this many times better than no mistake does."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where two gradients were taken, so that mistakes can be planted there.
+
+    Attributes
+    ----------
+    frozen : Frozen
+    state : Rates or Equilibrium
+    d_logits : (B, n_classes) array
+        ∂L/∂o of the mean loss.
+    x : (B, *input_shape) or (B, T, *input_shape) array, optional
+        The input; needed for mistakes in time averages.
+    """
+
+    frozen: Frozen
+    state: Rates | Equilibrium
+    d_logits: NDArray
+    x: NDArray | None = None
+
+    @cached_property
+    def linearisation(self) -> Linearisation:
+        """(FP) around the state."""
+        return linearise(self.frozen, self.state.a, self.frozen.drive(self.state.x_mean))
+
+    def gradients(self) -> Params:
+        """The right gradient."""
+        return self.wrong()
+
+    def wrong(
+        self,
+        *,
+        beta_at: Linearisation | None = None,
+        at: Linearisation | None = None,
+        d_logits: NDArray | None = None,
+        a: NDArray | None = None,
+        x_mean: NDArray | None = None,
+        beta: Callable[[NDArray], NDArray] | None = None,
+        solver: str = "gmres",
+        max_iter: int = 2000,
+    ) -> Params:
+        """The gradient with a part of the backward pass replaced; without arguments the right one.
+
+        Parameters
+        ----------
+        beta_at, at : Linearisation
+            For (BETA), and for the last sweep and (HEBB).
+        d_logits : (B, n_classes) array
+        a : (B, n) array
+            Rates in the outer products.
+        x_mean : (B, *input_shape) array
+        beta : callable
+            Applied to δ = (1/V_th) M β, (B, n), before (HEBB).
+        solver, max_iter
+            For (BETA), stopped where they stop.
+        """
+        at = at or self.linearisation
+        state = self.state if a is None else replace(self.state, a=a)
+        d_logits = self.d_logits if d_logits is None else d_logits
+        g, grads = self.frozen.read_out_pull_back(state, d_logits)
+        _, delta, _ = solve_beta(
+            beta_at or at, g, at=at, solver=solver, tol=1e-12, max_iter=max_iter, allow_unconverged=True
+        )
+        if beta is not None:
+            delta = beta(delta)
+        if a is not None:
+            at = replace(at, forward=a, feedback=a)
+        found, _ = hebbian(at, delta, self.state.x_mean if x_mean is None else x_mean)
+        return {**grads, **found}
+
+    def with_connections(self, change: Callable[[FrozenConnection], FrozenConnection]) -> Linearisation:
+        """The linearisation with every connection replaced."""
+        lin = self.linearisation
+        return replace(lin, connections=tuple(change(c) for c in lin.connections))
+
+    def averaged(self, weights: Callable[[int], NDArray], n_steps: int | None = None) -> NDArray | None:
+        """(B, n) rates with other weights a step, from a repeated rollout; None without a rollout."""
+        if not isinstance(self.state, Rates) or self.x is None:
+            return None
+        n_steps = self.state.n_steps if n_steps is None else n_steps
+        x = self.x[:, :n_steps] if self.frozen.network.is_train(self.x) else self.x
+        spikes = simulate(self.frozen, x, n_steps, record=True).spikes
+        return None if spikes is None else np.einsum("btn,t->bn", spikes.astype(self.frozen.dtype), weights(n_steps))
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A known mistake: its name, what it says, and the gradient it gives (None where it makes no difference)."""
+
+    name: str
+    says: str
+    plant: Callable[[Context], Params | None] = field(repr=False)
+
+
+# --- connections with a mistake ----------------------------------------------------------------------
+
+
+class _Untransposed(FrozenConnection):
+    def adjoint(self, cells: NDArray) -> NDArray:
+        if self.synapse.n_in != self.synapse.n_out:
+            return super().adjoint(cells)
+        return self.linear(cells)
+
+
+class _Unflipped(FrozenConnection):
+    def adjoint(self, cells: NDArray) -> NDArray:
+        return FrozenConnection(**{**_fields(self), "taps": np.ascontiguousarray(self.taps[::-1])}).adjoint(cells)
+
+
+class _Unprojected(FrozenConnection):
+    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
+        grads, statistics = super().pull_back(delta, pre, params)
+        if self.singular is not None:
+            c = self.connection
+            raw = params[f"{c.name}.weight"]
+            plain, _ = FrozenConnection(**{**_fields(self), "singular": None}).pull_back(delta, pre, params)
+            alpha = params[f"{c.name}.alpha"]
+            grads[f"{c.name}.weight"], _ = restrict_pull_back(
+                plain[f"{c.name}.weight"], raw, alpha, self.singular.value, np.zeros_like(raw)
+            )
+        return grads, statistics
+
+
+class _Unrestricted(FrozenConnection):
+    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
+        grads, statistics = super().pull_back(delta, pre, params)
+        plain, _ = FrozenConnection(**{**_fields(self), "singular": None}).pull_back(delta, pre, params)
+        return {**grads, **plain}, statistics
+
+
+class _MeanOverPositions(FrozenConnection):
+    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
+        grads, statistics = super().pull_back(delta, pre, params)
+        positions = self.synapse.n_out // self.synapse.out_shape[0]
+        if not isinstance(self.synapse, Dense):
+            grads = {name: g if name.endswith("alpha") else g / positions for name, g in grads.items()}
+        return grads, statistics
+
+
+class _Transposed(FrozenConnection):
+    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
+        grads, statistics = super().pull_back(delta, pre, params)
+        if isinstance(self.synapse, Dense) and self.synapse.n_in == self.synapse.n_out and self.norm is None:
+            post = delta if self.keep is None else self.keep * delta
+            swapped, _ = FrozenConnection(**{**_fields(self), "keep": None}).pull_back(pre, post, params)
+            name = f"{self.connection.name}.weight"
+            grads[name] = swapped[name]
+        return grads, statistics
+
+
+@dataclass(frozen=True)
+class _NormWithoutMean(BatchNorm):
+    def linear(self, v: NDArray, z: NDArray | None) -> NDArray:
+        if z is None:
+            return super().linear(v, z)
+        columns = v.reshape(-1, self.weight.shape[0])
+        z_hat = (z.reshape(columns.shape) - self.mean) / self.deviation
+        along = np.einsum("nc,nc->c", columns, z_hat)
+        return ((columns - z_hat * (along / columns.shape[0])) * self.scale).reshape(v.shape)
+
+
+def _fields(c: FrozenConnection) -> dict[str, Any]:
+    names = ("connection", "taps", "bias", "norm", "keep", "singular", "z", "couples", "simulated_norm")
+    return {name: getattr(c, name) for name in names}
+
+
+def _as(kind: type[FrozenConnection]) -> Callable[[FrozenConnection], FrozenConnection]:
+    return lambda c: kind(**_fields(c))
+
+
+def _norm_as(kind: type[BatchNorm]) -> Callable[[FrozenConnection], FrozenConnection]:
+    def change(c: FrozenConnection) -> FrozenConnection:
+        if c.norm is None or not c.norm.from_batch:
+            return c
+        n = c.norm
+        return replace(c, norm=kind(n.weight, n.bias, n.mean, n.variance, n.from_batch, n.epsilon))
+
+    return change
+
+
+def _constant_norm(c: FrozenConnection) -> FrozenConnection:
+    if c.norm is None or not c.norm.from_batch:
+        return c
+    return replace(c, norm=replace(c.norm, from_batch=False))
+
+
+def _undropped(c: FrozenConnection) -> FrozenConnection:
+    return replace(c, keep=None)
+
+
+# --- the mistakes ------------------------------------------------------------------------------------
+
+
+def _scaled_connections(ctx: Context, factor: float) -> Params:
+    return ctx.wrong(beta=lambda delta: factor * delta)
+
+
+def _v_th_in_beta(ctx: Context) -> Params:
+    lin = ctx.linearisation
+    return ctx.wrong(beta_at=replace(lin, slope=lin.slope * ctx.frozen.network.neuron.v_th), at=lin)
+
+
+def _without_mask(lin: Linearisation) -> Linearisation:
+    return replace(lin, slope=np.full_like(lin.slope, 1.0 / lin.frozen.network.neuron.v_th))
+
+
+def _mask_on_the_wrong_side(ctx: Context) -> Params:
+    """β = (I − (1/V_th) M Wᵀ)⁻¹ g in place of (I − (1/V_th) Wᵀ M)⁻¹ g, then (HEBB) as it stands."""
+    lin = ctx.linearisation
+    net = ctx.frozen.network
+    mask = lin.slope != 0
+
+    def change(c: FrozenConnection) -> FrozenConnection:
+        return (
+            _MaskedAfter(**_fields(c), mask=mask[:, net.place(c.connection.source)])
+            if (c.connection.source != "input")
+            else c
+        )
+
+    moved = replace(_without_mask(lin), connections=tuple(change(c) for c in lin.connections))
+    g, grads = ctx.frozen.read_out_pull_back(ctx.state, ctx.d_logits)
+    beta, _, _ = solve_beta(moved, g, solver="gmres", tol=1e-12, max_iter=2000, allow_unconverged=True)
+    found, _ = hebbian(lin, lin.slope * beta, ctx.state.x_mean)
+    return {**grads, **found}
+
+
+class _MaskedAfter(FrozenConnection):
+    """A connection whose transpose is followed by the sender's mask."""
+
+    def __init__(self, mask: NDArray, **parts: Any) -> None:
+        super().__init__(**parts)
+        object.__setattr__(self, "mask", mask)
+
+    def adjoint(self, cells: NDArray) -> NDArray:
+        return super().adjoint(cells) * self.mask  # type: ignore[attr-defined]
+
+
+def _earlier(ctx: Context) -> Params | None:
+    if not isinstance(ctx.state, Rates) or ctx.state.n_steps < 2:
+        return None
+    neuron = ctx.frozen.network.neuron
+    n_steps = ctx.state.n_steps - 1
+    a = ctx.averaged(lambda t: _weights(neuron.leak, t), n_steps)
+    return None if a is None else ctx.wrong(a=a)
+
+
+def _weights(leak: float, n_steps: int) -> NDArray:
+    weights = leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
+    return weights / weights.sum()
+
+
+def _unnormalised(ctx: Context) -> Params | None:
+    if not isinstance(ctx.state, Rates):
+        return None
+    total = ctx.state.a.dtype.type(ctx.frozen.network.neuron.total_weight(ctx.state.n_steps))
+    return ctx.wrong(a=ctx.state.a * total)
+
+
+def _plain_average(ctx: Context) -> Params | None:
+    if ctx.frozen.network.neuron.leak == 1.0:
+        return None
+    a = ctx.averaged(lambda t: np.full(t, 1.0 / t))
+    return None if a is None else ctx.wrong(a=a)
+
+
+def _input_as(pick: Callable[[Context, NDArray], NDArray]) -> Callable[[Context], Params | None]:
+    def plant(ctx: Context) -> Params | None:
+        if ctx.x is None or not ctx.frozen.network.is_train(np.asarray(ctx.x)):
+            return None
+        x_mean = pick(ctx, np.asarray(ctx.x, ctx.frozen.dtype))
+        cells = to_cells(x_mean, ctx.frozen.network.input_shape)
+
+        # z of the batch belongs to the right x̄; with a wrong one it is recomputed where it enters.
+        def change(c: FrozenConnection) -> FrozenConnection:
+            return c if c.z is None else replace(c, z=c.raw(cells))
+
+        return ctx.wrong(x_mean=x_mean, at=ctx.with_connections(change), beta_at=ctx.linearisation)
+
+    return plant
+
+
+def _input_summed(ctx: Context, x: NDArray) -> NDArray:
+    return np.asarray(ctx.state.x_mean * x.dtype.type(ctx.frozen.network.neuron.total_weight(x.shape[1])))
+
+
+def _flipped_weights(ctx: Context) -> Params | None:
+    right = ctx.gradients()
+    return {name: g[:, :, ::-1, ::-1] if g.ndim == 4 else g for name, g in right.items()}
+
+
+def _everywhere(factor: Callable[[Context], float]) -> Callable[[Context], Params]:
+    return lambda ctx: {name: factor(ctx) * g for name, g in ctx.gradients().items()}
+
+
+MISTAKES: tuple[Mistake, ...] = (
+    Mistake("sign", "the sign is wrong: this is the direction of ascent", _everywhere(lambda ctx: -1.0)),
+    Mistake(
+        "sum loss",
+        "the loss is summed over the batch, not averaged: every gradient is the batch size times too large",
+        _everywhere(lambda ctx: float(ctx.d_logits.shape[0])),
+    ),
+    Mistake(
+        "factor V_th missing",
+        "1/V_th is missing in (HEBB): every connection's gradient is V_th times too large",
+        lambda ctx: _scaled_connections(ctx, ctx.frozen.network.neuron.v_th),
+    ),
+    Mistake("V_th missing in beta", "1/V_th is missing inside (BETA)", _v_th_in_beta),
+    Mistake(
+        "half of beta",
+        "beta is half as large as it should be, as after averaging x with f(x) + g",
+        lambda ctx: _scaled_connections(ctx, 0.5),
+    ),
+    Mistake(
+        "halved iteration",
+        "(BETA) was iterated as x <- (x + J'x - x + g)/2, whose limit is (2I - J')^-1 g: about half of beta, turned",
+        lambda ctx: ctx.wrong(solver="halved"),
+    ),
+    Mistake(
+        "no feedback in beta",
+        "beta is g itself: (BETA) was not solved, as in a one-step gradient",
+        lambda ctx: ctx.wrong(solver="fixed_point", max_iter=0),
+    ),
+    Mistake(
+        "one iteration of beta",
+        "(BETA) was stopped after one iteration",
+        lambda ctx: ctx.wrong(solver="fixed_point", max_iter=1),
+    ),
+    Mistake(
+        "mask missing",
+        "the mask M is missing, in (BETA) and in (HEBB)",
+        lambda ctx: ctx.wrong(at=_without_mask(ctx.linearisation)),
+    ),
+    Mistake(
+        "mask missing in beta",
+        "the mask M is missing in (BETA)",
+        lambda ctx: ctx.wrong(beta_at=_without_mask(ctx.linearisation), at=ctx.linearisation),
+    ),
+    Mistake(
+        "mask missing in hebb",
+        "the mask M is missing in (HEBB)",
+        lambda ctx: ctx.wrong(beta_at=ctx.linearisation, at=_without_mask(ctx.linearisation)),
+    ),
+    Mistake(
+        "mask on the wrong side",
+        "(BETA) was solved with M W^T in place of W^T M",
+        _mask_on_the_wrong_side,
+    ),
+    Mistake(
+        "W for its transpose",
+        "(BETA) was solved with W in place of W^T",
+        lambda ctx: ctx.wrong(beta_at=ctx.with_connections(_as(_Untransposed)), at=ctx.linearisation),
+    ),
+    Mistake(
+        "unflipped kernel",
+        "the transposed convolution in (BETA) uses the kernel upside down",
+        lambda ctx: ctx.wrong(beta_at=ctx.with_connections(_as(_Unflipped)), at=ctx.with_connections(_as(_Unflipped))),
+    ),
+    Mistake("flipped weight gradient", "the kernels' gradients are upside down", _flipped_weights),
+    Mistake(
+        "outer product transposed",
+        "(HEBB) of the feedback is a beta^T in place of beta a^T",
+        lambda ctx: ctx.wrong(at=ctx.with_connections(_as(_Transposed)), beta_at=ctx.linearisation),
+    ),
+    Mistake(
+        "mean over positions",
+        "gradients of convolutions are averaged over positions, not summed",
+        lambda ctx: ctx.wrong(at=ctx.with_connections(_as(_MeanOverPositions)), beta_at=ctx.linearisation),
+    ),
+    Mistake("a[T-1] for a[T]", "the rates are those of the step before the last", _earlier),
+    Mistake("rates not normalised", "the rates are sums: the division by S_T of (RATE) is missing", _unnormalised),
+    Mistake(
+        "plain mean of spikes",
+        "the rates of LIF neurons are plain means, without the weights of (RATE)",
+        _plain_average,
+    ),
+    Mistake(
+        "last frame for the mean input",
+        "the input's gradient uses the last frame in place of the average input",
+        _input_as(lambda ctx, x: x[:, -1]),
+    ),
+    Mistake(
+        "plain mean of the input",
+        "the average input is a plain mean, without the weights of (RATE)",
+        _input_as(lambda ctx, x: x.mean(axis=1)),
+    ),
+    Mistake("input summed", "the input's sum over time is used in place of its average", _input_as(_input_summed)),
+    Mistake(
+        "batch statistics constant",
+        "batch normalisation is differentiated as if mean and variance did not depend on the batch",
+        lambda ctx: ctx.wrong(at=ctx.with_connections(_constant_norm), beta_at=ctx.linearisation),
+    ),
+    Mistake(
+        "batch mean missing",
+        "the term of the batch mean is missing in the gradient of batch normalisation",
+        lambda ctx: ctx.wrong(at=ctx.with_connections(_norm_as(_NormWithoutMean)), beta_at=ctx.linearisation),
+    ),
+    Mistake(
+        "projection term missing",
+        "the norm in (NORM) is treated as a constant: its projection term is missing",
+        lambda ctx: ctx.wrong(at=ctx.with_connections(_as(_Unprojected)), beta_at=ctx.linearisation),
+    ),
+    Mistake(
+        "restriction ignored",
+        "the gradient is that of the restricted weight W, not of the raw weight",
+        lambda ctx: ctx.wrong(at=ctx.with_connections(_as(_Unrestricted)), beta_at=ctx.linearisation),
+    ),
+    Mistake(
+        "dropout ignored",
+        "the dropout mask is missing on the way back",
+        lambda ctx: ctx.wrong(at=ctx.with_connections(_undropped), beta_at=ctx.with_connections(_undropped)),
+    ),
+)
+"""The library of signatures."""
+
+
+# --- the comparison ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One parameter's gradient against the foreign one.
+
+    Attributes
+    ----------
+    parameter : str
+    status : str
+        ``same``, ``differs``, ``missing``, ``unexpected``, ``wrong shape``, ``not finite`` or ``no numbers``.
+    distance : float
+        ‖theirs − ours‖ over the larger of the two norms; NaN where it cannot be taken.
+    cosine, ratio : float
+        Of the angle between them, and ‖theirs‖/‖ours‖.
+    detail : str
+        What is the matter with a shape or a value.
+    looks_like : tuple of str
+        Mistakes that explain this parameter taken alone.
+    """
+
+    parameter: str
+    status: str
+    distance: float = float("nan")
+    cosine: float = float("nan")
+    ratio: float = float("nan")
+    detail: str = ""
+    looks_like: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A known mistake that explains the foreign gradient.
+
+    Attributes
+    ----------
+    name, says : str
+    left : float
+        Root mean square over the parameters of what it leaves unexplained, relative.
+    """
+
+    name: str
+    says: str
+    left: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of :func:`compare`.
+
+    Attributes
+    ----------
+    rows : tuple of ComparedRow
+    suspects : tuple of Suspect
+        Mistakes that explain everything that differs, the best first; several where they cannot be told apart.
+    distance : float
+        Root mean square over the parameters of the relative distances.
+    tol : float
+    """
+
+    rows: tuple[ComparedRow, ...]
+    suspects: tuple[Suspect, ...]
+    distance: float
+    tol: float
+
+    @property
+    def same(self) -> bool:
+        """Whether every parameter is there and agrees to ``tol``."""
+        return all(row.status == "same" for row in self.rows)
+
+    @property
+    def mistake(self) -> str | None:
+        """Name of the best suspect; None where nothing differs or nothing known explains it."""
+        return self.suspects[0].name if self.suspects else None
+
+    def table(self) -> str:
+        """The report as text."""
+        width = max(len("parameter"), *(len(row.parameter) for row in self.rows))
+        lines = [f"{'parameter':<{width}}  {'status':<11}  distance     cosine  norm ratio"]
+        for row in self.rows:
+            note = row.detail or ", ".join(row.looks_like)
+            lines.append(
+                f"{row.parameter:<{width}}  {row.status:<11}  {row.distance:>8.1e}  {row.cosine:>9.6f}  "
+                f"{row.ratio:>10.6f}  {note}".rstrip()
+            )
+        if self.same:
+            lines.append(f"the gradients agree to {self.tol:.0e}")
+        elif self.suspects:
+            first = self.suspects[0]
+            lines.append(
+                f"looks like: {first.name}: {first.says} (this leaves {first.left:.1e} of {self.distance:.1e})"
+            )
+            lines += [f"       or: {other.name}: {other.says}" for other in self.suspects[1:]]
+        else:
+            lines.append("they differ, and no single known mistake explains all of it")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values; numbers that are not finite become null."""
+
+        def plain(value: Any) -> Any:
+            return None if isinstance(value, float) and not np.isfinite(value) else value
+
+        return {
+            "same": self.same,
+            "tol": self.tol,
+            "distance": plain(self.distance),
+            "mistake": self.mistake,
+            "suspects": [asdict(suspect) for suspect in self.suspects],
+            "parameters": [{key: plain(value) for key, value in asdict(row).items()} for row in self.rows],
+        }
+
+
+def as_array(name: str, value: Any) -> NDArray:
+    """A foreign array as NumPy: through ``__array__``, DLPack, or what NumPy makes of it.
+
+    Raises
+    ------
+    ValueError
+        Naming the array, where it holds no numbers or cannot be reached from the CPU.
+    """
+    if hasattr(value, "detach"):  # an array that records its history gives no view of itself
+        value = value.detach()
+    error: Exception | None = None
+    for convert in (np.asarray, np.from_dlpack):
+        if convert is np.from_dlpack and not hasattr(value, "__dlpack__"):
+            continue
+        try:
+            array = np.asarray(convert(value))
+        except (TypeError, ValueError, RuntimeError, BufferError) as caught:
+            error = caught
+            continue
+        if array.dtype.kind in "biuf":
+            return array
+    why = f" ({error})" if error else ""
+    raise ValueError(
+        f"array {name!r} is a {type(value).__name__} that gives no real numbers{why}; expected an array on the CPU"
+    )
+
+
+def _distance(theirs: NDArray, ours: NDArray, floor: float) -> float:
+    scale = max(float(np.linalg.norm(theirs)), float(np.linalg.norm(ours)), floor)
+    return float(np.linalg.norm(theirs - ours)) / scale if scale > 0 else 0.0
+
+
+def _row(name: str, theirs: NDArray, ours: NDArray, floor: float, tol: float) -> ComparedRow:
+    t, o = float(np.linalg.norm(theirs)), float(np.linalg.norm(ours))
+    distance = _distance(theirs, ours, floor)
+    cosine = float(np.vdot(theirs, ours)) / (t * o) if t > 0 and o > 0 else float("nan")
+    ratio = t / o if o > 0 else float("nan")
+    return ComparedRow(name, "same" if distance <= tol else "differs", distance, cosine, ratio)
+
+
+def compare(
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    *,
+    context: Context | None = None,
+    tol: float = 1e-6,
+) -> Comparison:
+    """Say which parameters' gradients differ, by how much, and which known mistake that looks like.
+
+    Parameters
+    ----------
+    ours : mapping of str to array
+        The right gradients, as in ``backward(...).gradients``.
+    theirs : mapping of str to array
+        NumPy arrays, or anything with ``__array__`` or DLPack.
+    context : Context, optional
+        Where both were taken. With it every mistake of :data:`MISTAKES` is planted and compared; without it
+        only those that a factor, a transpose or a flip betrays.
+    tol : float
+        Relative distance, in norm, up to which two gradients are the same.
+
+    Returns
+    -------
+    Comparison
+        Arrays that are missing, misshapen or not finite are reported in their row, not raised.
+    """
+    rows: dict[str, ComparedRow] = {}
+    mine = {name: np.asarray(as_array(name, value), np.float64) for name, value in ours.items()}
+    usable: dict[str, NDArray] = {}
+    floor = 1e-12 * max((float(np.linalg.norm(value)) for value in mine.values()), default=0.0)
+    for name, value in mine.items():
+        if name not in theirs:
+            rows[name] = ComparedRow(name, "missing")
+            continue
+        try:
+            foreign = np.asarray(as_array(name, theirs[name]), np.float64)
+        except ValueError as error:
+            rows[name] = ComparedRow(name, "no numbers", detail=str(error))
+            continue
+        if foreign.shape != value.shape:
+            detail = f"shape {foreign.shape}, expected {value.shape}"
+            if foreign.shape == value.shape[::-1] and _distance(foreign.T, value, floor) <= tol:
+                detail += "; its transpose agrees"
+            rows[name] = ComparedRow(name, "wrong shape", detail=detail)
+        elif not np.all(np.isfinite(foreign)):
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(foreign))[0])
+            rows[name] = ComparedRow(name, "not finite", detail=f"first at {where}")
+        else:
+            usable[name] = foreign
+            rows[name] = _row(name, foreign, value, floor, tol)
+    for name in theirs:
+        if name not in mine:
+            rows[name] = ComparedRow(name, "unexpected")
+    suspects: tuple[Suspect, ...] = ()
+    distances = [rows[name].distance for name in usable]
+    overall = float(np.sqrt(np.mean(np.square(distances)))) if distances else float("nan")
+    if any(rows[name].status == "differs" for name in usable):
+        planted = _planted(mine, context)
+        suspects = _suspects(planted, usable, overall, floor, tol)
+        for name in usable:
+            if rows[name].status == "differs" and not suspects:
+                near = [
+                    (_distance(usable[name], wrong[name], floor), label)
+                    for (label, _), wrong in planted
+                    if name in wrong and wrong[name].shape == usable[name].shape
+                ]
+                alike = tuple(label for d, label in sorted(near) if d * DECISIVE <= rows[name].distance)
+                rows[name] = replace(rows[name], looks_like=alike)
+    return Comparison(tuple(rows.values()), suspects, overall, tol)
+
+
+def _planted(ours: Params, context: Context | None) -> list[tuple[tuple[str, str], Params]]:
+    """(name, says) of each mistake and the gradient it gives."""
+    if context is not None:
+        # Planted mistakes may blow up; then they match nothing.
+        with np.errstate(all="ignore"):
+            made = [((m.name, m.says), m.plant(context)) for m in MISTAKES]
+        return [(label, wrong) for label, wrong in made if wrong is not None]
+
+    def changed(change: Callable[[NDArray], NDArray]) -> Params:
+        return {name: change(value) for name, value in ours.items()}
+
+    by_hand: Sequence[tuple[str, str, Callable[[NDArray], NDArray]]] = (
+        ("sign", "the sign is wrong", lambda g: -g),
+        ("factor 2", "twice as large: a factor V_th = 2, or a batch of 2 summed", lambda g: 2 * g),
+        ("factor 1/2", "half as large: half of beta, or V_th twice", lambda g: 0.5 * g),
+        (
+            "outer product transposed",
+            "transposed",
+            lambda g: g.T if g.ndim == 2 and g.shape[0] == g.shape[1] else g,
+        ),
+        (
+            "flipped weight gradient",
+            "the kernels' gradients are upside down",
+            lambda g: g[:, :, ::-1, ::-1] if g.ndim == 4 else g,
+        ),
+    )
+    return [((name, says), changed(change)) for name, says, change in by_hand]
+
+
+def _suspects(
+    planted: list[tuple[tuple[str, str], Params]], theirs: Params, overall: float, floor: float, tol: float
+) -> tuple[Suspect, ...]:
+    found = []
+    for (name, says), wrong in planted:
+        if not set(theirs) <= set(wrong):
+            continue
+        distances = [_distance(theirs[key], wrong[key], floor) for key in theirs]
+        left = float(np.sqrt(np.mean(np.square(distances))))
+        if left * DECISIVE <= overall:
+            found.append(Suspect(name, says, left))
+    found.sort(key=lambda suspect: suspect.left)
+    # Those within rounding of the best cannot be told apart from it.
+    return tuple(s for s in found if s.left <= max(10 * found[0].left, 1e-2 * tol))

@@ -1,0 +1,320 @@
+"""Networks, parameters and structure strings: what is built, and every refusal."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from graphs import apply, cases
+from hypothesis import given
+
+from ide_ref import (
+    IF,
+    LIF,
+    Connection,
+    Dense,
+    Network,
+    Population,
+    Readout,
+    Restriction,
+    build,
+    freeze,
+    read_out,
+    simulate,
+)
+from ide_ref.synapses import Conv2d, ConvTranspose2d
+
+
+def make(*connections, populations=(("a", (4,)), ("b", (3,))), readout=None):
+    return Network(
+        (2,),
+        tuple(Population(name, shape) for name, shape in populations),
+        connections,
+        readout or Readout("b", Dense((3,), (2,))),
+        IF(),
+    )
+
+
+def layer(**options):
+    return build("4 (F4)", input_shape=(3,), n_classes=2, neuron=LIF(), **options)
+
+
+GOOD = Connection("in", "input", "a", Dense((2,), (4,)))
+
+
+@pytest.mark.parametrize(
+    ("connection", "message"),
+    [
+        (
+            Connection("x", "a", "b", Dense((5,), (3,))),
+            "connection 'x' goes from 'a' with shape (5,), but that has (4,)",
+        ),
+        (
+            Connection("x", "a", "b", Dense((4,), (5,))),
+            "connection 'x' goes into 'b' with shape (5,), but that has (3,)",
+        ),
+        (Connection("x", "input", "a", Dense((3,), (4,))), "goes from 'input' with shape (3,), but that has (2,)"),
+        (Connection("x", "c", "b", Dense((4,), (3,))), "connection 'x' goes from 'c', which is no population"),
+        (Connection("x", "a", "c", Dense((4,), (3,))), "connection 'x' ends in 'c', which is no population"),
+        (Connection("x", "a", "input", Dense((4,), (2,))), "connection 'x' ends in 'input', which is no population"),
+        (Connection("in", "a", "b", Dense((4,), (3,))), "connection name 'in' is used twice or reserved"),
+        (Connection("readout", "a", "b", Dense((4,), (3,))), "connection name 'readout' is used twice or reserved"),
+        (Connection("x", "a", "b", Dense((4,), (3,)), dropout=1.0), "connection 'x' has dropout 1.0; expected"),
+        (Connection("x", "a", "b", Dense((4,), (3,)), dropout=-0.1), "connection 'x' has dropout -0.1; expected"),
+    ],
+)
+def test_connections_that_do_not_fit_are_named(connection, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(GOOD, connection)
+
+
+def test_populations_and_readouts_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="the network has no populations"):
+        make(populations=())
+    for name in ("a", "input"):
+        with pytest.raises(ValueError, match=f"population name '{name}' is used twice"):
+            make(populations=(("a", (4,)), (name, (3,))))
+    with pytest.raises(ValueError, match=re.escape("'readout' goes from 'b' with shape (4,), but that has (3,)")):
+        make(readout=Readout("b", Dense((4,), (2,))))
+    with pytest.raises(ValueError, match="'readout' goes from 'z', which is no population"):
+        make(readout=Readout("z", Dense((4,), (2,))))
+
+
+def test_sizes():
+    network = build("6-5", input_shape=(2, 3, 2), n_classes=7, neuron=IF())
+    assert network.n_neurons == 12 + 11
+    assert network.n_classes == 7
+    assert network.n_parameters == (72 + 6 + 2 * 6) + (30 + 5 + 2 * 5) + (35 + 7)
+    assert network.state_size == 11
+    assert network.feedback_sources == ()
+
+
+@given(case=cases())
+def test_counts_follow_from_the_parameters(case):
+    network = case.network
+    assert network.n_parameters == sum(case.params[name].size for name in network.trainable)
+    assert not {name for name in network.trainable if "running" in name or "singular" in name}
+    assert network.feedback_size == len(case.feedback_sources())
+    assert [(p.start, p.stop) for p in case.places()] == [
+        (network.place(p.name).start, network.place(p.name).stop) for p in network.populations
+    ]
+    network.check_params(case.params)
+
+
+# --- parameters ------------------------------------------------------------------------------------------------
+
+
+@given(case=cases())
+def test_every_receiving_row_starts_with_norm_one(case):
+    params = case.network.init(np.random.default_rng(1))
+    for c in case.network.connections:
+        if not c.synapse.weight_shape:
+            continue
+        weight = params[f"{c.name}.weight"]
+        axis = 1 if isinstance(c.synapse, ConvTranspose2d) else 0
+        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-14)
+        if c.restriction:
+            assert params[f"{c.name}.alpha"].shape == ()
+            assert abs(params[f"{c.name}.alpha"]) < c.restriction.c
+        if c.batch_norm:
+            np.testing.assert_array_equal(params[f"{c.name}.bn_weight"], 1)
+            np.testing.assert_array_equal(params[f"{c.name}.running_var"], 1)
+            assert not params[f"{c.name}.bn_bias"].any()
+            assert not params[f"{c.name}.running_mean"].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_init_is_the_seed(dtype):
+    one, two, other = (layer().init(np.random.default_rng(seed), dtype=dtype) for seed in (0, 0, 1))
+    for name, value in one.items():
+        assert value.dtype == dtype
+        np.testing.assert_array_equal(value, two[name])
+    assert (one["input.weight"] != other["input.weight"]).all()
+    assert np.abs(one["readout.weight"]).max() <= 0.5 + 1e-7
+
+
+def test_project_clips_alpha_alone():
+    network = layer(restriction=Restriction(c=0.5))
+    params = network.init(np.random.default_rng(0))
+    for value, expected in ((0.7, 0.5), (-0.7, -0.5), (0.3, 0.3)):
+        given_params = {**params, "feedback.alpha": np.asarray(value)}
+        projected = network.project(given_params)
+        assert projected["feedback.alpha"] == expected
+        assert given_params["feedback.alpha"] == value
+        assert all(projected[name] is params[name] for name in params if name != "feedback.alpha")
+        network.check_params(projected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input.weight": np.zeros((3, 4))}, "parameter 'input.weight' has shape (3, 4); the network expects (4, 3)"),
+        ({"feedback.alpha": np.zeros(1)}, "parameter 'feedback.alpha' has shape (1,); the network expects ()"),
+        ({"extra": np.zeros(1)}, "missing none; unknown extra"),
+        ({"readout.bias": np.array([0, np.nan])}, "parameter 'readout.bias' has values that are NaN or infinite"),
+        ({"input.bn_weight": np.full(4, np.inf)}, "parameter 'input.bn_weight' has values that are NaN or infinite"),
+        ({"input.bias": np.zeros(4, np.float32)}, "dtypes float32, float64; expected all float32 or all float64"),
+        ({"input.bias": np.zeros(4, int)}, "dtypes float64, int64; expected all float32 or all float64"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_named(change, message):
+    params = layer().init(np.random.default_rng(0))
+    for refuse in (layer().check_params, lambda changed: freeze(layer(), changed)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            refuse({**params, **change})
+
+
+def test_missing_parameters_are_named():
+    params = layer().init(np.random.default_rng(0))
+    del params["input.bias"], params["readout.weight"]
+    with pytest.raises(ValueError, match="missing input.bias, readout.weight; unknown none"):
+        layer().check_params(params)
+
+
+# --- freezing --------------------------------------------------------------------------------------------------
+
+
+@given(case=cases())
+def test_frozen_connections_are_the_affine_maps(case):
+    """Restriction, batch norm and dropout folded, against the matrices of the oracle."""
+    rng = np.random.default_rng(0)
+    for c, (A, constant) in zip(case.frozen.connections, case.affine(), strict=True):
+        v, w = rng.normal(size=(len(case.x), A.shape[2])), rng.normal(size=(len(case.x), A.shape[1]))
+        size = 1e-12 * (1 + np.abs(A).max() + np.abs(constant).max())
+        if not (case.training and c.connection.source == "input" and c.connection.batch_norm):
+            np.testing.assert_allclose(c.linear(v), apply(A, v), atol=size)
+            np.testing.assert_allclose(c.adjoint(w), apply(A.swapaxes(1, 2), w), atol=size)
+        shift = 0 if c.constant is None else c.constant
+        np.testing.assert_allclose(shift + np.zeros_like(constant), constant, atol=size)
+        if c.connection.restriction:
+            weight = c.effective_weight()
+            matrix = weight.reshape(len(weight), -1)
+            if c.connection.restriction.norm == "operator":
+                matrix = c.synapse.apply(c.taps, np.eye(c.synapse.n_in))
+            alpha = abs(float(case.params[f"{c.connection.name}.alpha"]))
+            assert np.linalg.norm(matrix, 2) == pytest.approx(alpha, rel=1e-11)
+
+
+@given(case=cases())
+def test_operator_norms_are_true(case):
+    for c, (A, _) in zip(case.frozen.connections, case.affine(), strict=True):
+        if c.connection.source != "input":
+            plain = np.linalg.norm(A, 2, axis=(1, 2)).max()
+            assert c.operator_norm >= plain * (1 - 1e-12)
+            if c.keep is None:
+                assert c.operator_norm == pytest.approx(plain, rel=1e-10)
+
+
+def test_a_new_start_vector_finds_the_same_norm():
+    network = layer()
+    params = network.init(np.random.default_rng(0))
+    first = freeze(network, params)
+    again = freeze(network, {**params, **first.statistics})
+    np.testing.assert_allclose(
+        again.connections[1].effective_weight(), first.connections[1].effective_weight(), atol=1e-13
+    )
+
+
+def test_evaluation_does_not_depend_on_the_batch():
+    network = layer(dropout=0.5)
+    params = network.init(np.random.default_rng(0))
+    params["input.running_mean"] = np.full(4, 0.3)
+    x = np.random.default_rng(1).normal(size=(6, 3))
+    frozen = freeze(network, params)
+    whole = read_out(frozen, simulate(frozen, x, 5))
+    alone = np.concatenate([read_out(frozen, simulate(frozen, row[None], 5)) for row in x])
+    np.testing.assert_array_equal(whole, alone)
+    assert frozen.connections[0].keep is None
+
+
+def test_masks_come_from_the_generator():
+    network = layer(dropout=0.5)
+    params, x = network.init(np.random.default_rng(0)), np.ones((6, 3))
+    x = x * np.arange(6)[:, None]
+
+    def masks(seed):
+        frozen = freeze(network, params, x, training=True, rng=np.random.default_rng(seed))
+        return np.stack([c.keep for c in frozen.connections])
+
+    np.testing.assert_array_equal(masks(0), masks(0))
+    assert (masks(0) != masks(1)).any()
+    with pytest.raises(ValueError, match="rng is missing; connection 'input' has dropout and needs a generator"):
+        freeze(network, params, x, training=True)
+
+
+def test_freezing_needs_what_it_needs():
+    network = layer()
+    params = network.init(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="x is missing; freezing for training"):
+        freeze(network, params, training=True)
+    zero = {**params, "feedback.weight": np.zeros((4, 4))}
+    with pytest.raises(ValueError, match="weight of connection 'feedback' is zero"):
+        freeze(network, zero)
+    x = np.ones((2, 3))
+    x[1, 2] = np.nan
+    for bad in (x, np.where(np.isnan(x), np.inf, x)):
+        with pytest.raises(ValueError, match="x has values that are NaN or infinite"):
+            freeze(network, params, bad, training=True)
+        with pytest.raises(ValueError, match="x has values that are NaN or infinite"):
+            simulate(freeze(network, params), bad, 3)
+    for shape in ((3,), (2, 4), (2, 5, 4), ()):
+        with pytest.raises(ValueError, match=re.escape(f"x has shape {shape}; expected (batch, *(3,))")):
+            network.check_input(np.zeros(shape), np.float64)
+
+
+def test_readout_is_affine():
+    network = layer()
+    params = network.init(np.random.default_rng(0))
+    frozen = freeze(network, params)
+    rates = simulate(frozen, np.random.default_rng(1).normal(size=(5, 3)), 7)
+    expected = rates.a @ params["readout.weight"].T + params["readout.bias"]
+    np.testing.assert_allclose(read_out(frozen, rates), expected, atol=1e-14)
+
+
+# --- structure strings -----------------------------------------------------------------------------------------
+
+
+def test_a_structure_string_is_the_network():
+    network = build("4C3s-6C3-8C3s-8C3-6C3 (F4C3u)", input_shape=(3, 8, 8), n_classes=4, neuron=IF(), dropout=0.2)
+    assert [p.shape for p in network.populations] == [(4, 4, 4), (6, 4, 4), (8, 2, 2), (8, 2, 2), (6, 2, 2)]
+    names = ["input", "hidden1", "hidden2", "hidden3", "hidden4", "feedback"]
+    assert [c.name for c in network.connections] == names
+    *hidden, feedback = network.connections
+    assert all(isinstance(c.synapse, Conv2d) and c.bias and c.batch_norm and not c.restriction for c in hidden)
+    assert isinstance(feedback.synapse, ConvTranspose2d)
+    assert not (feedback.bias or feedback.batch_norm)
+    assert feedback.restriction
+    assert (feedback.source, feedback.target) == ("a5", "a1")
+    assert all(c.dropout == 0.2 for c in network.connections)
+    assert network.readout == Readout("a5", Dense((6, 2, 2), (4,)))
+    assert network == replace(network)
+
+
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        ("", "structure '', position 1: expected layers joined by '-'"),
+        ("4 F4", "structure '4 F4', position 1: expected layers joined by '-'"),
+        ("4 (4)", "position 1: expected layers joined by '-'"),
+        ("4-x4 (F4)", "position 3: 'x4' is no layer"),
+        ("4-0 (F4)", "position 3: '0' is no layer"),
+        ("4--3 (F4)", "position 3: '' is no layer"),
+        ("4-3 (F5)", "position 7: feedback has shape (5,), but the first layer has (4,)"),
+        ("4 (F4C3)", "position 5: '4C3' needs a picture to read, but what is sent has shape (4,)"),
+        ("4C3 (F4C3)", "position 1: '4C3' needs a picture to read, but what is sent has shape (3,)"),
+        ("4 (F4z)", "position 5: '4z' is no layer"),
+    ],
+)
+def test_structures_that_do_not_parse_point_at_the_place(structure, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(structure, input_shape=(3,), n_classes=2, neuron=IF())
+
+
+def test_pictures_that_do_not_fit_point_at_the_place():
+    with pytest.raises(
+        ValueError, match=re.escape("position 13: feedback has shape (4, 6, 6), but the first layer has (4, 5, 5)")
+    ):
+        build("4C3s-4C3s (F4C3u)", input_shape=(1, 9, 9), n_classes=2, neuron=IF())
+    with pytest.raises(ValueError, match="position 1: '2C0' does not fit: Conv2d has kernel 0"):
+        build("2C0 (F2)", input_shape=(1, 2, 2), n_classes=2, neuron=IF())
