@@ -273,11 +273,16 @@ def _inputs(frozen: Frozen, x: NDArray | Pieces | Events) -> tuple[NDArray, NDAr
             raise ValueError("x has times that do not begin at 0 or do not ascend; expected 0 = t_0 < t_1 < ...")
         if values.shape != (edges.size, *net.input_shape):
             raise ValueError(f"x has values of shape {values.shape}; expected {(edges.size, *net.input_shape)}")
-        return edges, frozen.drive(frozen.check_input(values)), *none
+        return edges, constant_drive(frozen, values), *none
     x = np.asarray(x)
     if x.shape != net.input_shape:
         raise ValueError(f"x has shape {x.shape}; expected {net.input_shape}, one sample")
-    return np.zeros(1), frozen.drive(frozen.check_input(x[None])), *none
+    return np.zeros(1), constant_drive(frozen, x[None]), *none
+
+
+def constant_drive(frozen: Frozen, x: NDArray) -> NDArray:
+    """F x + b with the constants of all connections: (B, *input_shape) to (B, n)."""
+    return frozen.drive(frozen.check_input(x)) + frozen.constants(1, with_input=False)
 
 
 def _cell_of_input(net: Network) -> NDArray[np.int64]:

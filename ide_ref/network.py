@@ -426,7 +426,7 @@ class FrozenConnection:
             cells = self.keep * cells
         if self.norm is not None:
             cells = self.norm.linear(cells, self.z)
-        return self.synapse.adjoint(self.taps, cells)
+        return self.synapse.adjoint(self._taps_in_reverse, cells)
 
     def at(self, pre: NDArray) -> tuple[NDArray, FrozenConnection]:
         """The output for given rates, and the connection as it is linearised there.
@@ -451,6 +451,11 @@ class FrozenConnection:
             return None
         shift = self.synapse.out_channels(self.shift)[None]
         return shift if self.keep is None else self.keep * shift
+
+    @cached_property
+    def _taps_in_reverse(self) -> NDArray:
+        """The taps, laid out in memory so that their transposes are contiguous."""
+        return np.ascontiguousarray(self.taps.transpose(0, 2, 1)).transpose(0, 2, 1)
 
     @cached_property
     def folded_taps(self) -> NDArray:

@@ -13,6 +13,7 @@ from ide_ref.constraints import Restriction
 from ide_ref.network import Network
 from ide_ref.neurons import IF, LIF, Neuron
 from ide_ref.profiles import PAPER, Profile
+from ide_ref.solvers import SOLVERS
 from ide_ref.structure import build
 
 
@@ -50,7 +51,7 @@ class Recipe:
     Raises
     ------
     ValueError
-        A count below 1, or a rate that is no positive number.
+        A count below 1, a rate that is no positive number, an unknown solver or dtype.
     """
 
     dataset: str
@@ -83,8 +84,10 @@ class Recipe:
         for name in ("lr", "tol"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype is {self.dtype!r}, expected 'float32' or 'float64'")
+        for name, choices in (("dtype", ("float32", "float64")), ("solver", tuple(SOLVERS))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Preset:
         KeyError, TypeError, ValueError
             The fields are not those of a preset.
         """
-        recipe = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["recipe"].items()}
+        recipe: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["recipe"].items()}
         return cls(
             **{
                 **fields,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref.constraints import leading_singular_pair
+from ide_ref.continuous import ContinuousRun, constant_drive
 from ide_ref.equilibrium import Equilibrium, find_equilibrium
 from ide_ref.network import Frozen, FrozenConnection, Network
 from ide_ref.simulation import Rates
@@ -91,7 +92,7 @@ class Conditions:
     @cached_property
     def resolvent(self) -> NDArray:
         """(I − L)⁻¹, (N, N): how a disturbance of one population reaches the later ones in the same step."""
-        return np.linalg.inv(np.eye(len(self.forward)) - self.forward)
+        return _neumann(self.forward)
 
     @cached_property
     def propagation(self) -> NDArray:
@@ -129,8 +130,7 @@ def conditions(frozen: Frozen) -> Conditions:
         norms.append(norm)
         # Parallel connections: the norm of their sum is at most the sum of their norms.
         (forward if source < target else feedback)[target, source] += norm.value / net.neuron.v_th
-    resolvent = np.linalg.inv(np.eye(n) - forward)
-    G = resolvent @ feedback
+    G = _neumann(forward) @ feedback
     sources = list(net.feedback_sources)
     paper = float(np.linalg.norm(G[np.ix_(sources, sources)], 2)) if sources else 0.0
     block = float(np.max(np.abs(np.linalg.eigvals(G))))
@@ -492,6 +492,137 @@ def error_bound(frozen: Frozen, x: NDArray, rates: Rates, *, x_star: NDArray | N
     return ErrorBound(error, one_step, iterated, drift, of_input, potential, c, equilibrium, conditions_)
 
 
+@dataclass(frozen=True)
+class ContinuousBound:
+    """(ERR) in continuous time at the requested times of a run, a column a population.
+
+    All connections between populations carry the delay there, so that with N = L + U, E(t) = ‖a_l(t) − a*_l‖₂
+    and a* = ReLU((W a* + F x* + b)/V_th),
+
+        E(t) ≤ N E(t − Δ) + r(t)/V_th,
+
+    and for Δ = 0 E(t) ≤ (I − N)⁻¹ r(t)/V_th.
+
+    Attributes
+    ----------
+    error, error_delayed : (M, N) arrays
+        E(t) and E(t − Δ); before the first spike can have arrived the latter is ‖a*‖.
+    one_step : (M, N) array
+        The right-hand side.
+    drift, input, potential : (M, N) arrays
+        (1 − K(t−Δ)/K(t)) ‖W a(t−Δ)‖, ‖F(x̄(t) − x*)‖ and ‖u⁺(t)‖/K(t).
+    stacked : (M,) array
+        The same for all populations as one vector, with γ = ‖B‖₂/V_th of the block matrix; bounds
+        ‖a(t) − a*‖₂. For one population it is ``one_step``.
+    u_plus_sup : (N,) array
+        sup |u⁺| over the requested times.
+    equilibrium : Equilibrium
+    conditions : Conditions
+    """
+
+    error: NDArray
+    error_delayed: NDArray
+    one_step: NDArray
+    drift: NDArray
+    input: NDArray
+    potential: NDArray
+    stacked: NDArray
+    u_plus_sup: NDArray
+    equilibrium: Equilibrium
+    conditions: Conditions
+
+    @property
+    def total_error(self) -> NDArray:
+        """(M,) ‖a(t) − a*‖₂ over all populations."""
+        return np.linalg.norm(self.error, axis=1)
+
+    @property
+    def tightness(self) -> float:
+        """Median of error over one-step bound."""
+        return _median_ratio(self.error, self.one_step)
+
+    def floor(self, tau: float) -> NDArray:
+        """(N,) limit of the bound: (I − N)⁻¹ c √n/(τ_m V_th), 0 for IF (infinite τ_m)."""
+        net = self.equilibrium.network
+        if self.conditions.block >= 1.0:
+            return np.full(len(net.populations), np.inf)
+        sizes = np.sqrt([p.size for p in net.populations])
+        N = self.conditions.forward + self.conditions.feedback
+        return _neumann(N) @ (self.u_plus_sup * sizes / (tau * net.neuron.v_th))
+
+
+def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) -> ContinuousBound:
+    """(ERR) at the requested times of a run in continuous time.
+
+    Parameters
+    ----------
+    frozen : Frozen
+        The network of the run.
+    x_star : (*input_shape) array
+        x*. Any will do: (ERR) holds for each with its own a*.
+    run : ContinuousRun
+
+    Raises
+    ------
+    NotConverged
+        When a* cannot be found.
+    """
+    net, v_th = frozen.network, frozen.network.neuron.v_th
+    conditions_ = conditions(frozen)
+    equilibrium = find_equilibrium(frozen, np.asarray(x_star)[None], method="newton", sigma="relu")
+    drift = (1.0 - run.ratio)[:, None] * run.recurrent
+    of_input = run.drive - constant_drive(frozen, equilibrium.x_mean)
+    potential = run.u_plus / run.kernel_total[:, None]
+    errors = (run.a - equilibrium.a, run.a_delayed - equilibrium.a)
+    error, delayed, drift_, input_, potential_ = (
+        _population_norms(net, part[None])[0] for part in (*errors, drift, of_input, potential)
+    )
+    r = (drift_ + input_ + potential_) / v_th
+    N = conditions_.forward + conditions_.feedback
+    gamma = conditions_.stacked.value
+    whole = sum(np.linalg.norm(part, axis=1) for part in (drift, of_input, potential)) / v_th
+    if run.delay > 0:
+        one_step = delayed @ N.T + r
+        stacked = gamma * np.linalg.norm(errors[1], axis=1) + whole
+    else:
+        # Without delay the error stands on both sides.
+        infinite = np.full_like(r, np.inf)
+        one_step = r @ _neumann(N).T if conditions_.block < 1.0 else infinite
+        stacked = whole / (1.0 - gamma) if gamma < 1.0 else infinite[:, 0]
+    c = np.array([np.abs(run.u_plus[:, net.place(i)]).max(initial=0.0) for i in range(len(net.populations))])
+    return ContinuousBound(
+        error, delayed, one_step, drift_, input_, potential_, stacked, c, equilibrium, conditions_
+    )
+
+
+def continuous_envelope(
+    conditions_: Conditions, v_th: float, disturbance: NDArray, largest: NDArray, times: ArrayLike, delay: float
+) -> NDArray:
+    """O(1/t) bound of E(t) for IF in continuous time, where r(t) ≤ R/t: N^m E_sup + (2/t) (I − N)⁻¹ R/V_th.
+
+    m = ⌊t/(2Δ)⌋ steps back lead to no time before t/2, and r is at most 2R/t after that.
+
+    Parameters
+    ----------
+    disturbance, largest : (N,) arrays
+        R, and a bound of E at all times.
+
+    Returns
+    -------
+    (M, N) array, infinite where the block condition does not hold.
+    """
+    times = np.asarray(times, np.float64)
+    N = conditions_.forward + conditions_.feedback
+    if conditions_.block >= 1.0:
+        return np.full((times.size, len(N)), np.inf)
+    sum_ = _neumann(N) @ (disturbance / v_th)
+    if delay == 0:
+        return sum_ / times[:, None]
+    steps = np.floor(times / (2 * delay)).astype(int)
+    start = np.stack([np.linalg.matrix_power(N, int(m)) @ largest for m in steps])
+    return start + 2.0 * sum_ / times[:, None]
+
+
 def _iterate(conditions_: Conditions, r: NDArray, start: NDArray) -> NDArray:
     """b[t] = G b[t−1] + (I − L)⁻¹ r[t−1], (B, T, N), from b[0] = ``start``; ``r`` is over V_th already."""
     given = r @ conditions_.resolvent.T
@@ -530,7 +661,7 @@ def if_envelope(
     times = np.asarray(times, np.float64)[:, None]
     if conditions_.block >= 1.0:
         return np.full((len(start), len(times), start.shape[1]), np.inf)
-    inverse = np.linalg.inv(np.eye(start.shape[1]) - conditions_.propagation)
+    inverse = _neumann(conditions_.propagation)
     constant = (start + disturbance @ conditions_.resolvent.T / v_th) @ (inverse @ inverse).T
     return constant[:, None] / times
 
@@ -551,8 +682,13 @@ def lif_floor(conditions_: Conditions, net: Network, c: NDArray) -> NDArray:
         return np.full(c.shape, np.inf)
     sizes = np.sqrt([p.size for p in net.populations])
     rest = (1.0 - net.neuron.leak) * c * sizes / net.neuron.v_th
-    inverse = np.linalg.inv(np.eye(len(sizes)) - conditions_.propagation)
+    inverse = _neumann(conditions_.propagation)
     return rest @ (inverse @ conditions_.resolvent).T
+
+
+def _neumann(A: NDArray) -> NDArray:
+    """(I − A)⁻¹ = Σ A^k of a non-negative matrix with a spectral radius below 1: non-negative, rounding or not."""
+    return np.maximum(np.linalg.inv(np.eye(len(A)) - A), 0.0)
 
 
 def _population_norms(net: Network, state: NDArray) -> NDArray:

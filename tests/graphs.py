@@ -55,7 +55,7 @@ class Case:
 
     def places(self) -> list[slice]:
         ends = np.cumsum([0, *(math.prod(p.shape) for p in self.network.populations)])
-        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
     def inputs(self) -> NDArray:
         """(B, T, n_in) input of every step."""

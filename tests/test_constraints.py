@@ -88,7 +88,7 @@ def test_singular_values_keep_float32():
     pair = leading(A, rng.normal(size=20).astype(np.float32), tol=singular_tolerance(np.float32))
     assert pair.left.dtype == pair.right.dtype == np.float32
     assert pair.value == pytest.approx(np.linalg.norm(A.astype(float), 2), rel=1e-5)
-    assert (singular_tolerance(np.float32), singular_tolerance("f8")) == (1e-4, 1e-12)
+    assert (singular_tolerance(np.float32), singular_tolerance("f8")) == (1e-3, 1e-12)
 
 
 def test_power_steps_arrive_where_the_svd_is():
@@ -202,7 +202,7 @@ def test_dropout_masks_have_mean_one(rate, seed, dtype):
 
 @pytest.mark.parametrize("c", [0.0, -1.0, np.nan])
 def test_bounds_of_alpha_are_positive(c):
-    with pytest.raises(ValueError, match="c is .*; expected a positive bound"):
+    with pytest.raises(ValueError, match=r"c is .*; expected a positive bound"):
         Restriction(c)
 
 

@@ -30,3 +30,10 @@ def test_the_readmes_example_runs_and_learns(capsys):
     exec(compile(code, "README.md", "exec"), names)
     assert names["loss"] < 0.5
     assert "certified error" in capsys.readouterr().out
+
+
+def test_the_graph_of_the_networks_page_builds():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/networks.md").read_text(), re.S)[1]
+    names: dict = {}
+    exec(compile(code, "networks.md", "exec"), names)
+    assert names["network"].n_neurons == 256 + 8 * 256 + 8 * 64 + 10

@@ -219,5 +219,5 @@ def test_a_train_stands_for_its_weighted_average():
 
 @pytest.mark.parametrize("shape", [(4,), (3, 2), (2, 3, 4, 1)])
 def test_inputs_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match="x has shape .*; expected"):
+    with pytest.raises(ValueError, match=r"x has shape .*; expected"):
         find_equilibrium(freeze(*chain([1.0])), np.zeros(shape))

@@ -1,7 +1,6 @@
 """Networks, parameters and structure strings: what is built, and every refusal."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,7 +167,7 @@ def test_parameters_that_do_not_fit_are_named(change, message):
 def test_missing_parameters_are_named():
     params = layer().init(np.random.default_rng(0))
     del params["input.bias"], params["readout.weight"]
-    with pytest.raises(ValueError, match="missing input.bias, readout.weight; unknown none"):
+    with pytest.raises(ValueError, match=r"missing input.bias, readout.weight; unknown none"):
         layer().check_params(params)
 
 
@@ -283,12 +282,11 @@ def test_a_structure_string_is_the_network():
     *hidden, feedback = network.connections
     assert all(isinstance(c.synapse, Conv2d) and c.bias and c.batch_norm and not c.restriction for c in hidden)
     assert isinstance(feedback.synapse, ConvTranspose2d)
-    assert not (feedback.bias or feedback.batch_norm)
+    assert (feedback.bias, feedback.batch_norm) == (False, False)
     assert feedback.restriction
     assert (feedback.source, feedback.target) == ("a5", "a1")
     assert all(c.dropout == 0.2 for c in network.connections)
     assert network.readout == Readout("a5", Dense((6, 2, 2), (4,)))
-    assert network == replace(network)
 
 
 @pytest.mark.parametrize(

@@ -138,5 +138,5 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="solver 'newton' is unknown; expected one of fixed_point, anderson"):
         solve("newton", lambda v: v, np.ones((1, 1)), tol=1e-3)
     for tol in (0.0, -1.0, np.nan):
-        with pytest.raises(ValueError, match="tol is .*; expected a positive relative tolerance"):
+        with pytest.raises(ValueError, match=r"tol is .*; expected a positive relative tolerance"):
             solve("direct", lambda v: v, np.ones((1, 1)), tol=tol)

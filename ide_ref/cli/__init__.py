@@ -39,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A waiting thread of libgomp spins by default, which starves the working one on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     args = parser().parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)
     try:
         _set_threads(getattr(args, "threads", None))
-        return int(args.run(args) or 0)
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
         # The reader of our output has gone; there is no one to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,10 +72,9 @@ def _fail(command: str, message: str) -> int:
 def _set_threads(n: int | None) -> None:
     if n is None:
         return
-    if n < 1:
-        raise ValueError(f"--threads is {n}; expected at least 1")
     import numba
 
-    if n > numba.config.NUMBA_NUM_THREADS:
-        raise ValueError(f"--threads is {n}; this machine has {numba.config.NUMBA_NUM_THREADS}")
-    numba.set_num_threads(n)
+    try:
+        numba.set_num_threads(n)
+    except ValueError as error:
+        raise ValueError(f"--threads is {n}: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from dataclasses import replace
@@ -24,55 +25,55 @@ def add_all(sub: Any) -> None:
     which.add_argument("--neuron", choices=("lif", "if"), default="lif")
     which.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
     which.add_argument("--profile", choices=("paper", "authors"), default="paper", help="authors: their differences")
-    which.add_argument("--n-steps", type=int, metavar="T", help="time steps (default: the preset's)")
+    which.add_argument("--n-steps", type=_count, metavar="T", help="time steps (default: the preset's)")
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("--data-dir", metavar="DIR", help="folder that holds the data sets' folders")
 
     p = sub.add_parser("info", parents=[common, which], help="structure, sizes and norms of an initialised network")
     p.add_argument("preset", metavar="PRESET")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
     p.set_defaults(run=info)
 
     p = sub.add_parser("train", parents=[common, which, data], help="train a preset")
     p.add_argument("preset", metavar="PRESET")
-    p.add_argument("--epochs", type=int, metavar="N")
+    p.add_argument("--epochs", type=_count, metavar="N")
     p.add_argument("--milestones", metavar="E,E", help="epochs after which the learning rate falls, e.g. 30,60,90")
-    p.add_argument("--seed", type=int, default=0, metavar="S")
+    p.add_argument("--seed", type=_seed, default=0, metavar="S")
     p.add_argument("--out", metavar="DIR", help="output folder (default: runs/PRESET-NEURON-sSEED)")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    p.add_argument("--limit", type=int, metavar="N", help="train and test on the first N samples alone")
-    p.add_argument("--batch-size", type=int, metavar="B")
-    p.add_argument("--lr", type=float)
+    p.add_argument("--limit", type=_count, metavar="N", help="train and test on the first N samples alone")
+    p.add_argument("--batch-size", type=_count, metavar="B")
+    p.add_argument("--lr", type=_positive)
     p.add_argument("--dtype", choices=("float32", "float64"))
     p.add_argument("--solver", help="of (BETA): fixed_point, anderson, broyden, gmres, direct")
-    p.add_argument("--tol", type=float, help="relative residual of (BETA)")
-    p.add_argument("--threads", type=int, metavar="N")
+    p.add_argument("--tol", type=_positive, help="relative residual of (BETA)")
+    p.add_argument("--threads", type=_count, metavar="N")
     p.set_defaults(run=train)
 
     p = sub.add_parser("evaluate", parents=[common, data], help="accuracy, firing rates, distance to equilibrium")
     p.add_argument("checkpoint", metavar="CHECKPOINT")
-    p.add_argument("--limit", type=int, metavar="N")
-    p.add_argument("--threads", type=int, metavar="N")
+    p.add_argument("--limit", type=_count, metavar="N")
+    p.add_argument("--threads", type=_count, metavar="N")
     p.set_defaults(run=evaluate)
 
     p = sub.add_parser("gradcheck", parents=[common, which, data], help="implicit gradient against differences")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
-    p.add_argument("--samples", type=int, default=8, metavar="N", help="batch size (default 8)")
-    p.add_argument("--coordinates", type=int, default=12, metavar="N", help="drawn a parameter (default 12)")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--tol", type=float, default=1e-7, help="largest relative error that passes (default 1e-7)")
+    p.add_argument("--samples", type=_count, default=8, metavar="N", help="batch size (default 8)")
+    p.add_argument("--coordinates", type=_count, default=12, metavar="N", help="drawn a parameter (default 12)")
+    p.add_argument("--seed", type=_seed, default=0)
+    p.add_argument("--tol", type=_positive, default=1e-7, help="largest relative error that passes (default 1e-7)")
     p.set_defaults(run=gradcheck)
 
     p = sub.add_parser("bench", parents=[common, which, data], help="step times by stage, against the dense-equivalent")
     p.add_argument("presets", metavar="PRESET", nargs="*", help="default: digits fashion-mnist-400 mnist-64c5")
-    p.add_argument("--steps", type=int, default=10, metavar="N", help="steps timed (default 10)")
-    p.add_argument("--warm-up", type=int, default=20, metavar="N", help="training steps before (default 20)")
-    p.add_argument("--batch-size", type=int, default=128, metavar="B")
+    p.add_argument("--steps", type=_count, default=10, metavar="N", help="steps timed (default 10)")
+    p.add_argument("--warm-up", type=_count, default=20, metavar="N", help="training steps before (default 20)")
+    p.add_argument("--batch-size", type=_count, default=128, metavar="B")
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     p.add_argument("--solver", help="of (BETA)")
-    p.add_argument("--tol", type=float, help="relative residual of (BETA)")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--threads", type=int, metavar="N")
+    p.add_argument("--tol", type=_positive, help="relative residual of (BETA)")
+    p.add_argument("--seed", type=_seed, default=0)
+    p.add_argument("--threads", type=_count, metavar="N")
     p.set_defaults(run=bench)
 
     p = sub.add_parser("data", parents=[common, data], help="which data sets were found, and how to get the others")
@@ -80,8 +81,43 @@ def add_all(sub: Any) -> None:
     p.set_defaults(run=data_sets)
 
 
+def _count(text: str, least: int = 1) -> int:
+    """An option that is a whole number."""
+    try:
+        n = int(text)
+    except ValueError:
+        n = least - 1
+    if n < least:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a whole number of at least {least}")
+    return n
+
+
+def _seed(text: str) -> int:
+    return _count(text, 0)
+
+
+def _positive(text: str) -> float:
+    """An option that is a positive, finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a positive number")
+    return value
+
+
 def _print(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
-    print(json.dumps(document, ensure_ascii=False) if args.json else text)
+    print(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False) if args.json else text)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and infinite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _preset(args: argparse.Namespace, name: str) -> Preset:
@@ -99,7 +135,10 @@ def _data(preset: Preset, args: argparse.Namespace, limit: int | None) -> Datase
 
 def _network(args: argparse.Namespace, name: str) -> tuple[Preset, Params]:
     """A preset's freshly drawn parameters, or a checkpoint's."""
-    if Path(name).suffix == ".safetensors" or Path(name).exists():
+    from ide_ref import presets
+
+    # A folder may well be called like a preset.
+    if name not in presets.names() and (Path(name).suffix == ".safetensors" or Path(name).exists()):
         from ide_ref.training import checkpoint
 
         state = checkpoint.load(name)
@@ -182,7 +221,7 @@ def train(args: argparse.Namespace) -> int:
             out=out,
             seed=args.seed,
             resume=args.resume,
-            command=["ide-ref", *sys.argv[1:]],
+            command=["ide-ref", *args.words],
             log=sys.stderr,
         )
     except loop.Diverged as error:
@@ -192,10 +231,10 @@ def train(args: argparse.Namespace) -> int:
     if history:
         figures.training_curves(history, title=f"{preset.name} ({preset.neuron.name.upper()})", path=out / "curves.png")
     if result.stopped_by is not None:
-        again = [*_without(sys.argv[1:], "--resume"), "--resume"]
+        again = [*(word for word in args.words if word != "--resume"), "--resume"]
         print(f"stopped and saved; go on with: ide-ref {shlex.join(again)}", file=sys.stderr)
         if args.json:
-            print(json.dumps(summary))
+            _print(args, summary, "")
         return 128 + result.stopped_by
     text = (
         f"test accuracy {summary['last_accuracy']:.2%} (best {summary['best_accuracy']:.2%} in epoch "
@@ -206,21 +245,22 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _without(words: list[str], word: str) -> list[str]:
-    return [w for w in words if w != word]
-
-
 def evaluate(args: argparse.Namespace) -> int:
     """``ide-ref evaluate``."""
     import numpy as np
 
+    from ide_ref.solvers import NotConverged
     from ide_ref.training import checkpoint, evaluation
 
     state = checkpoint.load(args.checkpoint)
     data = _data(state.preset, args, args.limit or state.preset.recipe.limit)
     result = evaluation.evaluate(state.preset, state.params, data)
     x, _ = evaluation.load_batch(state.preset, data, "test", np.arange(min(16, len(data.y_test))))
-    distance = evaluation.equilibrium_distance(state.preset, state.params, x.astype(np.float64))
+    distance, problem = None, None
+    try:
+        distance = evaluation.equilibrium_distance(state.preset, state.params, x.astype(np.float64))
+    except NotConverged as error:
+        problem = str(error)
     document = {
         "checkpoint": args.checkpoint,
         "preset": state.preset.name,
@@ -229,8 +269,9 @@ def evaluate(args: argparse.Namespace) -> int:
         "accuracy": result.accuracy,
         "loss": result.loss,
         "firing_rates": result.firing_rates,
-        "distance_to_equilibrium_rms": distance.rms,
-        "contraction": distance.contraction,
+        "distance_to_equilibrium_rms": distance.rms if distance else None,
+        "contraction": distance.contraction if distance else None,
+        "equilibrium_problem": problem,
     }
     rates = "\n".join(
         f"  {name:<6} {rate:.4f} spikes a neuron and step" for name, rate in result.firing_rates.items()
@@ -238,9 +279,12 @@ def evaluate(args: argparse.Namespace) -> int:
     text = (
         f"{state.preset.name} after {len(state.history)} epochs, {result.n_samples:,} test images\n"
         f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}\nfiring rates\n{rates}\n"
-        f"distance of a[T] from the equilibrium: {distance.rms:.4f} a neuron (root mean square, {len(x)} images); "
-        f"gamma {distance.contraction:.4f}"
+        f"distance of a[T] from the equilibrium: "
     )
+    if distance:
+        text += f"{distance.rms:.4f} a neuron (root mean square, {len(x)} images); gamma {distance.contraction:.4f}"
+    else:
+        text += f"unknown ({problem})"
     _print(args, document, text)
     return 0
 
@@ -252,8 +296,6 @@ def gradcheck(args: argparse.Namespace) -> int:
     from ide_ref.training.evaluation import load_batch
     from ide_ref.verify import check_gradient
 
-    if args.samples < 1 or args.coordinates < 1:
-        raise ValueError("--samples and --coordinates are counts; expected at least 1")
     preset, params = _network(args, args.network)
     preset = replace(preset, recipe=replace(preset.recipe, dtype="float64"))
     data = _data(preset, args, args.samples)
@@ -311,7 +353,8 @@ def data_sets(args: argparse.Namespace) -> int:
         if s.found:
             lines.append(f"{s.info.name:<14} found    {s.n_train:,} + {s.n_test:,} in {s.path}")
         else:
-            lines.append(f"{s.info.name:<14} {'unusable' if s.problem else 'missing':<8} {s.problem or s.info.how_to_get}")
+            state = "unusable" if s.problem else "missing"
+            lines.append(f"{s.info.name:<14} {state:<8} {s.problem or s.info.how_to_get}")
         lines.append(f"{'':<14} {s.info.title}; {s.info.licence}")
     _print(args, document, "\n".join(lines))
     return 0

@@ -67,8 +67,12 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
-    tensors = {f"params/{name}": np.asarray(array) for name, array in checkpoint.params.items()}
-    tensors |= {f"velocity/{name}": array for name, array in checkpoint.velocity.items()}
+    # safetensors writes the memory as it lies, whatever the strides say.
+    tensors = {
+        f"{part}/{name}": np.asarray(array, order="C")
+        for part, arrays in (("params", checkpoint.params), ("velocity", checkpoint.velocity))
+        for name, array in arrays.items()
+    }
     about = {
         "format_version": FORMAT_VERSION,
         "preset": checkpoint.preset.to_dict(),
@@ -96,6 +100,10 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         _check_header(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            if "ide_ref" not in metadata:
+                raise CheckpointError(
+                    f"{path}: holds tensors but was not written by ide_ref; give a checkpoint of ide-ref train"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); give a checkpoint file") from None
@@ -103,8 +111,6 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{path}: is truncated or damaged; restore it from a copy or train again"
         ) from None
-    if "ide_ref" not in metadata:
-        raise CheckpointError(f"{path}: holds tensors but was not written by ide_ref; give a checkpoint of ide-ref train")
     try:
         about = json.loads(metadata["ide_ref"])
         version = about["format_version"]
@@ -128,7 +134,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             raise ValueError("velocity does not fit the parameters")
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: content does not fit together ({error}); train again") from None
     return checkpoint
 

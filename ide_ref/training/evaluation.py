@@ -83,7 +83,8 @@ def load_batch(
         The data set's images do not have the size of the network's input.
     """
     recipe = preset.recipe
-    x, y = data.batch(split, indices)
+    images, y = data.batch(split, indices)
+    x: NDArray[np.generic] = images
     if x[0].size != np.prod(preset.input_shape) * (data.n_frames or 1):
         raise ValueError(
             f"data set {data.name!r} has images of shape {data.input_shape}, "
@@ -117,8 +118,10 @@ def evaluate(
     between : callable
         Called before each batch; what it raises ends the evaluation.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     network, n_steps = preset.network, preset.recipe.n_steps
-    frozen = freeze(network, dict(params))
+    frozen = freeze(network, dict(params), profile=preset.profile)
     n_samples = len(data.y_train if split == "train" else data.y_test)
     loss, correct = 0.0, 0
     spikes = np.zeros(len(network.populations), np.int64)
@@ -149,7 +152,8 @@ def equilibrium_distance(preset: Preset, params: Params, x: NDArray[np.floating]
     NotConverged
         The equilibrium was not found; γ ≥ 1 is the usual reason.
     """
-    frozen = freeze(preset.network, {name: array.astype(np.float64) for name, array in params.items()})
+    exact = {name: array.astype(np.float64) for name, array in params.items()}
+    frozen = freeze(preset.network, exact, profile=preset.profile)
     rates = simulate(frozen, x, preset.recipe.n_steps)
     equilibrium = find_equilibrium(frozen, x)
     error = rates.a - equilibrium.a

@@ -157,11 +157,13 @@ def train(
     out = Path(out)
     state = _open(preset, seed, out, resume)
     about = _about(preset, data, seed, command, state)
-    _write_books(out, about, state)
+    # The largest file first: when the disk is too full for it, nothing else lies there.
     checkpoints.save(out / CHECKPOINT, state)
+    _write_books(out, about, state)
     n_batches = math.ceil(len(data.y_train) / preset.recipe.batch_size)
     stopped_by = None
-    with _stop_signals(log) as check:
+    # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
+    with _stop_signals(log) as check, np.errstate(over="ignore", invalid="ignore"):
         try:
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))

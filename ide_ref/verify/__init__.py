@@ -1,15 +1,26 @@
 """Is a gradient right, and if not: how wrong, where, and because of what?"""
 
+from ide_ref.verify.budget import Budget, Part, explain_gradient, explain_over_time
+from ide_ref.verify.compare import MISTAKES, Comparison, Context, Mistake, compare
 from ide_ref.verify.gradient import GradientReport, GradientRow, StepSweep, check_gradient, sweep_steps
 from ide_ref.verify.solvers import SolverReport, SolverRow, cross_examine
 
 __all__ = [
+    "MISTAKES",
+    "Budget",
+    "Comparison",
+    "Context",
     "GradientReport",
     "GradientRow",
+    "Mistake",
+    "Part",
     "SolverReport",
     "SolverRow",
     "StepSweep",
     "check_gradient",
+    "compare",
     "cross_examine",
+    "explain_gradient",
+    "explain_over_time",
     "sweep_steps",
 ]

@@ -20,6 +20,7 @@ from ide_ref.implicit import hebbian, solve_beta
 from ide_ref.network import Frozen, FrozenConnection, Params
 from ide_ref.simulation import Rates, simulate
 from ide_ref.synapses import Dense, to_cells
+from ide_ref.verify.gradient import RESOLUTION
 
 DECISIVE = 30.0
 """A mistake is named when it explains the foreign gradient this many times better than no mistake does."""
@@ -169,8 +170,8 @@ class _Transposed(FrozenConnection):
         if isinstance(self.synapse, Dense) and self.synapse.n_in == self.synapse.n_out and self.norm is None:
             post = delta if self.keep is None else self.keep * delta
             swapped, _ = FrozenConnection(**{**_fields(self), "keep": None}).pull_back(pre, post, params)
-            name = f"{self.connection.name}.weight"
-            grads[name] = swapped[name]
+            own = (f"{self.connection.name}.weight", f"{self.connection.name}.alpha")
+            grads.update({name: swapped[name] for name in own if name in swapped})
         return grads, statistics
 
 
@@ -622,7 +623,7 @@ def compare(
     rows: dict[str, ComparedRow] = {}
     mine = {name: np.asarray(as_array(name, value), np.float64) for name, value in ours.items()}
     usable: dict[str, NDArray] = {}
-    floor = 1e-12 * max((float(np.linalg.norm(value)) for value in mine.values()), default=0.0)
+    floor = RESOLUTION * max((float(np.linalg.norm(value)) for value in mine.values()), default=0.0)
     for name, value in mine.items():
         if name not in theirs:
             rows[name] = ComparedRow(name, "missing")

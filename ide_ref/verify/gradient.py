@@ -35,6 +35,7 @@ _FOURTH = ((-2.0, 1 / 12), (-1.0, -8 / 12), (1.0, 8 / 12), (2.0, -1 / 12))
 _EIGHTH = (4 / 5, -1 / 5, 4 / 105, -1 / 280)  # of L(θ + k h) − L(θ − k h), k = 1..4
 _RIGHT = ((0.0, -25 / 12), (1.0, 48 / 12), (2.0, -36 / 12), (3.0, 16 / 12), (4.0, -3 / 12))
 _LEFT = tuple((-offset, -weight) for offset, weight in _RIGHT)
+_SWEPT = tuple(float(h) for h in np.logspace(-0.5, -8, 16))
 _SECOND = ((-1.0, -1 / 2), (1.0, 1 / 2))
 
 _STEP = {"central": 1e-2, "cell": 0.5}
@@ -631,7 +632,7 @@ def sweep_steps(
     y: ArrayLike,
     *,
     parameter: str | None = None,
-    steps: Sequence[float] = tuple(10.0 ** (-k / 2) for k in range(1, 17)),
+    steps: Sequence[float] = _SWEPT,
     seed: int = 0,
     training: bool = True,
 ) -> StepSweep:

@@ -1,0 +1,417 @@
+"""The error budget of a training gradient: vectors that add up to what separates it from the exact one.
+
+The exact gradient is that of the paper's equations at a* with (BETA) solved to rounding. The training gradient is
+taken at a[T], by a solver that stops, perhaps under a profile. One thing at a time is changed from the first to
+the second; each part is the difference that its change made, so the parts add up by construction and in their
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ide_ref import solvers
+from ide_ref.constraints import Restriction
+from ide_ref.equilibrium import (
+    Equilibrium,
+    Linearisation,
+    certified,
+    contraction,
+    find_equilibrium,
+    gather_sources,
+    linearise,
+    sweep,
+)
+from ide_ref.implicit import Backward, backward, hebbian, solve_beta
+from ide_ref.network import Connection, Frozen, Network, Params, freeze
+from ide_ref.profiles import PAPER, Profile
+from ide_ref.simulation import Rates, simulate
+from ide_ref.training.losses import cross_entropy
+
+_FORWARD_QUIRKS = {
+    "long_average": "average of LIF spike input too large",
+    "one_power_step": "norm of the restriction from one power step",
+    "clamp_alpha": "alpha clamped when used",
+}
+_NORM_QUIRKS = ("unbiased_spike_statistics", "batch_statistics_in_beta")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One cause and what it adds to the gradient.
+
+    Attributes
+    ----------
+    name, says : str
+    gradients : dict of str to array
+    norms, cosines : dict of str to float
+        Of each parameter: the part's norm over the exact gradient's, and the cosine between the two; NaN where
+        either is 0.
+    norm, cosine : float
+        The same over all parameters together.
+    """
+
+    name: str
+    says: str
+    gradients: Params
+    norms: dict[str, float]
+    cosines: dict[str, float]
+    norm: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Result of :func:`explain_gradient`.
+
+    Attributes
+    ----------
+    exact, training : dict of str to array
+        The two gradients, over the parameters that both have.
+    parts : tuple of Part
+        What separates them; training = exact + Σ parts.
+    n_steps : int
+    distance : float
+        Largest ‖a[T] − a*‖₂ of a sample.
+    equilibrium_certificate, rates_certificate : float
+        Largest certified ‖a − a*‖₂ of a*'s solution and of a[T], (CERT), on the feedback sources.
+    exact_certificate, solver_certificate : float
+        Largest certified ‖β − β*‖₂ of the exact solve and of training's.
+    contraction : float
+        γ of the network as it is trained, from operator norms.
+    """
+
+    exact: Params
+    training: Params
+    parts: tuple[Part, ...]
+    n_steps: int
+    distance: float
+    equilibrium_certificate: float
+    rates_certificate: float
+    exact_certificate: float
+    solver_certificate: float
+    contraction: float
+
+    def part(self, name: str) -> Part:
+        """A part by name."""
+        return next(part for part in self.parts if part.name == name)
+
+    @property
+    def total(self) -> Part:
+        """The whole error as one part."""
+        error = {name: self.training[name] - self.exact[name] for name in self.exact}
+        return _part("whole error", "training gradient minus exact gradient", error, self.exact)
+
+    @property
+    def closure(self) -> float:
+        """‖Σ parts − whole‖ over the exact gradient's norm: how well the budget adds up."""
+        rest = {
+            name: self.training[name] - self.exact[name] - sum(part.gradients[name] for part in self.parts)
+            for name in self.exact
+        }
+        return _norm(rest) / max(_norm(self.exact), np.finfo(float).tiny)
+
+    def table(self) -> str:
+        """The budget as text; norms are relative to the exact gradient."""
+        parts = [*self.parts, self.total]
+        width = max(len(part.name) for part in parts)
+        names = list(self.exact)
+        lines = [f"{'part':<{width}}      norm    cosine  largest in"]
+        for part in parts:
+            worst = max(names, key=lambda name: np.nan_to_num(part.norms[name]))
+            where = f"{worst} ({part.norms[worst]:.1e})" if part.norm > 0 else "-"
+            lines.append(f"{part.name:<{width}}  {part.norm:>8.1e}  {part.cosine:>8.4f}  {where}")
+        lines.append(
+            f"T = {self.n_steps}: |a[T] - a*| {self.distance:.2e} (certified {self.rates_certificate:.2e}); gamma "
+            f"{self.contraction:.4f}; the parts add up to {self.closure:.1e}"
+        )
+        lines.append(
+            f"certified errors: a* {self.equilibrium_certificate:.1e}, exact beta {self.exact_certificate:.1e}, "
+            f"beta as trained {self.solver_certificate:.1e}"
+        )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The budget as JSON-ready values, without the vectors; numbers that are not finite become null."""
+
+        def plain(value: float) -> float | None:
+            return float(value) if np.isfinite(value) else None
+
+        return {
+            "n_steps": self.n_steps,
+            "closure": plain(self.closure),
+            "distance": plain(self.distance),
+            "contraction": plain(self.contraction),
+            "certificates": {
+                "equilibrium": plain(self.equilibrium_certificate),
+                "rates": plain(self.rates_certificate),
+                "exact_beta": plain(self.exact_certificate),
+                "solver_beta": plain(self.solver_certificate),
+            },
+            "parts": [
+                {
+                    "name": part.name,
+                    "says": part.says,
+                    "norm": plain(part.norm),
+                    "cosine": plain(part.cosine),
+                    "norms": {name: plain(value) for name, value in part.norms.items()},
+                    "cosines": {name: plain(value) for name, value in part.cosines.items()},
+                }
+                for part in [*self.parts, self.total]
+            ],
+        }
+
+
+def _norm(gradients: Mapping[str, NDArray]) -> float:
+    return float(np.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values())))
+
+
+def _angle(u: float, v: float, dot: float) -> float:
+    return dot / (u * v) if u > 0 and v > 0 else float("nan")
+
+
+def _part(name: str, says: str, gradients: Params, exact: Params) -> Part:
+    norms, cosines = {}, {}
+    for key, value in gradients.items():
+        u, v = float(np.linalg.norm(value)), float(np.linalg.norm(exact[key]))
+        norms[key] = u / v if v > 0 else (0.0 if u == 0 else float("inf"))
+        cosines[key] = _angle(u, v, float(np.vdot(value, exact[key])))
+    whole, size = _norm(gradients), _norm(exact)
+    dot = sum(float(np.vdot(gradients[key], exact[key])) for key in gradients)
+    return Part(name, says, gradients, norms, cosines, whole / size if size > 0 else 0.0, _angle(whole, size, dot))
+
+
+def _with_operator_norm(network: Network) -> Network:
+    def change(c: Connection) -> Connection:
+        return c if c.restriction is None else replace(c, restriction=Restriction(c.restriction.c, "operator"))
+
+    return replace(network, connections=tuple(change(c) for c in network.connections))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What stays the same through the chain: the batch, the labels, and what is random."""
+
+    params: Params
+    x: NDArray
+    y: NDArray
+    training: bool
+    seed: int
+
+    def freeze(self, network: Network, profile: Profile) -> Frozen:
+        params = dict(self.params)
+        for name, shape in network.parameter_shapes.items():
+            if name.endswith("singular_vector") and params[name].shape != shape:
+                # The other norm's search starts anywhere; it is run to the end.
+                params[name] = np.random.default_rng(0).standard_normal(shape)
+        rng = np.random.default_rng(self.seed)
+        return freeze(network, params, self.x, training=self.training, rng=rng, profile=profile)
+
+    def logits_gradient(self, frozen: Frozen, state: Rates | Equilibrium) -> NDArray:
+        return cross_entropy(frozen.read_out(state), self.y)[1]
+
+    def equilibrium(self, frozen: Frozen) -> Equilibrium:
+        return find_equilibrium(frozen, self.x, max_iter=20_000)
+
+    def exact(self, frozen: Frozen, state: Rates | Equilibrium, *, quirky: bool = False) -> Backward:
+        """Gradient at a state with (BETA) solved to rounding, or as far as it goes under a quirk.
+
+        With batch statistics in (BETA) J need not contract, and there may be no solution to reach.
+        """
+        d_logits = self.logits_gradient(frozen, state)
+        return backward(frozen, state, d_logits, solver="gmres", tol=1e-12, max_iter=5000, allow_unconverged=quirky)
+
+
+def _unsolved(found: Backward) -> str:
+    if found.solution.converged:
+        return ""
+    return f"; (BETA) has no solution within reach: relative residual {float(np.max(found.solution.relative)):.1e}"
+
+
+def explain_gradient(
+    network: Network,
+    params: Mapping[str, ArrayLike],
+    x: ArrayLike,
+    y: ArrayLike,
+    n_steps: int,
+    *,
+    solver: str = "fixed_point",
+    tol: float = 1e-4,
+    max_iter: int = 200,
+    profile: Profile = PAPER,
+    training: bool = True,
+    seed: int = 0,
+) -> Budget:
+    """What separates a training gradient from the exact one, cause by cause.
+
+    The chain of changes, each a part of the budget: the restriction's norm (operator to the network's own), the
+    profile's quirks of the forward pass one by one, the rates (a* to a[T], masks still those of a*), the masks (to
+    those of a[T]), the treatment of batch normalisation, the point of linearisation, and the solver. Computed
+    in float64.
+
+    Parameters
+    ----------
+    network : Network
+    params : mapping of str to array
+    x, y : arrays
+        A batch and its labels.
+    n_steps : int
+        T of training.
+    solver, tol, max_iter
+        As in training; see :func:`ide_ref.backward`. A solver that stops early is taken as it is.
+    profile : Profile
+        As in training.
+    training : bool
+        With batch statistics and dropout.
+    seed : int
+        Of the dropout masks.
+
+    Returns
+    -------
+    Budget
+
+    Raises
+    ------
+    ValueError
+        For inputs that do not fit.
+    NotConverged
+        When the exact equilibrium or the exact β cannot be found.
+    """
+    theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    network.check_params(theta)
+    inputs = network.check_input(np.asarray(x), np.float64)
+    setting = _Setting(theta, inputs, np.asarray(y), training, seed)
+    chain: list[tuple[str, str, Params]] = []
+
+    # At the equilibrium, from the paper's network to the one that is trained.
+    frozen = setting.freeze(_with_operator_norm(network), PAPER)
+    state = setting.equilibrium(frozen)
+    start = setting.exact(frozen, state)
+    exact = start.gradients
+    so_far = PAPER
+
+    def refreeze(profile: Profile) -> tuple[Frozen, Equilibrium, Params]:
+        made = setting.freeze(network, profile)
+        solved = setting.equilibrium(made)
+        return made, solved, setting.exact(made, solved).gradients
+
+    frozen, state, found = refreeze(so_far)
+    chain.append(("restriction norm", "the norm of (NORM) is not that of the operator", found))
+    for quirk, says in _FORWARD_QUIRKS.items():
+        if getattr(profile, quirk):
+            so_far = replace(so_far, **{quirk: True})
+            frozen, state, found = refreeze(so_far)
+            chain.append((f"profile: {quirk}", says, found))
+
+    # From a* to a[T].
+    at_rest = linearise(frozen, state.a, frozen.drive(state.x_mean))
+    rates = simulate(frozen, setting.x, n_steps)
+    chain.append(
+        (
+            "finite T",
+            "outer products, readout and loss at a[T], masks at a*",
+            _with_masks_of(at_rest, setting, frozen, rates),
+        )
+    )
+    chain.append(("masks", "the mask of a[T] is not that of a*", setting.exact(frozen, rates).gradients))
+
+    # How it is differentiated there.
+    if any(getattr(profile, quirk) for quirk in _NORM_QUIRKS):
+        so_far = replace(so_far, **{quirk: getattr(profile, quirk) for quirk in _NORM_QUIRKS})
+        frozen = setting.freeze(network, so_far)
+        rates = simulate(frozen, setting.x, n_steps)
+        quirky = setting.exact(frozen, rates, quirky=True)
+        says = "statistics of batch normalisation differ between simulation and gradient" + _unsolved(quirky)
+        chain.append(("batch norm", says, quirky.gradients))
+    if profile.sweep_first:
+        so_far = replace(so_far, sweep_first=True)
+        frozen = setting.freeze(network, so_far)
+        quirky = setting.exact(frozen, rates, quirky=True)
+        chain.append(("profile: sweep_first", "linearised one sweep further on" + _unsolved(quirky), quirky.gradients))
+
+    d_logits = setting.logits_gradient(frozen, rates)
+    trained = backward(frozen, rates, d_logits, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=True)
+    chain.append(("solver", f"(BETA) was solved by {solver} to a residual, not to rounding", trained.gradients))
+
+    parts = []
+    before = exact
+    for name, says, after in chain:
+        gap = {key: np.asarray(after[key] - before[key]) for key in exact}
+        parts.append(_part(name, says, gap, exact))
+        before = after
+    gamma = contraction(frozen)
+    distance = solvers.norms(rates.a - state.a)
+    return Budget(
+        {key: np.asarray(value) for key, value in exact.items()},
+        {key: np.asarray(trained.gradients[key]) for key in exact},
+        tuple(parts),
+        n_steps,
+        float(np.max(distance)),
+        float(np.max(state.certificate)),
+        float(np.max(certified(_sweep_residual(frozen, rates), gamma))),
+        float(np.max(start.certificate)),
+        float(np.max(certified(trained.solution.residual, gamma))),
+        gamma,
+    )
+
+
+def _sweep_residual(frozen: Frozen, rates: Rates) -> NDArray:
+    """‖f(a) − a‖₂ on the feedback sources at a rollout's rates."""
+    there = sweep(frozen, rates.a, frozen.drive(rates.x_mean))
+    net = frozen.network
+    return solvers.norms(gather_sources(net, there.a) - gather_sources(net, rates.a))
+
+
+def _with_masks_of(at: Linearisation, setting: _Setting, frozen: Frozen, rates: Rates) -> Params:
+    """Gradient at a rollout's rates with the masks of another state."""
+    moved = replace(at, forward=rates.a, feedback=rates.a)
+    g, grads = frozen.read_out_pull_back(rates, setting.logits_gradient(frozen, rates))
+    _, delta, _ = solve_beta(moved, g, solver="gmres", tol=1e-12, max_iter=5000)
+    found, _ = hebbian(moved, delta, rates.x_mean)
+    return {**grads, **found}
+
+
+def explain_over_time(
+    network: Network,
+    params: Mapping[str, ArrayLike],
+    x: ArrayLike,
+    y: ArrayLike,
+    n_steps: Sequence[int],
+    *,
+    solver: str = "fixed_point",
+    tol: float = 1e-4,
+    max_iter: int = 200,
+    profile: Profile = PAPER,
+    training: bool = True,
+    seed: int = 0,
+) -> tuple[Budget, ...]:
+    """:func:`explain_gradient` for several T, to be drawn by :func:`ide_ref.figures.budget_over_time`.
+
+    A spike train is cut to its first T frames, so every T must be at most its length.
+    """
+    x = np.asarray(x)
+    is_train = network.is_train(x)
+    if not n_steps or min(n_steps) < 1 or (is_train and max(n_steps) > x.shape[1]):
+        expected = f"numbers from 1 to {x.shape[1]}, the frames of x" if is_train else "numbers of at least 1"
+        raise ValueError(f"n_steps is {tuple(n_steps)}; expected {expected}")
+    return tuple(
+        explain_gradient(
+            network,
+            params,
+            x[:, :t] if is_train else x,
+            y,
+            t,
+            solver=solver,
+            tol=tol,
+            max_iter=max_iter,
+            profile=profile,
+            training=training,
+            seed=seed,
+        )
+        for t in n_steps
+    )

@@ -1,0 +1,455 @@
+"""(IF-C) and (LIF-C): closed forms, the discrete rollout as its step shrinks, charge balance, Theorem 1."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from theorems import ends_of, system_of
+
+from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, freeze, simulate
+from ide_ref.continuous import Events, Pieces, kernel_total, simulate_continuous
+from ide_ref.synapses import AvgPool2d, Conv2d
+from ide_ref.theory import conditions, continuous_envelope, continuous_error_bound
+
+INF = np.inf
+
+
+def dense(W, F, *, v_th=1.0, b=None):
+    """One population with given matrices, frozen."""
+    W, F = np.atleast_2d(np.asarray(W, float)), np.atleast_2d(np.asarray(F, float))
+    n, n_in = F.shape
+    network = Network(
+        (n_in,),
+        (Population("a1", (n,)),),
+        (
+            Connection("input", "input", "a1", Dense((n_in,), (n,)), bias=True),
+            Connection("feedback", "a1", "a1", Dense((n,), (n,))),
+        ),
+        Readout("a1", Dense((n,), (2,))),
+        IF(v_th),
+    )
+    params = network.init(np.random.default_rng(0))
+    params.update({"input.weight": F, "feedback.weight": W})
+    params["input.bias"] = np.zeros(n) if b is None else np.asarray(b, float)
+    return freeze(network, params)
+
+
+# --- closed forms -----------------------------------------------------------------------------------
+
+
+@given(drive=st.floats(0.1, 5), v_th=st.sampled_from([0.5, 1.0, 2.0]))
+def test_one_if_neuron_fires_every_v_th_over_drive(drive, v_th):
+    run = simulate_continuous(dense(0, 1, v_th=v_th), np.array([drive]), np.array([20.5]))
+    expected = v_th / drive * np.arange(1, run.spike_times.size + 1)
+    np.testing.assert_allclose(run.spike_times, expected, rtol=1e-12)
+    assert 20.5 - 1e-9 < expected[-1] + v_th / drive
+    np.testing.assert_allclose(run.u, [[drive * 20.5 - v_th * run.spike_times.size]], atol=1e-10)
+    np.testing.assert_allclose(run.a, [[run.spike_times.size / 20.5]])
+
+
+@given(ratio=st.floats(1.01, 6), tau=st.sampled_from([0.5, 2.0, 7.0]))
+def test_one_lif_neuron_has_the_logarithmic_interval(ratio, tau):
+    """τ log(τd/(τd − V_th)) from rest at 0, reset by subtraction from V_th to 0."""
+    v_th = 2.0
+    drive = ratio * v_th / tau
+    interval = tau * np.log(ratio / (ratio - 1))
+    run = simulate_continuous(dense(0, 1, v_th=v_th), np.array([drive]), np.array([8.3 * interval]), tau=tau)
+    np.testing.assert_allclose(run.spike_times, interval * np.arange(1, 9), rtol=1e-12)
+    rest = 0.3 * interval
+    np.testing.assert_allclose(run.u, [[tau * drive * (1 - np.exp(-rest / tau))]], rtol=1e-9)
+
+
+def test_a_leaky_neuron_below_threshold_never_fires():
+    run = simulate_continuous(dense(0, 1), np.array([0.5]), np.array([1.0, 1e3, 1e6]), tau=1.9)
+    assert run.spike_times.size == 0
+    np.testing.assert_allclose(run.u[:, 0], [0.95 * (1 - np.exp(-1 / 1.9)), 0.95, 0.95])
+
+
+def test_reset_is_by_subtraction():
+    """An input pulse of 1.7 leaves 0.7, a pulse of 2.5 fires twice at one instant, 1.0 is the threshold itself."""
+    events = Events(np.array([1.0, 2.0]), np.array([0, 1]))
+    run = simulate_continuous(dense(0, [[1.7, 2.5]]), events, np.array([1.0, 1.5, 2.0]))
+    np.testing.assert_array_equal(run.spike_times, [1, 2, 2, 2])
+    np.testing.assert_allclose(run.u[:, 0], [0.7, 0.7, 0.2])
+    run = simulate_continuous(dense(0, 1), Events(np.array([0.0, 3.0]), np.array([0, 0])), np.array([3.0]))
+    np.testing.assert_array_equal(run.spike_times, [0, 3])
+
+
+def test_two_neurons_with_delay_by_hand():
+    """V = 1, drives 1 and 0.25, W = [[0, -0.5], [0.5, 0]], Δ = 0.25.
+
+    Neuron 0 fires at 1, neuron 1 has 0.25 and gets 0.5 at 1.25: 0.8125; it reaches 1 at 2. At 2 neuron 0 fires too
+    (lowest index first). At 2.25 both hear of it: neuron 0 stands at 0.25 − 0.5, neuron 1 at 0.0625 + 0.5. Neuron 0
+    next fires at 3.5; neuron 1 hears that at 3.75, where it stands at 0.9375, and fires at once with 0.4375 left.
+    """
+    frozen = dense([[0, -0.5], [0.5, 0]], [[1], [0.25]])
+    times = np.array([1.25, 2.0, 2.25, 3.75, 4.0])
+    run = simulate_continuous(frozen, np.ones(1), times, delay=0.25)
+    np.testing.assert_array_equal(run.spike_times, [1, 2, 2, 3.5, 3.75])
+    np.testing.assert_array_equal(run.spike_neurons, [0, 0, 1, 0, 1])
+    u = [[0.25, 0.8125], [0, 0], [-0.25, 0.5625], [0.25, 0.4375], [0.0, 0.5]]
+    np.testing.assert_array_equal(run.u, u)
+    assert run.n_deliveries == 2 * 5
+    np.testing.assert_allclose(run.a_delayed[2], [2 / 2, 1 / 2])
+
+
+def test_without_delay_the_order_at_an_instant_is_the_documented_one():
+    """Both reach threshold at 1; neuron 0 goes first and holds neuron 1 back before it fires."""
+    run = simulate_continuous(dense([[0, 0], [-0.5, 0]], [[1], [1]]), np.ones(1), np.array([1.4]))
+    np.testing.assert_array_equal(run.spike_neurons, [0])
+    np.testing.assert_allclose(run.u, [[0.4, 0.9]])
+    run = simulate_continuous(dense([[0, -0.5], [0, 0]], [[1], [1]]), np.ones(1), np.array([1.4]))
+    np.testing.assert_array_equal(run.spike_neurons, [0, 1])
+    # What arrives at an instant is added before any neuron is asked: the inhibition at 1 comes in time.
+    run = simulate_continuous(dense(0, [[1.5, -1.0]]), Events(np.array([1.0, 1.0]), np.array([0, 1])), np.array([2.0]))
+    assert run.spike_times.size == 0
+
+
+def test_a_new_drive_takes_effect_at_its_edge():
+    pieces = Pieces(np.array([0.0, 1.0, 3.0]), np.array([[0.5], [0.0], [0.25]]))
+    run = simulate_continuous(dense(0, 1), pieces, np.array([1.0, 3.0, 4.0, 6.0]))
+    np.testing.assert_array_equal(run.spike_times, [5.0])
+    np.testing.assert_allclose(run.u[:, 0], [0.5, 0.5, 0.75, 0.25])
+    tau = 2.0
+    run = simulate_continuous(dense(0, 1), pieces, np.array([1.0, 3.0, 4.0]), tau=tau)
+    first = 1.0 * (1 - np.exp(-0.5))
+    second = first * np.exp(-1.0)
+    np.testing.assert_allclose(run.u[:, 0], [first, second, 0.5 + (second - 0.5) * np.exp(-0.5)])
+
+
+# --- against the discrete rollout -------------------------------------------------------------------
+
+
+def discrete_spikes(system, tau, h, t_end):
+    """Times and neurons of the rollout with step h: λ = exp(−h/τ), the drive of one step ∫ κ."""
+    leak = 1.0 if np.isinf(tau) else np.exp(-h / tau)
+    neuron = IF(system.v_th) if leak == 1 else LIF(leak, system.v_th)
+    network = replace(system.frozen.network, neuron=neuron)
+    step = kernel_total(np.asarray(h), tau)
+    params = {
+        name: value * step if name in scaled_by_time(network) else value for name, value in system.frozen.params.items()
+    }
+    rates = simulate(freeze(network, params), system.x[:1], round(t_end / h), record=True)
+    steps, neurons = np.nonzero(rates.spikes[0])
+    return (steps + 1) * h, neurons
+
+
+def scaled_by_time(network):
+    inputs = [c.name for c in network.connections if c.source == "input"]
+    return {f"{name}.weight" for name in inputs} | {f"{c.name}.bias" for c in network.connections if c.bias}
+
+
+@pytest.mark.parametrize("tau", [INF, 3.0])
+@pytest.mark.parametrize("ends", [[(-1, 0), (0, 0)], [(-1, 0), (0, 1), (1, 0)]])
+def test_the_discrete_rollout_tends_to_it_in_proportion_to_its_step(tau, ends):
+    t_end, errors = 12.0, []
+    steps = 2.0 ** -np.arange(6, 13)
+    sizes = [6] * (max(t for _, t in ends) + 1)
+    for seed in range(6):
+        system = system_of(IF(1.0), sizes, ends, np.random.default_rng(seed), 0.4, n_batch=1, drive=2.0)
+        run = simulate_continuous(system.frozen, system.x[0], np.array([t_end]), tau=tau)
+        order = np.lexsort((run.spike_times, run.spike_neurons))
+        exact, owner = run.spike_times[order], run.spike_neurons[order]
+        assert exact.size > 10
+        row = []
+        for h in steps:
+            times, neurons = discrete_spikes(system, tau, h, t_end)
+            by = np.lexsort((times, neurons))
+            gaps = []
+            for i in range(system.b.size):
+                ours, theirs = exact[owner == i], times[by][neurons[by] == i]
+                gaps += list(np.abs(ours[: len(theirs)] - theirs[: len(ours)]))
+            row.append(np.median(gaps))
+        errors.append(row)
+    slope = np.polyfit(np.log(steps), np.log(np.median(errors, axis=0)), 1)[0]
+    assert 0.85 < slope < 1.15, slope
+
+
+# --- balance ----------------------------------------------------------------------------------------
+
+
+@st.composite
+def problems(draw, shape=None):
+    """A network with γ < 1, an input of one of the three kinds, its x*, and τ and Δ."""
+    shape = shape or draw(st.sampled_from(["single", "layers", "graph"]))
+    n = 1 if shape == "single" else draw(st.integers(2, 3))
+    sizes = draw(st.lists(st.integers(1, 6), min_size=n, max_size=n))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    system = system_of(
+        IF(draw(st.sampled_from([1.0, 2.0]))), sizes, ends_of(draw, shape, n), rng, draw(st.floats(0.05, 0.95)), n_batch=1
+    )
+    t_end = draw(st.floats(5, 60))
+    kind = draw(st.sampled_from(["constant", "periodic", "decaying", "spikes"]))
+    x_star = np.abs(system.x_star[0]) if kind == "spikes" else system.x_star[0]
+    if kind == "constant":
+        x = x_star
+    elif kind == "spikes":
+        times = [rng.uniform(0, t_end, rng.poisson(rate * t_end)) for rate in x_star]
+        neurons = np.repeat(np.arange(3), [len(part) for part in times])
+        order = np.argsort(np.concatenate(times))
+        x = Events(np.concatenate(times)[order], neurons[order])
+    else:
+        edges = np.arange(0, t_end, 0.5)
+        swing = np.sin(np.arange(edges.size)) if kind == "periodic" else 0.9 ** np.arange(edges.size)
+        x = Pieces(edges, x_star + swing[:, None] * rng.normal(size=3))
+    times = np.sort(rng.uniform(0.05, t_end, 200))
+    delay = draw(st.sampled_from([0.0, 0.0625, 0.7]))
+    return system, x, x_star, times, draw(st.sampled_from([INF, 1.0, 10.0])), delay
+
+
+def averages_written_out(run, n, at):
+    out = np.zeros((len(at), n))
+    for m, t in enumerate(at):
+        if t <= 0:
+            continue
+        kernel = np.ones_like(run.spike_times) if np.isinf(run.tau) else np.exp(-(t - run.spike_times) / run.tau)
+        total = t if np.isinf(run.tau) else run.tau * (1 - np.exp(-t / run.tau))
+        for i, k, s in zip(run.spike_neurons, kernel, run.spike_times, strict=True):
+            out[m, i] += k / total * (s <= t)
+    return out
+
+
+@given(problem=problems())
+def test_balance_and_split_in_continuous_time(problem):
+    system, x, _, times, tau, delay = problem
+    run = simulate_continuous(system.frozen, x, times, tau=tau, delay=delay)
+    assert run.completed
+    B = system.forward + system.feedback
+    few = [0, 57, 199]
+    a = averages_written_out(run, len(B), times[few])
+    delayed = averages_written_out(run, len(B), times[few] - delay)
+    np.testing.assert_allclose(run.a[few], a, atol=1e-11)
+    np.testing.assert_allclose(run.a_delayed[few], delayed, atol=1e-11)
+    np.testing.assert_allclose(run.recurrent[few], delayed @ B.T, atol=1e-11)
+    assert run.balance_error <= 1e-11 * max(1, np.abs(run.u).max())
+    K = run.kernel_total[:, None]
+    np.testing.assert_allclose(
+        system.v_th * run.a, np.maximum(run.p, 0) - run.u_plus / K, atol=1e-11 * max(1, np.abs(run.p).max())
+    )
+    # After everything of an instant has happened no neuron stands at threshold; firing ones are not below 0.
+    assert run.u.max() < system.v_th
+
+
+def test_charge_balances_after_a_million_spikes():
+    rng = np.random.default_rng(0)
+    W = rng.normal(size=(40, 40))
+    F = rng.normal(1.0, 2.0, (40, 1))
+    frozen = dense(0.8 * W / np.linalg.norm(W, 2), F)
+    for tau, delay in ((INF, 0.1), (INF, 0.0), (4.0, 0.1)):
+        run = simulate_continuous(frozen, np.ones(1), np.array([18000.0]), tau=tau, delay=delay, max_events=2_000_000)
+        assert run.completed
+        assert run.spike_times.size > 1_000_000
+        counts = run.n_spikes if np.isinf(tau) else None
+        if counts is not None:
+            arrived = np.bincount(run.spike_neurons[run.spike_times <= 18000.0 - delay], minlength=40)
+            charge = frozen.connections[1].effective_weight() @ arrived + F[:, 0] * 18000.0 - counts
+            np.testing.assert_allclose(run.u[0], charge, atol=1e-10, rtol=1e-13)
+        assert run.balance_error <= 1e-10
+
+
+# --- Theorem 1, Proposition 1 -----------------------------------------------------------------------
+
+
+@given(problem=problems())
+def test_err_in_continuous_time(problem):
+    """(ERR) at 200 drawn times; for one population in its own letters."""
+    system, x, x_star, times, tau, delay = problem
+    run = simulate_continuous(system.frozen, x, times, tau=tau, delay=delay)
+    bound = continuous_error_bound(system.frozen, x_star, run)
+    a_star = replace(system, x_star=x_star[None]).equilibrium("relu")
+    if conditions(system.frozen).block < 0.9:
+        np.testing.assert_allclose(bound.equilibrium.a, a_star, atol=1e-10)
+    a_star = bound.equilibrium.a
+    assert np.all(bound.error <= bound.one_step + 1e-10)
+    error = np.linalg.norm(run.a - a_star, axis=1)
+    np.testing.assert_allclose(bound.total_error, error, atol=1e-11)
+    assert np.all(error <= bound.stacked + 1e-10)
+    if len(system.places) == 1:
+        W, v_th = system.feedback, system.v_th
+        gamma = np.linalg.norm(W, 2) / v_th
+        K, before = kernel_total(times, tau), kernel_total(np.maximum(times - delay, 0), tau)
+        x_term = run.drive - (system.F @ x_star + system.b)
+        u_plus = K[:, None] * (np.maximum(run.p, 0) - v_th * run.a)
+        r = (
+            (1 - before / K) * np.linalg.norm(run.a_delayed @ W.T, axis=1)
+            + np.linalg.norm(x_term, axis=1)
+            + np.linalg.norm(u_plus, axis=1) / K
+        ) / v_th
+        right = gamma * np.linalg.norm(run.a_delayed - a_star, axis=1) + r if delay > 0 else r / (1 - gamma)
+        np.testing.assert_allclose(bound.one_step[:, 0], right, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(bound.stacked, right, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.25])
+def test_if_error_is_of_order_one_over_t_and_lif_keeps_a_floor(delay):
+    slopes, late = [], []
+    times = np.arange(0.25, 2000, 0.25)
+    for seed in range(10):
+        system = system_of(IF(), [10], [(-1, 0), (0, 0)], np.random.default_rng(seed), 0.6, n_batch=1)
+        run = simulate_continuous(system.frozen, system.x[0], times, delay=delay)
+        bound = continuous_error_bound(system.frozen, system.x[0], run)
+        R = ((bound.drift + bound.input + bound.potential) * times[:, None]).max(axis=0)
+        largest = np.maximum(bound.error.max(axis=0), np.linalg.norm(bound.equilibrium.a))
+        envelope = continuous_envelope(bound.conditions, system.v_th, R, largest, times, delay)
+        assert np.all(bound.error <= envelope + 1e-12)
+        assert np.all(bound.floor(INF) == 0)
+        pick = np.unique(np.geomspace(80, times.size - 1, 50).astype(int))
+        slopes.append(np.polyfit(np.log(times[pick]), np.log(bound.total_error[pick]), 1)[0])
+        run = simulate_continuous(system.frozen, system.x[0], times, delay=delay, tau=4.0)
+        leaky = continuous_error_bound(system.frozen, system.x[0], run)
+        assert leaky.total_error[4000:].max() <= leaky.floor(4.0)[0] * (1 + 1e-9)
+        late.append(leaky.total_error[4000:].mean() / leaky.floor(4.0)[0])
+    assert -1.1 < np.median(slopes) < -0.9, np.median(slopes)
+    assert np.median(late) > 0.01
+
+
+def test_beyond_one_nothing_is_promised():
+    frozen = dense([[0, 1.5], [-1.5, 0]], [[1], [1]])
+    run = simulate_continuous(frozen, np.ones(1), np.array([50.0]))
+    bound = continuous_error_bound(frozen, np.ones(1), run)
+    assert np.all(np.isinf(bound.one_step))
+    assert np.all(np.isinf(bound.stacked))
+    assert np.all(np.isinf(bound.floor(2.0)))
+    delayed = simulate_continuous(frozen, np.ones(1), np.array([50.0]), delay=0.1)
+    bound = continuous_error_bound(frozen, np.ones(1), delayed)
+    assert np.all(bound.error <= bound.one_step)
+    assert np.all(np.isinf(continuous_envelope(bound.conditions, 1.0, np.ones(1), np.ones(1), [1.0], 0.1)))
+
+
+# --- other synapses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("kind", ["constant", "spikes"])
+def test_convolutions_and_pooling_are_the_same_matrix(kind):
+    """A picture network and the Dense network of its matrices give the same spikes."""
+    shape = (2, 4, 4)
+    conv = Conv2d.over(shape, 3, kernel=3, stride=2)
+    back = Conv2d.over(conv.out_shape, 3, kernel=3)
+    pool = AvgPool2d.over(conv.out_shape, kernel=2)
+    network = Network(
+        shape,
+        (Population("a1", conv.out_shape), Population("a2", pool.out_shape)),
+        (
+            Connection("input", "input", "a1", conv, bias=True, batch_norm=True),
+            Connection("feedback", "a1", "a1", back),
+            Connection("pool", "a1", "a2", pool, bias=True, batch_norm=True),
+        ),
+        Readout("a2", Dense(pool.out_shape, (2,))),
+        IF(1.0),
+    )
+    rng = np.random.default_rng(1)
+    params = network.init(rng)
+    params["input.running_var"] = rng.uniform(0.2, 0.5, 3)
+    params["input.bn_bias"] = rng.normal(0.3, 0.3, 3)
+    params["feedback.weight"] = 0.2 * params["feedback.weight"]
+    frozen = freeze(network, params)
+    twin = Network(
+        (32,),
+        (Population("a1", (12,)), Population("a2", (3,))),
+        tuple(
+            Connection(c.name, c.source, c.target, Dense((c.synapse.n_in,), (c.synapse.n_out,)), bias=True)
+            for c in network.connections
+        ),
+        Readout("a2", Dense((3,), (2,))),
+        IF(1.0),
+    )
+    plain = twin.init(rng)
+    for c in frozen.connections:
+        plain[f"{c.connection.name}.weight"] = c.linear(np.eye(c.synapse.n_in)).T
+        constant = c.constant
+        plain[f"{c.connection.name}.bias"] = np.zeros(c.synapse.n_out) if constant is None else constant[0]
+    if kind == "constant":
+        x = rng.uniform(0, 1, shape)
+        x_twin = x.transpose(1, 2, 0).ravel()
+    else:
+        times, neurons = np.sort(rng.uniform(0, 30, 400)), rng.integers(0, 32, 400)
+        cell = np.argsort(np.arange(32).reshape(shape).transpose(1, 2, 0).ravel())
+        x, x_twin = Events(times, neurons), Events(times, cell[neurons])
+    at = np.array([7.5, 30.0])
+    run = simulate_continuous(frozen, x, at, tau=6.0, delay=0.5)
+    other = simulate_continuous(freeze(twin, plain), x_twin, at, tau=6.0, delay=0.5)
+    assert run.spike_times.size > 20
+    assert (run.spike_neurons >= 12).any()
+    np.testing.assert_array_equal(run.spike_neurons, other.spike_neurons)
+    np.testing.assert_allclose(run.spike_times, other.spike_times, atol=1e-10)
+    np.testing.assert_allclose(run.u, other.u, atol=1e-10)
+    assert run.balance_error < 1e-11
+    assert run.n_inputs == (400 if kind == "spikes" else 0)
+
+
+# --- storms, refusals -------------------------------------------------------------------------------
+
+
+def test_an_event_storm_stops_and_names_the_neuron():
+    frozen = dense([[0, 1.3], [1.3, 0]], [[1.0], [0.1]])
+    run = simulate_continuous(frozen, np.ones(1), np.array([0.5, 1000.0]), delay=0.5, max_events=3000)
+    assert not run.completed
+    assert run.spike_times.size == 3000
+    assert run.t_end < 1000
+    assert run.times.tolist() == [0.5]
+    assert run.a.shape == run.u.shape == run.p.shape == (1, 2)
+    assert run.u_end.shape == (2,)
+    assert run.u_end.max() >= 1.0
+    assert "of 1000 after max_events = 3000 spikes: neuron " in run.message
+    assert "of 'a1' fired" in run.message
+    assert "without the clip nothing bounds the rates" in run.message
+    at_once = simulate_continuous(frozen, np.ones(1), np.array([2.0]), max_events=100)
+    assert at_once.t_end == 1.0
+    assert "nothing bounds the rates" in at_once.message
+
+
+def test_a_budget_too_small_is_told_from_a_storm():
+    run = simulate_continuous(dense(0, 1), np.ones(1), np.array([500.0]), max_events=100)
+    assert "stopped at t = 101 of 500 after max_events = 100 spikes: neuron 0 of 'a1' fired 10 of the last 10" in run.message
+    assert "rates are steady, so this duration needs a larger max_events" in run.message
+    enough = simulate_continuous(dense(0, 1), np.ones(1), np.array([100.5]), max_events=100)
+    assert enough.completed
+    assert enough.message == ""
+    assert enough.t_end == 100.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"times": np.array([])}, "times has shape"),
+        ({"times": np.array([0.0, 1.0])}, "times has shape"),
+        ({"times": np.array([2.0, 1.0])}, "expected at least one, positive, finite and ascending"),
+        ({"times": np.array([1.0, INF])}, "times has shape"),
+        ({"tau": 0.0}, "tau is 0.0; expected a positive time constant"),
+        ({"delay": -1.0}, "delay is -1.0; expected a finite number of at least 0"),
+        ({"max_events": 0}, "max_events is 0; expected at least 1"),
+        ({"x": np.ones(2)}, r"x has shape \(2,\); expected \(1,\), one sample"),
+        ({"x": Pieces(np.array([1.0]), np.ones((1, 1)))}, "x has times that do not begin at 0"),
+        ({"x": Pieces(np.array([0.0, 0.0]), np.ones((2, 1)))}, "do not ascend"),
+        ({"x": Pieces(np.array([0.0]), np.ones((2, 1)))}, r"x has values of shape \(2, 1\); expected \(1, 1\)"),
+        ({"x": Events(np.array([1.0]), np.array([0, 0]))}, r"x has \(1,\) times and \(2,\) neurons"),
+        ({"x": Events(np.array([-1.0]), np.array([0]))}, "x has times that are negative, infinite or not in order"),
+        ({"x": Events(np.array([2.0, 1.0]), np.array([0, 0]))}, "not in order"),
+        ({"x": Events(np.array([1.0]), np.array([1]))}, "expected whole numbers from 0 to 0"),
+        ({"x": Events(np.array([1.0]), np.array([0.5]))}, "x has neurons outside the input"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    arguments = {"x": np.ones(1), "times": np.array([1.0]), **change}
+    with pytest.raises(ValueError, match=message):
+        simulate_continuous(dense(0, 1), **arguments)
+
+
+def test_a_frozen_batch_or_float32_is_refused():
+    network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 3))
+    with pytest.raises(ValueError, match="frozen is float64 and made for a training batch"):
+        simulate_continuous(freeze(network, network.init(rng), x, training=True), x[0], np.array([1.0]))
+    with pytest.raises(ValueError, match="frozen is float32 and made for evaluation; expected float64"):
+        simulate_continuous(freeze(network, network.init(rng, dtype=np.float32)), x[0], np.array([1.0]))
+
+
+def test_nothing_is_written_into_arguments():
+    x, times = np.ones(1), np.array([1.0, 2.0])
+    for array in (x, times):
+        array.flags.writeable = False
+    assert simulate_continuous(dense(0, 1), x, times).completed

@@ -1,0 +1,189 @@
+"""Every mistake of the library, planted by an oracle that shares no code with it, is found and named."""
+
+import json
+
+import numpy as np
+import pytest
+from oracle import gradient
+from small import problem
+
+import ide_ref
+from ide_ref.verify import MISTAKES, Context, check_gradient, compare
+from ide_ref.verify.compare import as_array
+
+DENSE = "fashion-mnist-400"
+WHERE = {
+    "sign": DENSE,
+    "sum loss": DENSE,
+    "factor V_th missing": DENSE,
+    "V_th missing in beta": DENSE,
+    "half of beta": DENSE,
+    "halved iteration": DENSE,
+    "no feedback in beta": DENSE,
+    "one iteration of beta": DENSE,
+    "mask missing": DENSE,
+    "mask missing in beta": DENSE,
+    "mask missing in hebb": DENSE,
+    "mask on the wrong side": DENSE,
+    "W for its transpose": DENSE,
+    "unflipped kernel": "mnist-64c5",
+    "flipped weight gradient": "mnist-64c5",
+    "outer product transposed": DENSE,
+    "mean over positions": "mnist-64c5",
+    "a[T-1] for a[T]": DENSE,
+    "rates not normalised": DENSE,
+    "plain mean of spikes": DENSE,
+    "last frame for the mean input": "nmnist-64c5",
+    "plain mean of the input": "nmnist-64c5",
+    "batch statistics constant": DENSE,
+    "batch mean missing": DENSE,
+    "projection term missing": DENSE,
+    "restriction ignored": DENSE,
+    "dropout ignored": DENSE,
+}
+
+
+def situation(name, dtype=np.float64, **options):
+    network, params, x, y = problem(name, **options)
+    params = {key: np.asarray(value, dtype) for key, value in params.items()}
+    x = x.astype(dtype)
+    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
+    rates = ide_ref.simulate(frozen, x, 6)
+    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
+    ours = ide_ref.backward(frozen, rates, d_logits, solver="gmres", tol=1e-12 if dtype == np.float64 else 1e-6)
+    return frozen, rates, x, d_logits, ours.gradients
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist-400", "mnist-64c5", "nmnist-64c5"])
+def test_the_oracle_without_a_mistake_agrees(name):
+    frozen, rates, x, d_logits, ours = situation(name)
+    report = compare(ours, gradient(frozen, rates, x, d_logits), tol=1e-10)
+    assert report.same, report.table()
+    assert report.mistake is None
+    context = Context(frozen, rates, d_logits, x)
+    assert compare(ours, context.gradients(), tol=1e-10).same
+
+
+@pytest.mark.parametrize("mistake", WHERE)
+def test_planted_mistakes_are_named(mistake):
+    frozen, rates, x, d_logits, ours = situation(WHERE[mistake])
+    wrong = gradient(frozen, rates, x, d_logits, mistake)
+    report = compare(ours, wrong, context=Context(frozen, rates, d_logits, x))
+    assert not report.same
+    assert report.mistake == mistake, report.table()
+    assert report.suspects[0].says in report.table()
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_every_mistake_of_the_library_but_one_is_planted_here():
+    assert {m.name for m in MISTAKES} - set(WHERE) == {"input summed"}
+
+
+def test_named_in_single_precision_too():
+    frozen, rates, x, d_logits, _ = situation(DENSE)
+    right = gradient(frozen, rates, x, d_logits)
+    named = 0
+    for mistake in WHERE:
+        if WHERE[mistake] == DENSE:
+            wrong = {k: v.astype(np.float32) for k, v in gradient(frozen, rates, x, d_logits, mistake).items()}
+            report = compare(right, wrong, context=Context(frozen, rates, d_logits, x), tol=1e-4)
+            named += report.mistake == mistake
+    assert named == list(WHERE.values()).count(DENSE)
+
+
+@pytest.mark.parametrize("mistake", WHERE)
+def test_gradcheck_detects_every_mistake(mistake):
+    name = WHERE[mistake]
+    network, params, x, y = problem(name)
+    frozen, rates, x, d_logits, _ = situation(name)
+    if mistake.startswith(("a[T-1]", "rates", "plain mean", "last frame")):
+        wrong = gradient(frozen, rates, x, d_logits, mistake)
+    else:  # planted at the equilibrium itself, so that the mistake is all there is to find
+        state = ide_ref.find_equilibrium(frozen, x)
+        _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, state), y)
+        wrong = gradient(frozen, Still(state.a), x, d_logits, mistake)
+        good = gradient(frozen, Still(state.a), x, d_logits)
+        assert check_gradient(network, params, x, y, n_coordinates=0, n_directions=1, gradients=good).passed
+    report = check_gradient(network, params, x, y, n_coordinates=0, n_directions=1, gradients=wrong)
+    assert report.max_rel_error > 1e-4, report.table()
+
+
+class Still:
+    """An equilibrium in the place of a rollout."""
+
+    n_steps = 6
+
+    def __init__(self, a):
+        self.a = a
+
+
+def test_one_parameter_alone():
+    frozen, rates, x, d_logits, ours = situation(DENSE)
+    wrong = dict(ours)
+    wrong["feedback.weight"] = gradient(frozen, rates, x, d_logits, "outer product transposed")["feedback.weight"]
+    wrong["readout.bias"] = 3.7 * ours["readout.bias"]
+    report = compare(ours, wrong, context=Context(frozen, rates, d_logits, x))
+    assert report.mistake is None
+    rows = {row.parameter: row for row in report.rows}
+    assert rows["feedback.weight"].looks_like == ("outer product transposed",)
+    assert rows["readout.bias"].ratio == pytest.approx(3.7)
+    assert rows["readout.bias"].cosine == pytest.approx(1)
+    assert rows["readout.bias"].looks_like == ()
+    assert rows["input.weight"].status == "same"
+    assert "no single known mistake" in report.table()
+
+
+def test_without_a_context():
+    *_, ours = situation("mnist-64c5")
+    assert compare(ours, {k: -v for k, v in ours.items()}).mistake == "sign"
+    assert compare(ours, {k: v / 2 for k, v in ours.items()}).mistake == "factor 1/2"
+    flipped = {k: v[:, :, ::-1, ::-1] if v.ndim == 4 else v for k, v in ours.items()}
+    assert compare(ours, flipped).mistake == "flipped weight gradient"
+
+
+def test_bad_arrays_are_named_in_their_row():
+    *_, ours = situation(DENSE)
+    theirs = dict(ours)
+    del theirs["input.bias"]
+    theirs["spare"] = np.zeros(3)
+    theirs["input.weight"] = ours["input.weight"].T
+    theirs["readout.weight"] = ours["readout.weight"].copy()
+    theirs["readout.weight"][1, 2] = np.nan
+    theirs["readout.bias"] = np.array(["a"] * 5)
+    rows = {row.parameter: row for row in compare(ours, theirs).rows}
+    assert rows["input.bias"].status == "missing"
+    assert rows["spare"].status == "unexpected"
+    assert rows["input.weight"].status == "wrong shape"
+    assert "its transpose agrees" in rows["input.weight"].detail
+    assert rows["readout.weight"].status == "not finite"
+    assert "(1, 2)" in rows["readout.weight"].detail
+    assert rows["readout.bias"].status == "no numbers"
+    assert "array 'readout.bias' is a ndarray that gives no real numbers" in rows["readout.bias"].detail
+    assert not compare(ours, theirs).same
+
+
+class OnlyDLPack:
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+class OnlyArray:
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+@pytest.mark.parametrize("wrap", [OnlyDLPack, OnlyArray, np.ndarray.tolist])
+def test_any_array(wrap):
+    *_, ours = situation(DENSE)
+    assert compare(ours, {name: wrap(np.asarray(value)) for name, value in ours.items()}).same
+    with pytest.raises(ValueError, match="array 'w' is a object that gives no real numbers"):
+        as_array("w", object())
