@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,7 +16,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Raises
     ------
     OSError
-        The folder cannot be written or the disk is full.
+        The folder cannot be written or the disk is full; names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -25,6 +26,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        # A full disk names no file, and the temporary name would tell no one anything.
+        error.filename = os.fspath(path)
         raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref.datasets import Dataset, load
+from ide_ref.datasets import Dataset, EventFrames, load
 from ide_ref.equilibrium import linearise
 from ide_ref.implicit import hebbian, solve_beta
 from ide_ref.network import Network, Params, freeze, read_out
@@ -159,15 +159,14 @@ def find_data(preset: Preset, data_dir: str | None) -> Dataset:
     rows = np.arange(shape[1]) * 8 // shape[1]
     columns = np.arange(shape[2]) * 8 // shape[2]
 
-    def enlarge(x: NDArray) -> NDArray:
-        return np.repeat(x[:, :1, rows][:, :, :, columns], shape[0], axis=1)
+    def enlarge(x: NDArray | EventFrames) -> NDArray:
+        return np.repeat(np.asarray(x)[:, :1, rows][:, :, :, columns], shape[0], axis=1)
 
     return replace(
         digits,
         name=f"digits enlarged to {'x'.join(map(str, shape))}",
         x_train=enlarge(digits.x_train),
         x_test=enlarge(digits.x_test),
-        input_shape=shape,
     )
 
 

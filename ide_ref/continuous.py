@@ -342,9 +342,9 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray
         rows.append((sender, receiver.ravel() + net.place(target).start, at.ravel() + offset, length))
         weights.append(c.folded_taps.ravel())
         offset += weights[-1].size
-    sender, *columns = (
-        np.concatenate(part) if rows else np.empty(0, np.int64) for part in (zip(*rows, strict=True) if rows else [[]] * 4)
-    )
+    # An empty row first: a network may have no such connection.
+    empty = (np.empty(0, np.int64),) * 4
+    sender, *columns = (np.concatenate(part) for part in zip(empty, *rows, strict=True))
     order = np.argsort(sender, kind="stable")
     n_sources = n + (int(np.prod(net.input_shape)) if with_input else 0)
     starts = np.concatenate([[0], np.cumsum(np.bincount(sender, minlength=n_sources))]).astype(np.int64)

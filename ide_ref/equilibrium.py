@@ -393,8 +393,8 @@ def _newton(
     """Semismooth Newton on f(z) − z = 0 over the feedback sources.
 
     f is affine where the active set stays the same, so a full step from the right set lands on the solution.
-    A step that does not reduce the residual is halved; if no part of it does, a sweep takes its place, which
-    does under (COND). Each sample has its own steps; those that have arrived stand still.
+    A step that does not reduce the residual by a tenth of its length is halved; if no part of it does, a sweep
+    takes its place, which reduces it by γ. Each sample has its own steps; those that have arrived stand still.
     """
     net = frozen.network
 
@@ -426,13 +426,13 @@ def _newton(
         else:
             step = np.zeros_like(r)
             for sample in np.flatnonzero(moving):
-                step[sample] = _solve_active(frozen, matrices, slope, sample, r[sample])
+                step[sample] = _solve_active(frozen, matrices, slope, int(sample), r[sample])
         length = np.where(moving, 1.0, 0.0).astype(frozen.dtype)
         best, best_now, best_r = z, now, r
         for _ in range(6):
             trial = z + length[:, None] * step
             trial_now, trial_r = there(trial)
-            worse = moving & ~(solvers.norms(trial_r) < size)
+            worse = moving & ~(solvers.norms(trial_r) <= (1.0 - 0.1 * length) * size)
             best, best_now, best_r = trial, trial_now, trial_r
             if not worse.any():
                 break

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ide_ref.datasets import Events
+    from ide_ref.verify import Budget, StepSweep
 
 TRAIN, TEST, ACCENT, MUTED = "#8c96a8", "#1f5fbf", "#c8452d", "#5b6470"
 
@@ -65,9 +66,10 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
     epochs = [line["epoch"] for line in history]
     figure, (left, right) = new_figure(2)
     marker = "o" if len(epochs) < 15 else None
+    # A logarithmic axis has no place for 0.
     for ax, unit, values in (
-        (left, "cross-entropy", lambda split: [line[f"{split}_loss"] for line in history]),
-        (right, "error (%)", lambda split: [100 * (1 - line[f"{split}_accuracy"]) for line in history]),
+        (left, "cross-entropy", lambda split: [max(line[f"{split}_loss"], 1e-8) for line in history]),
+        (right, "error (%)", lambda split: [_error(line[f"{split}_accuracy"]) for line in history]),
     ):
         ax.plot(epochs, values("train"), color=TRAIN, label="train (with dropout)", marker=marker, markersize=3)
         ax.plot(epochs, values("test"), color=TEST, label="test", marker=marker, markersize=3)
@@ -83,10 +85,10 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
                 ax.axvline(before["epoch"] + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
     accuracies = [line["test_accuracy"] for line in history]
     best = accuracies.index(max(accuracies))
-    right.plot(epochs[best], 100 * (1 - accuracies[best]), "o", color=ACCENT, markersize=5)
+    right.plot(epochs[best], _error(accuracies[best]), "o", color=ACCENT, markersize=5)
     right.annotate(
         f"best {accuracies[best]:.2%}",
-        (epochs[best], 100 * (1 - accuracies[best])),
+        (epochs[best], _error(accuracies[best])),
         xytext=(0, -14),
         textcoords="offset points",
         ha="center",
@@ -96,6 +98,51 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
     left.legend(frameon=False, fontsize=9, labelcolor=MUTED)
     left.set_title(title, loc="left", fontsize=11)
     right.set_title(f"last {accuracies[-1]:.2%}", loc="left", fontsize=11)
+    save(figure, path)
+
+
+def _error(accuracy: float) -> float:
+    return max(100 * (1 - accuracy), 1e-2)
+
+
+def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | Path) -> None:
+    """‖a[t] − a*‖ over t beside the bounds of (ERR), log-log, a panel a neuron.
+
+    Parameters
+    ----------
+    panels : sequence of mapping
+        ``name``, ``times`` (K,), ``error``, ``one_step`` and ``iterated`` (B, K) (a line a sample; the median is
+        drawn, and the range of the errors), ``slope`` of the error, and ``limit`` (K,), its floor or envelope, or
+        None where no condition holds.
+    title : str
+    path : path
+        Ends in .png or .svg.
+    """
+    import numpy as np
+
+    figure, axes = new_figure(len(panels))
+    for ax, panel in zip(axes, panels, strict=True):
+        times, error = np.asarray(panel["times"]), np.asarray(panel["error"])
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.fill_between(times, error.min(axis=0), error.max(axis=0), color=TEST, alpha=0.18, linewidth=0)
+        ax.plot(times, np.median(error, axis=0), color=TEST, label="‖a[t] − a*‖, observed")
+        ax.plot(times, np.median(panel["one_step"], axis=0), color=ACCENT, linewidth=1, label="(ERR), from t − 1 to t")
+        iterated = np.median(panel["iterated"], axis=0)
+        # Beyond (COND) the sum grows without end: only its beginning says something.
+        shown = iterated <= 100 * error.max()
+        ax.plot(times[shown], iterated[shown], color=ACCENT, linewidth=1, linestyle="--", label="its sum from t = 0")
+        if panel["limit"] is not None and panel["name"] == "LIF":
+            ax.plot(times, panel["limit"], color=MUTED, linewidth=1, linestyle=":", label="(FLOOR)")
+        if panel["name"] == "IF":
+            guide = np.median(error, axis=0)[-1] * times[-1] / times
+            ax.plot(times, guide, color=MUTED, linewidth=1, linestyle=":", label="1/t")
+        ax.set_xlabel("time step t", color=MUTED)
+        slope = f", slope {panel['slope']:.2f}" if panel["name"] == "IF" else ""
+        ax.set_title(f"{panel['name']}{slope}", loc="right", fontsize=10, color=MUTED)
+        ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left" if slope else "upper right")
+    axes[0].set_ylabel("distance from the equilibrium", color=MUTED)
+    axes[0].set_title(title, loc="left", fontsize=11)
     save(figure, path)
 
 
@@ -137,4 +184,65 @@ def event_picture(events: Events, *, title: str, path: str | Path, n_windows: in
         ax.set_yticks([])
         ax.grid(False)
     figure.suptitle(title, fontsize=11)
+    save(figure, path)
+
+
+def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
+    """Error of a directional difference over its step: the V-shaped curve, open circles where a kink was crossed.
+
+    Parameters
+    ----------
+    sweep : StepSweep
+        From :func:`ide_ref.verify.sweep_steps`.
+    title : str
+    path : path
+        Ends in .png or .svg.
+    """
+    figure, (ax,) = new_figure(width=5.6, height=3.8)
+    for (name, errors), color in zip(sweep.errors.items(), (TRAIN, ACCENT, TEST), strict=True):
+        crossed = sweep.crossed[name]
+        floor = errors.clip(min=1e-17)
+        ax.loglog(sweep.steps, floor, color=color, linewidth=1.4, label=name)
+        ax.loglog(sweep.steps[~crossed], floor[~crossed], "o", color=color, markersize=4)
+        ax.loglog(sweep.steps[crossed], floor[crossed], "o", color=color, markersize=4, markerfacecolor="white")
+    ax.set_xlabel("step h", color=MUTED)
+    ax.set_ylabel("relative error", color=MUTED)
+    ax.legend(frameon=False, fontsize=9, labelcolor=MUTED)
+    ax.set_title(title, loc="left", fontsize=11)
+    save(figure, path)
+
+
+def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path) -> None:
+    """The parts of a training gradient's error over T, relative to the exact gradient.
+
+    Parameters
+    ----------
+    budgets : sequence of Budget
+        From :func:`ide_ref.verify.explain_over_time`.
+    title : str
+    path : path
+        Ends in .png or .svg.
+    """
+    figure, (left, right) = new_figure(2, width=5.0, height=3.8)
+    steps = [budget.n_steps for budget in budgets]
+    lines = {part.name: [b.part(part.name) for b in budgets] for part in budgets[0].parts}
+    lines["whole error"] = [b.total for b in budgets]
+    colors = (TEST, ACCENT, "#d9a441", "#4c9f70", "#7d5ba6", TRAIN, "#3aa6b9")
+    drawn = 0
+    for name, parts in lines.items():
+        norms = [part.norm for part in parts]
+        if not any(norms):
+            continue
+        color = "black" if name == "whole error" else colors[drawn % len(colors)]
+        drawn += 1
+        left.loglog(steps, norms, ".-", color=color, linewidth=1.4, label=name)
+        if name != "whole error":
+            right.semilogx(steps, [part.cosine for part in parts], ".-", color=color, linewidth=1.4)
+    left.set_ylabel("norm / norm of the exact gradient", color=MUTED)
+    right.set_ylabel("cosine with the exact gradient", color=MUTED)
+    right.set_ylim(-1.05, 1.05)
+    for ax in (left, right):
+        ax.set_xlabel("T", color=MUTED)
+    left.legend(frameon=False, fontsize=8, labelcolor=MUTED)
+    left.set_title(title, loc="left", fontsize=11)
     save(figure, path)

@@ -226,7 +226,8 @@ def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.floa
     params = {name: np.asarray(value, dtype) for name, value in params.items()}
     size = (N_BATCH, *input_shape)
     if draw(st.booleans()):
-        x = (rng.random((N_BATCH, n_steps, *input_shape)) < 0.4).astype(dtype)
+        shape = (N_BATCH, n_steps, *input_shape)
+        x = ((rng.random(shape) < 0.4) * rng.integers(1, 3, shape)).astype(dtype)
     else:
         x = np.asarray(rng.integers(-16, 33, size) / 16 if exact else rng.normal(0.5, 1, size), dtype)
     training = draw(st.booleans())

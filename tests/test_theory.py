@@ -1,5 +1,8 @@
 """Theorems 2 and 3, Propositions 2 and 3: their inequalities at every step, with their hypotheses built in."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from graphs import cases
@@ -110,7 +113,7 @@ def test_err_of_layers_and_graphs(system):
         + norms(system, (x_mean - system.x_star[:, None]) @ system.F.T)
         + norms(system, u_plus) / S[1:, None]
     ) / system.v_th
-    assert np.all(E <= E @ L.T + E_before @ U.T + r + ROUNDING)
+    assert np.all(E @ L.T + E_before @ U.T + r + ROUNDING >= E)
     bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
     np.testing.assert_allclose(bound.error, E, atol=ROUNDING)
     assert np.all(bound.error <= bound.one_step + ROUNDING)
@@ -262,7 +265,7 @@ def test_iterated_norms_keep_to_their_stated_error(monkeypatch):
     assert found.elementwise is None
     assert "elementwise radius not computed" in found.describe()
     for norm, truth in zip((*found.norms, found.stacked), (*exact.norms, exact.stacked), strict=True):
-        assert 0 < norm.error < 1e-8
+        assert 0 < norm.error < 1e-5
         assert abs(norm.value - truth.value) <= norm.error
     assert found.paper == pytest.approx(0.45, rel=1e-8)  # alpha 0.9 over a threshold of 2
 
@@ -327,7 +330,7 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ValueError, match=r"x has shape \(1, 3\); expected the input of the run, 2 samples"):
             call(system.frozen, system.x[:1], recorded)
     bound = error_bound(system.frozen, system.x, recorded)
-    with pytest.raises(ValueError, match="leak is 0.95; the O"):
+    with pytest.raises(ValueError, match=r"leak is 0\.95; the O"):
         bound.envelope()
     with pytest.raises(ValueError, match="name is 'floor'; expected 'error', 'one_step' or 'iterated'"):
         bound.total("floor")
@@ -354,3 +357,31 @@ def test_samples_that_depend_on_each_other_are_refused():
     frozen = freeze(network, network.init(np.random.default_rng(0)), x, training=True, profile=profile)
     with pytest.raises(ValueError, match="couples the samples of a batch"):
         conditions(frozen)
+
+
+# --- the page ---------------------------------------------------------------------------------------
+
+DERIVATIONS = (Path(__file__).parent.parent / "docs/derivations.md").read_text()
+
+
+def test_the_pages_table_is_what_its_example_prints(capsys):
+    exec(compile(re.search(r"```python\n(.*?)```", DERIVATIONS, re.S)[1], "derivations.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", DERIVATIONS, re.M)
+    for i, (t, numbers) in enumerate(rows):
+        assert numbers.split(" | ") == [*printed[i].split()[1:], *printed[i + 5].split()[1:]], t
+    assert [f"{float(printed[i].strip('[]')):.4f}" for i in (4, 9)] == ["0.0060", "0.1178"]
+
+
+def test_the_pages_neuron_refutes_u_plus_inside_sigma():
+    network = build("1", input_shape=(1,), n_classes=1, neuron=IF(1.0), batch_norm=False)
+    params = network.init(np.random.default_rng(0))
+    params["input.weight"][:] = 1
+    frozen = freeze(network, params)
+    x = np.array([[[1.0], [-0.6], [-0.6]]])
+    rates = simulate(frozen, x, 3, record=True)
+    found = split(frozen, x, rates)
+    p, u_plus = found.p[0, -1, 0], found.u_plus[0, -1, 0]
+    assert (rates.u[0, 0], u_plus, rates.a[0, 0]) == pytest.approx((-1.2, -1.0, 1 / 3))
+    assert np.clip(p - u_plus / 3, 0, 1) == pytest.approx(0.8 / 3)
+    assert np.clip(p, 0, 1) - u_plus / 3 == pytest.approx(1 / 3)

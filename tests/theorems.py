@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,8 @@ class System:
 
     def _repr_pretty_(self, printer, cycle) -> None:
         net = self.frozen.network
-        printer.text(f"{net.neuron}, {[p.size for p in net.populations]}, {net.ends}, T={self.n_steps}, x{self.x.shape}")
+        sizes = [p.size for p in net.populations]
+        printer.text(f"{net.neuron}, {sizes}, {net.ends}, T={self.n_steps}, x{self.x.shape}")
 
     @property
     def neuron(self) -> Neuron:
@@ -90,7 +92,8 @@ def system_of(
     names = {-1: "input", **{i: f"a{i + 1}" for i in range(len(sizes))}}
     shapes = {-1: (n_in,), **{i: (size,) for i, size in enumerate(sizes)}}
     connections = tuple(
-        Connection(f"c{i}", names[s], names[t], Dense(shapes[s], shapes[t]), bias=s < t) for i, (s, t) in enumerate(ends)
+        Connection(f"c{i}", names[s], names[t], Dense(shapes[s], shapes[t]), bias=s < t)
+        for i, (s, t) in enumerate(ends)
     )
     last = len(sizes) - 1
     net = Network(
@@ -108,7 +111,7 @@ def system_of(
             params[f"c{i}.bias"] = rng.normal(0.2, 0.3, shape[0]) * drive * neuron.v_th
 
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    place = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    place = [slice(a, b) for a, b in itertools.pairwise(starts)]
 
     def matrices() -> tuple[NDArray, NDArray, NDArray, NDArray]:
         forward, feedback = np.zeros((2, starts[-1], starts[-1]))
@@ -155,7 +158,8 @@ def ends_of(draw: st.DrawFn, shape: str, n: int) -> list[tuple[int, int]]:
     if shape != "graph":
         return [*ends, (n - 1, 0)]
     ends += draw(st.lists(st.sampled_from([(s, t) for t in range(n) for s in range(-1, t)]), max_size=2))
-    return ends + draw(st.lists(st.sampled_from([(s, t) for t in range(n) for s in range(t, n)]), min_size=1, max_size=3))
+    feedback = [(s, t) for t in range(n) for s in range(t, n)]
+    return ends + draw(st.lists(st.sampled_from(feedback), min_size=1, max_size=3))
 
 
 @st.composite

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ide_ref.cli import equilibrium
+
 if TYPE_CHECKING:
     from ide_ref.datasets import Dataset
     from ide_ref.network import Params
@@ -55,6 +57,8 @@ def add_all(sub: Any) -> None:
     p.add_argument("--limit", type=_count, metavar="N")
     p.add_argument("--threads", type=_count, metavar="N")
     p.set_defaults(run=evaluate)
+
+    equilibrium.add(sub, [common, data])
 
     p = sub.add_parser("gradcheck", parents=[common, which, data], help="implicit gradient against differences")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")

@@ -245,8 +245,9 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
     )
     params = network.project(params, profile=preset.profile)
     for name, array in params.items():
-        if not math.isfinite(float(array.sum())):
-            raise _diverged(state, f"{name} is no longer finite")
+        # The sum of squares, for the next step takes norms.
+        if not math.isfinite(float(np.vdot(array, array))):
+            raise _diverged(state, f"{name} has left the range of {array.dtype}")
 
     totals = {
         "samples": len(y),

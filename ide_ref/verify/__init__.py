@@ -2,6 +2,7 @@
 
 from ide_ref.verify.budget import Budget, Part, explain_gradient, explain_over_time
 from ide_ref.verify.compare import MISTAKES, Comparison, Context, Mistake, compare
+from ide_ref.verify.conformance import ConformanceReport, Divergence, run_port
 from ide_ref.verify.gradient import GradientReport, GradientRow, StepSweep, check_gradient, sweep_steps
 from ide_ref.verify.solvers import SolverReport, SolverRow, cross_examine
 
@@ -9,7 +10,9 @@ __all__ = [
     "MISTAKES",
     "Budget",
     "Comparison",
+    "ConformanceReport",
     "Context",
+    "Divergence",
     "GradientReport",
     "GradientRow",
     "Mistake",
@@ -22,5 +25,6 @@ __all__ = [
     "cross_examine",
     "explain_gradient",
     "explain_over_time",
+    "run_port",
     "sweep_steps",
 ]

@@ -1,0 +1,182 @@
+"""``ide-ref equilibrium``: the rates' distance from the equilibrium over time, beside what the theorems promise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ide_ref.network import Params
+    from ide_ref.presets import Preset
+    from ide_ref.theory import ErrorBound
+
+_RECORDED = 2**26  # numbers kept of a run, two a neuron and step
+_POINTS = 160
+_STATISTICS = 64  # images whose statistics normalise a freshly drawn network
+
+
+def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    from ide_ref.cli import commands
+
+    p = sub.add_parser("equilibrium", parents=parents, help="distance from the equilibrium over time, and its bound")
+    p.add_argument("network", metavar="PRESET|CHECKPOINT")
+    p.add_argument("--n-steps", type=commands._count, metavar="T", help="time steps (default: up to 1000)")
+    p.add_argument("--samples", type=commands._count, default=4, metavar="N", help="images (default 4)")
+    p.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
+    p.add_argument("--out", metavar="DIR", help="output folder (default: runs/NAME-equilibrium)")
+    p.add_argument("--seed", type=commands._seed, default=0)
+    p.set_defaults(run=run, neuron="lif", profile="paper")
+
+
+def run(args: argparse.Namespace) -> int:
+    """``ide-ref equilibrium``."""
+    from ide_ref import figures
+    from ide_ref._files import write_atomically
+    from ide_ref.cli import commands
+    from ide_ref.network import freeze
+    from ide_ref.neurons import IF, LIF
+    from ide_ref.simulation import simulate
+    from ide_ref.theory import conditions, error_bound
+
+    preset, params, fresh = _network(args)
+    images = _batch(args, preset, max(args.samples, _STATISTICS if fresh else 0))
+    if fresh:
+        params = _with_statistics(preset, params, images)
+    x = images[: args.samples]
+    out = Path(args.out or f"runs/{preset.name}-equilibrium")
+    out.mkdir(parents=True, exist_ok=True)
+    v_th = preset.neuron.v_th
+    leaky = preset.neuron if preset.neuron.leak < 1 else LIF(v_th=v_th)
+    n_steps = _n_steps(args, preset, x)
+    panels, found = [], None
+    for neuron in (IF(v_th), leaky):
+        frozen = freeze(replace(preset, neuron=neuron).network, params)
+        found = found or conditions(frozen)
+        print(f"{neuron.name.upper()}: {n_steps} steps of {len(x)} samples", file=sys.stderr)
+        rates = simulate(frozen, x, n_steps, record=True)
+        panels.append(_panel(error_bound(frozen, x, rates, known=found), neuron.name.upper()))
+    title = f"{preset.name}, {'freshly drawn' if fresh else 'trained'}"
+    for suffix in ("png", "svg"):
+        figures.convergence(panels, title=title, path=out / f"equilibrium.{suffix}")
+    if found is None:
+        raise RuntimeError("no neuron was simulated")
+    document = {
+        "network": args.network,
+        "structure": preset.structure,
+        "fresh": fresh,
+        "samples": len(x),
+        "n_steps": n_steps,
+        "conditions": {
+            "paper": found.paper,
+            "block": found.block,
+            "elementwise": found.elementwise,
+            "stacked": found.stacked.value,
+            "stacked_error": found.stacked.error,
+            "norms": {norm.name: [norm.value, norm.error] for norm in found.norms},
+            "applies": found.applies,
+        },
+        "neurons": [{name: _plain(value) for name, value in panel.items()} for panel in panels],
+    }
+    text = json.dumps(commands._finite(document), ensure_ascii=False, allow_nan=False)
+    write_atomically(out / "equilibrium.json", text.encode())
+    commands._print(args, document, _table(title, found.describe(), panels, n_steps, out))
+    return 0
+
+
+def _network(args: argparse.Namespace) -> tuple[Preset, Params, bool]:
+    """Preset, float64 parameters, and whether they are freshly drawn."""
+    import numpy as np
+
+    from ide_ref import presets
+    from ide_ref.cli import commands
+
+    fresh = args.network in presets.names()
+    n_steps, args.n_steps = args.n_steps, None
+    preset, params = commands._network(args, args.network)
+    args.n_steps = n_steps
+    if preset.recipe.input == "spikes" and n_steps is not None:
+        preset = replace(preset, recipe=replace(preset.recipe, n_steps=n_steps))
+    preset = replace(preset, dropout=0.0, recipe=replace(preset.recipe, dtype="float64"))
+    return preset, {name: np.asarray(value, np.float64) for name, value in params.items()}, fresh
+
+
+def _batch(args: argparse.Namespace, preset: Preset, n: int) -> NDArray:
+    import numpy as np
+
+    from ide_ref.cli import commands
+    from ide_ref.training.evaluation import load_batch
+
+    data = commands._data(preset, args, n)
+    x, _ = load_batch(preset, data, "test", np.arange(min(n, len(data.y_test))))
+    return x.astype(np.float64)
+
+
+def _n_steps(args: argparse.Namespace, preset: Preset, x: NDArray) -> int:
+    """T: asked for, a train's length, or up to 1000, as memory allows, but not below the preset's own."""
+    if preset.recipe.input == "spikes":
+        return int(preset.recipe.n_steps)
+    fitting = _RECORDED // (len(x) * preset.network.state_size)
+    return int(args.n_steps or max(preset.recipe.n_steps, min(1000, fitting)))
+
+
+def _with_statistics(preset: Preset, params: Params, images: NDArray) -> Params:
+    """A drawn network has no running statistics yet: its input connections take those of some images."""
+    from ide_ref.network import freeze
+
+    params = dict(params)
+    for c in freeze(preset.network, params, images, training=True).connections:
+        if c.connection.source == "input" and c.norm is not None:
+            params[f"{c.connection.name}.running_mean"] = c.norm.mean
+            params[f"{c.connection.name}.running_var"] = c.norm.variance
+    return params
+
+
+def _panel(bound: ErrorBound, name: str) -> dict[str, Any]:
+    """What is drawn and written of one neuron."""
+    import numpy as np
+
+    times = np.unique(np.round(np.geomspace(1, len(bound.times), _POINTS)).astype(int))
+    error = bound.total("error")[:, times - 1]
+    late = times >= max(2, times[-1] // 100)
+    # A sample that arrives exactly has no logarithm.
+    middle = np.maximum(np.median(error, axis=0)[late], np.finfo(float).tiny)
+    limit = bound.envelope() if name == "IF" else np.repeat(bound.floor()[:, None], len(bound.times), axis=1)
+    limit = np.linalg.norm(limit, axis=2)[:, times - 1].max(axis=0)
+    return {
+        "name": name,
+        "times": times,
+        "error": error,
+        "one_step": bound.total("one_step")[:, times - 1],
+        "iterated": bound.total("iterated")[:, times - 1],
+        "limit": limit if np.all(np.isfinite(limit)) else None,
+        "slope": float(np.polyfit(np.log(times[late]), np.log(middle), 1)[0]) if late.sum() > 1 else float("nan"),
+        "tightness": bound.tightness,
+        "violation": bound.violation,
+        "u_plus_sup": float(bound.u_plus_sup.max()),
+        "equilibrium_residual": float(bound.equilibrium.residual.max()),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int, out: Path) -> str:
+    import numpy as np
+
+    lines = [title, verdict, "", "neuron  ‖a[T]−a*‖      (ERR)        sum      limit  slope  error/bound  sup |u⁺|"]
+    for p in panels:
+        limit = "      none" if p["limit"] is None else f"{p['limit'][-1]:10.3e}"
+        last = " ".join(f"{np.median(p[name][:, -1]):10.3e}" for name in ("error", "one_step", "iterated"))
+        lines.append(
+            f"{p['name']:<6}  {last:>33} {limit} {p['slope']:6.2f} {p['tightness']:12.3f} {p['u_plus_sup']:9.2f}"
+        )
+    lines += ["", f"T = {n_steps}; written: {out}/{{equilibrium.png, equilibrium.svg, equilibrium.json}}"]
+    return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""The command line: what it prints, its exit statuses, and one line for everything that goes wrong."""
+
+import errno
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import tiny
+
+import ide_ref
+from ide_ref.cli import main
+from ide_ref.training import checkpoint
+from ide_ref.training.loop import begin
+from ide_ref.verify import gradient
+
+SHORT = ["digits", "--limit", "100", "--epochs", "2"]
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line: exit status, standard output, standard error."""
+
+    def call(*words):
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def trained(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    checkpoint.save(path, begin(tiny.preset(), 0))
+    return path
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom ide_ref.cli import main\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit as stop:\n"
+        "    sys.exit(stop.code or {'numpy', 'numba', 'scipy', 'matplotlib'} & set(sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "ide_ref", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"ide-ref {ide_ref.__version__}\n"
+
+
+def test_train_evaluate_and_resume(run, tmp_path):
+    out = tmp_path / "run"
+    status, text, log = run("train", *SHORT, "--out", out)
+    assert status == 0
+    assert re.match(r"test accuracy \d\d\.\d\d% \(best \d\d\.\d\d% in epoch [12]\), \d+\.\d s an epoch\nwritten:", text)
+    assert len(log.splitlines()) == 2
+    assert {p.name for p in out.iterdir()} == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "curves.png"}
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+
+    status, text, _ = run("evaluate", out / "checkpoint.safetensors", "--json")
+    assert status == 0
+    assert json.loads(text)["accuracy"] == last["test_accuracy"]
+    assert json.loads(text)["distance_to_equilibrium_rms"] > 0
+    status, text, _ = run("evaluate", out / "checkpoint.safetensors")
+    assert f"accuracy {last['test_accuracy']:.2%}" in text
+
+    status, text, _ = run("train", *SHORT[:-1], "3", "--out", out, "--resume", "--json")
+    assert status == 0
+    assert json.loads(text)["epochs"] == 3
+    assert json.loads((out / "run.json").read_text())["resumed_at"] == {"epoch": 2, "batch": 0}
+
+
+def test_the_default_folder_is_named_after_the_training(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "digits", "--limit", 20, "--epochs", 1, "--neuron", "if", "--seed", 7)[0] == 0
+    assert (tmp_path / "runs" / "digits-if-s7" / "run.json").exists()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    words = ["train", "digits", "--epochs", "40", "--limit", "200", "--out", str(tmp_path / "a run")]
+    command = [sys.executable, "-m", "ide_ref", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        text, log = process.communicate(timeout=60)
+    assert first.startswith("epoch   1/40")
+    assert process.returncode == 128 + signal.SIGINT
+    assert text == ""
+    assert "stopping after this batch; Ctrl-C again to stop at once" in log
+    again = log.splitlines()[-1].removeprefix("stopped and saved; go on with: ")
+    assert shlex.split(again) == ["ide-ref", *words, "--resume"]
+    assert checkpoint.load(tmp_path / "a run" / "checkpoint.safetensors").epoch < 40
+
+
+def test_info_counts_what_the_preset_has(run):
+    status, text, _ = run("info", "fashion-mnist-400", "--json")
+    found = json.loads(text)
+    assert status == 0
+    assert found["neurons"] == 784 + 400
+    # Weight, bias and batch norm of the input; weight and α of the feedback; the readout.
+    assert found["parameters"] == (784 * 400 + 3 * 400) + (400 * 400 + 1) + (400 * 10 + 10)
+    assert found["operator_norms"]["feedback"] == pytest.approx(0.9, rel=1e-3)
+    assert found["contraction"] == pytest.approx(0.45, rel=1e-3)
+    assert "(COND) holds" in run("info", "fashion-mnist-400")[1]
+
+
+def test_gradcheck_passes_and_a_wrong_sign_fails(run, trained, monkeypatch):
+    # Two singular values of so small a matrix are close, and differences of its norm less exact than elsewhere.
+    words = ("gradcheck", trained, "--coordinates", 4, "--tol", 1e-5)
+    status, text, _ = run(*words)
+    assert status == 0
+    assert "passed" in text
+    original = gradient.backward
+
+    for name in tiny.preset().network.trainable:
+        if name.startswith("readout") or name == "input.bias":
+            continue  # no gradient of (BETA); and a bias that batch normalisation takes off again
+
+        def flipped(*args, name=name, **options):
+            result = original(*args, **options)
+            return replace(result, gradients={**result.gradients, name: -result.gradients[name]})
+
+        monkeypatch.setattr(gradient, "backward", flipped)
+        status, text, _ = run(*words, "--json")
+        assert status == 1, name
+        wrong = {row["parameter"] for row in json.loads(text)["parameters"] if row["max_rel_error"] > 1e-5}
+        assert wrong - {"(all)"} == {name}
+
+
+def test_data_lists_what_is_there_and_how_to_get_the_rest(run):
+    status, text, _ = run("data", "--json")
+    assert status == 0
+    assert json.loads(text)["digits"]["found"]
+    status, text, _ = run("data")
+    assert re.search(r"digits +found +1,438 \+ 359", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("fly", "invalid choice: 'fly'"),
+        ("train digts", "no preset is called 'digts': did you mean 'digits'?"),
+        ("info digits --neuron hh", "invalid choice: 'hh'"),
+        ("info digits --n-steps 0", "is '0', expected a whole number of at least 1"),
+        ("train digits --seed -1", "is '-1', expected a whole number of at least 0"),
+        ("train digits --epochs 0", "is '0', expected a whole number of at least 1"),
+        ("train digits --lr 0", "is '0', expected a positive number"),
+        ("train digits --solver magic", "'magic'"),
+        ("train digits --milestones a", "--milestones is 'a'; expected epochs like 30,60,90"),
+        ("train digits --threads 100000", "--threads is 100000"),
+        ("train digits --resume --out {tmp}", "holds no checkpoint.safetensors to resume; leave out --resume"),
+        ("train digits --out {tmp}/file/run", "Not a directory; give another place"),
+        ("train digits --out {tmp}/old", "holds a training already; continue it with --resume or choose another --out"),
+        ("train fashion-mnist-400 --data-dir {tmp}/none", "expected one that holds fashion-mnist/"),
+        ("evaluate {tmp}/none.safetensors", "cannot be read (No such file or directory); give a checkpoint file"),
+        ("evaluate {tmp}/file", "is no safetensors file; give a checkpoint of ide-ref train"),
+        ("gradcheck {tmp}/file", "is no safetensors file"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_two(run, tmp_path, words, message):
+    (tmp_path / "file").write_text("just a text\n")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    status, text, log = run(*words.format(tmp=tmp_path).split())
+    assert status == 2
+    assert text == ""
+    assert message in log
+    assert len(log.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_diverging_training_is_one_line_and_status_one(run, tmp_path):
+    status, text, log = run("train", *SHORT, "--lr", "1e30", "--out", tmp_path / "run")
+    assert status == 1
+    assert text == ""
+    assert re.fullmatch(r"ide-ref train: epoch 1, batch \d: .*; the checkpoint after epoch 0 is kept, .*\n", log)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(run, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    status, _, log = run("train", *SHORT, "--out", tmp_path / "run")
+    assert status == 2
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    assert log == f"ide-ref train: {file}: No space left on device; give another place or make room there\n"
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    words = [sys.executable, "-m", "ide_ref", "data"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        log = process.stderr.read()
+    assert process.returncode == 0
+    assert log == ""

@@ -1,0 +1,96 @@
+"""What starting costs, and a second Ctrl-C, each in a process of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ide_ref.training import checkpoint
+
+HEAVY = {"numpy", "scipy", "numba", "matplotlib", "safetensors", "tqdm"}
+
+
+def python(code, *words):
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ide_ref",
+        "import ide_ref; dir(ide_ref); ide_ref.__version__",
+        "from ide_ref.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from ide_ref.cli import main\ntry: main(['gradcheck', '--help'])\nexcept SystemExit: pass",
+        "from ide_ref.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass",
+        "from ide_ref.cli import main\ntry: main(['train', 'digits', '--epochs', '0'])\nexcept SystemExit: pass",
+    ],
+)
+def test_nothing_heavy_is_imported(code):
+    done = python(f"{code}\nimport sys; sys.stderr.write('loaded ' + ' '.join(sys.modules))")
+    assert done.returncode == 0, done.stderr
+    loaded = done.stderr.partition("loaded ")[2].split()
+    assert not HEAVY & set(loaded)
+    assert "ide_ref" in loaded
+
+
+COMPILED = """
+import importlib, json, pkgutil, sys
+from ide_ref import _kernels
+from ide_ref.cli import main
+status = main(sys.argv[1:])
+modules = [importlib.import_module(m.name) for m in pkgutil.iter_modules(_kernels.__path__, "ide_ref._kernels.")]
+found = {id(f): f for m in modules for f in vars(m).values() if hasattr(f, "stats")}.values()
+hits, misses = (sum(sum(getattr(f.stats, what).values()) for f in found) for what in ("cache_hits", "cache_misses"))
+sys.stderr.write(f"status {status} hits {hits} misses {misses}")
+"""
+
+
+def test_the_second_start_compiles_nothing(tmp_path):
+    for k in range(2):
+        words = ("train", "digits", "--limit", "40", "--epochs", "1", "--out", str(tmp_path / str(k)))
+        done = python(COMPILED, *words)
+        assert "status 0" in done.stderr, done.stderr
+    assert done.stderr.endswith(" misses 0")
+    assert " hits 0 " not in done.stderr
+
+
+SLOW = """
+import sys, time
+from ide_ref.cli import main
+from ide_ref.training import loop
+original, calls = loop.backward, iter(range(100))
+def slow(*args, **options):
+    if next(calls) == 4:
+        sys.stderr.write("waiting\\n")
+        sys.stderr.flush()
+        time.sleep(60)
+    return original(*args, **options)
+loop.backward = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    """The first lets the batch end, here in a minute; the second does not, and the last epoch's state stays."""
+    words = ["train", "digits", "--limit", "40", "--batch-size", "20", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while (line := process.stderr.readline()) != "waiting\n":
+            assert line
+        process.send_signal(signal.SIGINT)
+        while "stopping after this batch" not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        text, log = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert (text, log) == ("", "ide-ref train: interrupted\n")
+    state = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    assert (state.epoch, state.step) == (2, 0)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "run.json").read_text())["preset"]["name"] == "digits"

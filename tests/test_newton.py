@@ -1,0 +1,143 @@
+"""The equilibrium by Newton's method on the active set and by Anderson acceleration."""
+
+import numpy as np
+import pytest
+from graphs import cases
+from hypothesis import given
+from hypothesis import strategies as st
+from theorems import system_of, systems
+
+from ide_ref import IF, NotConverged, build, equilibrium, find_equilibrium, freeze
+from ide_ref.profiles import PAPER
+
+
+def feedback_of(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    W = rng.normal(size=(n, n))
+    return {
+        "random": W,
+        "symmetric": W + W.T,
+        "skew": W - W.T,
+        "excitatory": np.abs(W),
+        "inhibitory": -np.abs(W),
+        "orthogonal": np.linalg.qr(W)[0],
+        "negative": -W @ W.T,
+        "positive": W @ W.T,
+    }[kind]
+
+
+def wide(kind: str, gamma: float, seed: int, n: int = 400):
+    rng = np.random.default_rng(seed)
+    network = build(f"{n} (F{n})", input_shape=(5,), n_classes=2, neuron=IF(), batch_norm=False, restriction=None)
+    params = network.init(rng)
+    W = feedback_of(kind, n, rng)
+    params["feedback.weight"] = W * (2 * gamma / np.linalg.norm(W, 2))
+    params["input.weight"] = rng.normal(size=(n, 5))
+    params["input.bias"] = rng.normal(0.3, 0.5, n)
+    return freeze(network, params), rng.normal(size=(1, 5)), params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", ["clip", "relu"])
+def test_newton_ends_within_20_steps_at_dimension_400(sigma):
+    kinds = ["random", "symmetric", "skew", "excitatory", "inhibitory", "orthogonal", "negative", "positive"]
+    steps = []
+    for seed in range(40):
+        gamma = 0.99 if seed % 2 else np.random.default_rng(seed).uniform(0, 0.99)
+        frozen, x, params = wide(kinds[seed % 8], gamma, seed)
+        found = find_equilibrium(frozen, x, method="newton", sigma=sigma, allow_unconverged=True)
+        p = found.a @ params["feedback.weight"].T + x @ params["input.weight"].T + params["input.bias"]
+        residual = np.linalg.norm(np.clip(p / 2, 0, 1 if sigma == "clip" else np.inf) - found.a)
+        good = residual <= 1e-13 * (1 + np.linalg.norm(found.a))
+        steps.append(found.iterations if good else np.inf)
+    assert np.mean(np.array(steps) <= 20) >= 0.95, steps
+
+
+@given(system=systems(), sigma=st.sampled_from(["clip", "relu"]))
+def test_all_methods_find_the_one_equilibrium(system, sigma):
+    truth = system.equilibrium(sigma)
+    gamma = equilibrium.contraction(system.frozen)
+    for method in ("newton", "anderson", "iterate"):
+        found = find_equilibrium(system.frozen, system.x_star, method=method, sigma=sigma, max_iter=20000)
+        assert found.converged
+        if gamma < 0.9:
+            np.testing.assert_allclose(found.a, truth, atol=1e-10)
+        p = found.p
+        upper = system.v_th if sigma == "clip" else np.inf
+        np.testing.assert_array_equal(found.pieces, (p > upper).astype(int) - (p < 0))
+        np.testing.assert_array_equal(found.a, np.clip(p, 0, upper) / system.v_th)
+
+
+@pytest.mark.kernels
+@given(case=cases(contractive=True))
+def test_newton_agrees_with_the_sweep_for_every_synapse(case):
+    by_sweep = find_equilibrium(case.frozen, case.x)
+    for dense_size in (equilibrium.DENSE_SIZE, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(equilibrium, "DENSE_SIZE", dense_size)
+            found = find_equilibrium(case.frozen, case.x, method="newton")
+        assert found.iterations <= 20
+        np.testing.assert_allclose(found.a, by_sweep.a, atol=1e-11)
+        np.testing.assert_allclose(found.p, by_sweep.p, atol=1e-10 * max(1, np.abs(by_sweep.p).max()))
+
+
+def test_newton_ends_exactly_where_it_begins_on_the_right_pieces():
+    system = system_of(IF(), [30], [(-1, 0), (0, 0)], np.random.default_rng(0), 0.95)
+    truth = find_equilibrium(system.frozen, system.x, method="newton")
+    near = truth.a + 1e-9 * np.random.default_rng(1).normal(size=truth.a.shape)
+    again = find_equilibrium(system.frozen, system.x, method="newton", start=near)
+    assert again.iterations == 1
+    assert again.residual.max() < 1e-14
+
+
+def test_newton_finds_a_solution_where_the_sweep_does_not_converge():
+    """W = −3: the sweep jumps between 0 and 1 for ever, the solution is d/(V + 3)."""
+    network = build("1 (F1)", input_shape=(1,), n_classes=2, neuron=IF(), batch_norm=False, restriction=None)
+    params = network.init(np.random.default_rng(0))
+    params["feedback.weight"][:] = -3.0
+    params["input.weight"][:] = 1.0
+    frozen = freeze(network, params)
+    x = np.array([[1.5]])
+    with pytest.raises(NotConverged, match=r"residual .* after 50 sweeps, tolerance 1e-13; gamma is 1.500"):
+        find_equilibrium(frozen, x, max_iter=50)
+    found = find_equilibrium(frozen, x, method="newton")
+    np.testing.assert_allclose(found.a, [[0.3]], atol=1e-15)
+    with pytest.raises(NotConverged, match="after 0 steps of newton"):
+        find_equilibrium(frozen, x, method="newton", max_iter=0)
+
+
+def test_relu_has_no_upper_piece():
+    frozen, x, _ = wide("excitatory", 0.9, 0, n=20)
+    clipped = find_equilibrium(frozen, 3 * abs(x), method="newton")
+    open_ended = find_equilibrium(frozen, 3 * abs(x), method="newton", sigma="relu")
+    assert clipped.a.max() == 1
+    assert open_ended.a.max() > 1
+    assert clipped.pieces.max() == 1
+    assert open_ended.pieces.max() == 0
+
+
+def test_a_network_without_feedback_and_coupled_samples():
+    network = build("4", input_shape=(3,), n_classes=2, neuron=IF(), batch_norm=False)
+    frozen = freeze(network, network.init(np.random.default_rng(0)))
+    x = np.ones((2, 3))
+    for method in ("iterate", "newton"):
+        np.testing.assert_array_equal(
+            find_equilibrium(frozen, x, method=method).a, np.clip(frozen.drive(x) / 2, 0, 1)
+        )
+    from dataclasses import replace
+
+    network = build("6-6 (F6)", input_shape=(3,), n_classes=2, neuron=IF())
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 3))
+    frozen = freeze(
+        network, network.init(rng), x, training=True, profile=replace(PAPER, batch_statistics_in_beta=True)
+    )
+    found = find_equilibrium(frozen, x, method="newton", allow_unconverged=True)
+    assert np.all(np.isfinite(found.a))
+
+
+def test_wrong_arguments_are_named():
+    frozen, x, _ = wide("random", 0.5, 0, n=5)
+    with pytest.raises(ValueError, match="method is 'secant'; expected 'iterate', 'anderson' or 'newton'"):
+        find_equilibrium(frozen, x, method="secant")
+    with pytest.raises(ValueError, match="sigma is 'tanh'; expected 'clip' or 'relu'"):
+        find_equilibrium(frozen, x, sigma="tanh")

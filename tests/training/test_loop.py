@@ -1,0 +1,278 @@
+import errno
+import io
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+
+from ide_ref import cross_entropy, freeze, read_out, simulate
+from ide_ref.datasets import augment
+from ide_ref.presets import Preset
+from ide_ref.training import checkpoint, loop
+from ide_ref.training.evaluation import equilibrium_distance, evaluate, load_batch
+
+TIMES = ("seconds", "test_seconds")
+
+
+def lines(history):
+    """Metrics without the clock."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in history]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny.data()
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """A training that nothing interrupted, and its folder."""
+    out = tmp_path_factory.mktemp("straight")
+    return loop.train(tiny.preset(), data, out=out, seed=1), out
+
+
+def signal_in(monkeypatch, name, call, *signals):
+    """Send signals to this process during one call of a function of the loop."""
+    original, calls = getattr(loop, name), iter(range(1000))
+
+    def wrapped(*args, **kwargs):
+        if next(calls) == call:
+            for signum in signals:
+                signal.raise_signal(signum)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loop, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "epoch", "step"),
+    [
+        *(("_train_batch", k, *divmod(k + 1, tiny.N_BATCHES)) for k in range(3 * tiny.N_BATCHES) if k % 4 != 3),
+        # In the last batch of an epoch or while testing: the batches are done, the epoch is not.
+        *(("_train_batch", k, k // 4, 4) for k in (3, 7, 11)),
+        *(("evaluate", k, k, 4) for k in range(3)),
+    ],
+)
+def test_interrupted_and_resumed_is_as_never_interrupted(
+    straight, data, tmp_path, monkeypatch, place, call, epoch, step
+):
+    signal_in(monkeypatch, place, call, signal.SIGINT)
+    stopped = loop.train(tiny.preset(), data, out=tmp_path, seed=1)
+    monkeypatch.undo()
+    assert stopped.stopped_by == signal.SIGINT
+    assert (stopped.checkpoint.epoch, stopped.checkpoint.step) == (epoch, step)
+    assert json.loads((tmp_path / "run.json").read_text())["result"]["interrupted"]
+    resumed = loop.train(tiny.preset(), data, out=tmp_path, seed=1, resume=True)
+    whole = straight[0].checkpoint
+    on_disk = checkpoint.load(tmp_path / loop.CHECKPOINT)
+    for state in (resumed.checkpoint, on_disk):
+        assert tiny.same(state.params, whole.params)
+        assert tiny.same(state.velocity, whole.velocity)
+        assert lines(state.history) == lines(whole.history)
+    written = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines(map(json.loads, written)) == lines(whole.history)
+
+
+def test_epochs_added_later_are_as_planned_from_the_start(straight, data, tmp_path):
+    loop.train(tiny.preset(epochs=1), data, out=tmp_path, seed=1)
+    more = loop.train(tiny.preset(), data, out=tmp_path, seed=1, resume=True)
+    assert tiny.same(more.checkpoint.params, straight[0].checkpoint.params)
+    assert checkpoint.load(tmp_path / loop.CHECKPOINT).preset == tiny.preset()
+
+
+def test_a_finished_training_resumed_stays_as_it_is(straight, data, tmp_path):
+    first = loop.train(tiny.preset(epochs=1), data, out=tmp_path)
+    again = loop.train(tiny.preset(epochs=1), data, out=tmp_path, resume=True)
+    assert tiny.same(again.checkpoint.params, first.checkpoint.params)
+    assert again.checkpoint.history == first.checkpoint.history
+
+
+def test_termination_stops_as_ctrl_c_does(data, tmp_path, monkeypatch):
+    signal_in(monkeypatch, "_train_batch", 1, signal.SIGTERM)
+    assert loop.train(tiny.preset(), data, out=tmp_path).stopped_by == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_ctrl_c_aborts_and_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
+    signal_in(monkeypatch, "_train_batch", tiny.N_BATCHES + 1, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(tiny.preset(), data, out=tmp_path)
+    state = checkpoint.load(tmp_path / loop.CHECKPOINT)
+    assert (state.epoch, state.step) == (1, 0)
+
+
+def test_run_json_is_enough_to_repeat_the_training(straight, data, tmp_path):
+    result, out = straight
+    run = json.loads((out / "run.json").read_text())
+    again = loop.train(Preset.from_dict(run["preset"]), data, out=tmp_path, seed=run["seed"])
+    assert tiny.same(again.checkpoint.params, result.checkpoint.params)
+    assert run["result"]["last_accuracy"] == result.checkpoint.history[-1]["test_accuracy"]
+    assert run["result"]["best_accuracy"] == max(line["test_accuracy"] for line in result.checkpoint.history)
+    assert {"python", "numpy", "scipy", "numba", "ide_ref"} == set(run["versions"])
+    assert run["data"]["train"] == 50
+    assert run["machine"]["cpu"]
+
+
+def test_another_seed_is_another_training(straight, data, tmp_path):
+    other = loop.train(tiny.preset(), data, out=tmp_path, seed=2)
+    assert not tiny.same(other.checkpoint.params, straight[0].checkpoint.params)
+
+
+def test_the_metrics_are_what_the_files_give(straight, data):
+    result, out = straight
+    last = result.checkpoint.history[-1]
+    state = checkpoint.load(out / loop.CHECKPOINT)
+    tested = evaluate(state.preset, state.params, data)
+    assert (last["test_loss"], last["test_accuracy"]) == (tested.loss, tested.accuracy)
+    x, y = load_batch(state.preset, data, "test", np.arange(50))
+    frozen = freeze(state.preset.network, state.params)
+    logits = read_out(frozen, simulate(frozen, x, state.preset.recipe.n_steps))
+    assert tested.loss == pytest.approx(cross_entropy(logits, y)[0], rel=1e-6)
+    assert tested.accuracy == np.mean(logits.argmax(axis=1) == y)
+    assert [line["lr"] for line in result.checkpoint.history] == pytest.approx([0.1 * 4 / 6, 0.1, 0.01])
+    assert 0 < last["firing_rate"] < 1
+    assert last["solver_residual"] <= state.preset.recipe.tol
+    # α is at most 1 and V_th is 2; a kept neuron's mask is 1/(1 - 0.2).
+    assert 0 < last["contraction"] <= 0.625 * (1 + 1e-4)
+    assert set(last) == {
+        *("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "firing_rate", "contraction"),
+        *("solver_iterations", "solver_residual", "certificate", *TIMES),
+    }
+
+
+def test_each_epoch_meets_every_sample_once_in_a_new_order(data, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(preset, data, split, indices, *, rng=None):
+        if rng is not None:
+            seen.append(np.array(indices))
+        return load_batch(preset, data, split, indices, rng=rng)
+
+    monkeypatch.setattr(loop, "load_batch", spy)
+    loop.train(tiny.preset(epochs=2), data, out=tmp_path)
+    assert [len(batch) for batch in seen] == [16, 16, 16, 2] * 2
+    first, second = np.concatenate(seen[:4]), np.concatenate(seen[4:])
+    np.testing.assert_array_equal(np.sort(first), np.arange(50))
+    np.testing.assert_array_equal(np.sort(second), np.arange(50))
+    assert (first != second).any()
+
+
+def test_the_training_loss_is_the_mean_over_the_epoch_s_samples(data, tmp_path, monkeypatch):
+    losses = []
+
+    def spy(logits, y):
+        result = cross_entropy(logits, y)
+        losses.append(result[0] * len(y))
+        return result
+
+    monkeypatch.setattr(loop, "cross_entropy", spy)
+    result = loop.train(tiny.preset(), data, out=tmp_path)
+    means = np.reshape(losses, (3, tiny.N_BATCHES)).sum(axis=1) / 50
+    assert [line["train_loss"] for line in result.checkpoint.history] == pytest.approx(means)
+
+
+def test_no_random_numbers_are_drawn_twice(data, tmp_path, monkeypatch):
+    original, drawn = loop.generator, []
+
+    def spy(*place):
+        drawn.append(original(*place).random())
+        return original(*place)
+
+    monkeypatch.setattr(loop, "generator", spy)
+    loop.train(tiny.preset(), data, out=tmp_path)
+    assert len(set(drawn)) == len(drawn) == 1 + 3 + 3 * tiny.N_BATCHES
+
+
+def test_it_learns(tmp_path):
+    preset = replace(tiny.preset(epochs=12, limit=400, milestones=(), crop=0), structure="32 (F32)")
+    result = loop.train(preset, tiny.data(400), out=tmp_path)
+    assert result.summary()["last_accuracy"] > 0.85
+    history = result.checkpoint.history
+    assert history[-1]["train_loss"] < 0.3 * history[0]["train_loss"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50])
+def test_predictions_do_not_depend_on_the_batches_of_the_test(straight, data, batch_size):
+    state = straight[0].checkpoint
+    whole = evaluate(state.preset, state.params, data)
+    parts = evaluate(state.preset, state.params, data, batch_size=batch_size)
+    assert (parts.accuracy, parts.firing_rates) == (whole.accuracy, whole.firing_rates)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_the_rates_of_more_steps_are_nearer_to_the_equilibrium(straight, data):
+    preset, params = straight[0].checkpoint.preset, straight[0].checkpoint.params
+    preset = replace(preset, neuron=replace(preset.neuron, leak=1.0))
+    x, _ = load_batch(preset, data, "test", np.arange(10))
+    distances = [
+        equilibrium_distance(replace(preset, recipe=replace(preset.recipe, n_steps=t)), params, x) for t in (10, 1000)
+    ]
+    assert distances[1].rms < 0.05 * distances[0].rms
+    assert distances[0].rms == pytest.approx(np.sqrt(np.mean(np.square(distances[0].distance)) / 8))
+
+
+def test_only_training_batches_are_augmented(data):
+    preset = tiny.preset(crop=1, flip=True)
+    plain, _ = load_batch(preset, data, "train", np.arange(5))
+    shifted, _ = load_batch(preset, data, "train", np.arange(5), rng=np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    raw = data.batch("train", np.arange(5))[0]
+    raw = augment.random_flip(augment.random_crop(raw, rng, padding=1), rng)
+    expected = augment.normalise(raw, (0.305,), (0.376,), scale=16.0).reshape(5, 64)
+    np.testing.assert_array_equal(shifted, expected)
+    assert (shifted != plain).any()
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_place(data, tmp_path):
+    with pytest.raises(loop.Diverged, match=r"^epoch \d, batch \d: .*; the checkpoint after epoch 0 is kept, try"):
+        loop.train(tiny.preset(lr=1e38, warmup_steps=0), data, out=tmp_path)
+    assert checkpoint.load(tmp_path / loop.CHECKPOINT).epoch == 0
+
+
+def test_a_solver_that_does_not_converge_stops_with_its_place(data, tmp_path):
+    with pytest.raises(loop.Diverged, match=r"^epoch 1, batch 1: \(BETA\): fixed_point stopped after"):
+        loop.train(tiny.preset(tol=1e-30, max_iter=3), data, out=tmp_path)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
+    written = []
+    save = checkpoint.save
+
+    def full(path, state):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        save(path, state)
+
+    monkeypatch.setattr(loop.checkpoints, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        loop.train(tiny.preset(), data, out=tmp_path)
+    assert checkpoint.load(tmp_path / loop.CHECKPOINT).epoch == 0
+
+
+def test_the_log_has_a_line_an_epoch(data, tmp_path):
+    log = io.StringIO()
+    loop.train(tiny.preset(), data, out=tmp_path, log=log)
+    assert [line.split()[1] for line in log.getvalue().splitlines()] == ["1/3", "2/3", "3/3"]
+
+
+def test_wrong_arguments(straight, data, tmp_path):
+    out = straight[1]
+    for message, preset, options in (
+        ("holds a training already; continue it with --resume or choose another --out", tiny.preset(), {"out": out}),
+        ("is of another training", tiny.preset(lr=0.3), {"out": out, "seed": 1, "resume": True}),
+        ("holds no checkpoint.safetensors to resume", tiny.preset(), {"out": tmp_path, "resume": True}),
+        ("seed is -1, expected at least 0", tiny.preset(), {"out": tmp_path, "seed": -1}),
+        (
+            r"'digits' has images of shape \(1, 8, 8\), preset 'tiny' expects \(65,\)",
+            replace(tiny.preset(), input_shape=(65,)),
+            {"out": tmp_path},
+        ),
+        ("'digits' has 10 classes, the network 9", replace(tiny.preset(), n_classes=9), {"out": tmp_path}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loop.train(preset, data, **options)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,69 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ide_ref import SGD
+from ide_ref.training.schedule import learning_rate
+
+unit = st.floats(0, 0.99)
+
+
+@given(unit, unit, st.floats(-2, 2), st.floats(0.01, 0.5), st.integers(1, 8))
+def test_steps_on_a_parabola_are_powers_of_a_matrix(momentum, decay, curvature, rate, n):
+    """For L = c θ²/2 a step is linear in (θ, v): v' = μ v + (c + κ) θ, θ' = θ - η v'."""
+    sgd = SGD(momentum=momentum, weight_decay=decay)
+    pull = curvature + decay
+    matrix = np.array([[1 - rate * pull, -rate * momentum], [pull, momentum]])
+    params = {"w": np.array([1.0, -3.0]), "alpha": np.array(0.5), "running_mean": np.array([7.0])}
+    start, velocity = dict(params), sgd.start(params, ("w", "alpha"))
+    for _ in range(n):
+        for array in (*params.values(), *velocity.values()):
+            array.flags.writeable = False
+        gradients = {name: curvature * params[name] for name in velocity}
+        params, velocity = sgd.step(params, velocity, gradients, rate=rate)
+    power = np.linalg.matrix_power(matrix, n)
+    for name in ("w", "alpha"):
+        np.testing.assert_allclose(params[name], power[0, 0] * start[name], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(velocity[name], power[1, 0] * start[name], rtol=1e-9, atol=1e-9)
+        assert params[name].shape == start[name].shape
+    assert params["running_mean"] is start["running_mean"]
+
+
+def test_the_parameters_type_is_kept():
+    params = {"w": np.ones(3, np.float32), "alpha": np.ones((), np.float32)}
+    sgd = SGD()
+    gradients = {"w": np.ones(3), "alpha": np.float64(1)}
+    for arrays in sgd.step(params, sgd.start(params, params), gradients, rate=0.1):
+        assert {(type(a), a.dtype) for a in arrays.values()} == {(np.ndarray, np.dtype(np.float32))}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SGD(momentum=1.0), "momentum is 1.0, expected 0 <= momentum < 1"),
+        (lambda: SGD(momentum=-0.1), "momentum is -0.1"),
+        (lambda: SGD(weight_decay=-1), "weight_decay is -1, expected a finite number >= 0"),
+        (lambda: SGD(weight_decay=np.inf), "weight_decay is inf"),
+        (
+            lambda: SGD().step({"w": np.ones(3)}, {"w": np.ones(3)}, {"w": np.ones(2)}, rate=1),
+            "gradients has shape (2,) for 'w', expected shape (3,)",
+        ),
+        (lambda: SGD().step({"w": np.ones(3)}, {"w": np.ones(3)}, {}, rate=1), "gradients has nothing for 'w'"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+def test_the_rate_falls_after_each_milestone():
+    rates = [learning_rate(0.5, epoch=e, step=100, milestones=(2, 3), gamma=0.1) for e in range(5)]
+    assert rates == pytest.approx([0.5, 0.5, 0.05, 0.005, 0.005])
+
+
+def test_the_rate_rises_to_its_value_within_the_warm_up():
+    rates = [learning_rate(0.8, epoch=0, step=s, warmup_steps=4) for s in range(6)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])

@@ -1,0 +1,295 @@
+"""Packs: repeatable, small, passed by the reference, and exact about the first wrong number."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ide_ref.verify import conformance
+from ide_ref.verify.conformance import STAGES, Case, PackError, check, compare, make, reference, run_port
+
+ONE = "alexnet-f-lif-static-float64-bn"
+TRAIN = "mnist-64c5-if-spikes-float32-plain"
+FEW = ("fashion-mnist-400-lif-static-float64-bn-dropout", TRAIN, ONE)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pack")
+    make(directory, names=FEW)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def case(pack):
+    return next(c for c in conformance.load(pack) if c.name == ONE)
+
+
+def wrong(case, name, index, by):
+    out = {key: value.copy() for key, value in case.expected.items()}
+    out[name][index] += by
+    return out
+
+
+def test_whole_pack_twice_the_same_and_small(tmp_path):
+    for folder in ("one", "two"):
+        make(tmp_path / folder)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) == 83
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+    assert sum((tmp_path / "one" / f).stat().st_size for f in files) < 20e6
+    report = run_port(reference, directory=tmp_path / "one")
+    assert report.passed, report.table()
+    assert all(result.complete for result in report.results)
+
+
+def test_every_combination_is_there():
+    names = {c["name"] for c in conformance._configs()}
+    for structure in ("fashion-mnist-400", "mnist-64c5", "nmnist-64c5", "alexnet-f", "cifarnet-f"):
+        for neuron in ("if", "lif"):
+            for kind in ("static", "spikes"):
+                for dtype in ("float64", "float32"):
+                    for norm in ("bn", "plain"):
+                        assert f"{structure}-{neuron}-{kind}-{dtype}-{norm}" in names
+
+
+def test_no_spike_is_within_rounding_and_margins_are_true(pack):
+    for made in conformance.load(pack):
+        v_th = made.config["neuron"]["v_th"]
+        smallest = np.full(made.config["n_steps"], np.inf)
+        for population, unit in made.config["rounding"].items():
+            margin = made.arrays[f"margin/{population}"]
+            spikes = made.expected[f"spikes/{population}"]
+            assert np.array_equal(spikes, margin >= 0)
+            # v − V_th is u[T] after a spike, u[T] − V_th without.
+            last = made.expected[f"u/{population}"] - v_th * (1 - spikes[:, -1])
+            np.testing.assert_allclose(margin[:, -1], last, atol=1e-5)
+            steps = np.arange(1, margin.shape[1] + 1).reshape(1, -1, *[1] * (margin.ndim - 2))
+            assert np.all(abs(margin) > 2 * steps * unit)
+            axes = (0, *range(2, margin.ndim))
+            smallest = np.minimum(smallest, abs(margin).min(axis=axes))
+        np.testing.assert_allclose(made.config["smallest_margin"], smallest, rtol=1e-4)
+
+
+def test_expected_rates_are_the_average_of_the_spikes(case):
+    leak, n_steps = case.config["neuron"]["leak"], case.config["n_steps"]
+    weights = leak ** np.arange(n_steps - 1.0, -1, -1)
+    for p in case.config["populations"]:
+        spikes = case.expected[f"spikes/{p['name']}"]
+        assert spikes.shape == (3, n_steps, *p["shape"])
+        mean = np.einsum("t,bt...->b...", weights / weights.sum(), spikes)
+        np.testing.assert_allclose(case.expected[f"rates/{p['name']}"], mean, atol=1e-14)
+
+
+def test_flipped_spike_is_located_and_weighed(case):
+    out = {key: value.copy() for key, value in case.expected.items()}
+    out["spikes/a3"][1, 2, 5, 1, 0] ^= 1
+    out["spikes/a2"][0, 4, 0, 0, 0] ^= 1  # later in time, though earlier in the network
+    d = check(case, out).divergence
+    assert (d.stage, d.array, d.step, d.index) == ("spikes", "a3", 3, (1, 5, 1, 0))
+    assert d.error == pytest.approx(abs(case.arrays["margin/a3"][1, 2, 5, 1, 0]))
+    assert d.rounding is False
+    assert str(d).startswith(f"case {ONE}, stage spikes, a3, step 3, sample 1, neuron (5, 1, 0): expected")
+    assert "rounding cannot explain it" in str(d)
+
+
+def test_flip_at_the_threshold_is_rounding(case):
+    arrays = {**case.arrays, "margin/a1": case.arrays["margin/a1"].copy()}
+    arrays["margin/a1"][0, 3, 1, 2, 1] = 1e-17
+    near = Case(case.config, arrays)
+    out = {key: value.copy() for key, value in near.expected.items()}
+    out["spikes/a1"][0, 3, 1, 2, 1] ^= 1
+    d = check(near, out).divergence
+    assert d.rounding is True
+    assert "rounding can explain it" in str(d)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("weight/feedback", (1, 2, 0, 1)),
+        ("x_mean", (0, 1, 2, 3)),
+        ("drive/a1", (2, 0, 3, 3)),
+        ("u/a4", (0, 7, 1, 1)),
+        ("rates/a5", (1, 3, 0, 1)),
+        ("logits", (2, 4)),
+        ("d_logits", (0, 0)),
+        ("g/a5", (1, 2, 0, 0)),
+        ("beta/a2", (2, 5, 3, 0)),
+        ("grad/hidden2.weight", (3, 2, 1, 1)),
+        ("grad/feedback.alpha", ()),
+        ("new/input.running_var", (2,)),
+    ],
+)
+def test_wrong_number_is_located(case, name, index):
+    d = check(case, wrong(case, name, index, 0.5)).divergence
+    stage, _, array = name.partition("/")
+    assert (d.kind, d.stage, d.array, d.index, d.rounding) == ("value", stage, array, index, False)
+    assert d.got - d.expected == pytest.approx(0.5)
+    result = check(case, wrong(case, name, index, 0.5))
+    assert result.compared == tuple(s for s in STAGES[: STAGES.index(stage)])
+    # Rounding is let pass.
+    assert check(case, wrong(case, name, index, 1e-13)).passed
+
+
+def test_wrong_mask(case):
+    out = {key: value.copy() for key, value in case.expected.items()}
+    out["mask/a2"][0, 1, 2, 3] ^= 1
+    d = check(case, out).divergence
+    assert (d.stage, d.array, d.index) == ("mask", "a2", (0, 1, 2, 3))
+
+
+def test_beta_and_rates_name_the_population_computed_first(case):
+    out = {k: v + 0.1 if k.startswith(("beta/", "rates/")) else v for k, v in case.expected.items()}
+    assert check(case, out).divergence.array == "a1"
+    assert check(case, out, stages=("beta",)).divergence.array == "a5"
+
+
+def test_single_precision_is_suspected(case):
+    out = {k: v.astype(np.float32).astype(np.float64) if v.dtype.kind == "f" else v for k, v in case.expected.items()}
+    assert "as single precision would" in str(check(case, out).divergence)
+
+
+def test_partial_ports_go_as_far_as_they_go(case):
+    forward = ("weight", "x_mean", "drive", "spikes", "u", "rates")
+    out = {k: v for k, v in case.expected.items() if k.split("/")[0] in forward}
+    result = check(case, out)
+    assert result.passed
+    assert not result.complete
+    assert result.compared == forward
+    alone = check(case, {k: v for k, v in case.expected.items() if k.startswith("rates/")}, stages=("rates",))
+    assert alone.passed
+    assert not check(case, {}).passed
+
+
+def test_bad_outputs_are_named_with_the_case(case):
+    def told(change):
+        out = {key: value.copy() for key, value in case.expected.items()}
+        change(out)
+        result = check(case, out)
+        assert not result.passed
+        return result.divergence.kind, str(result.divergence)
+
+    kind, text = told(lambda out: out.pop("spikes/a2"))
+    assert kind == "missing"
+    assert text.startswith(f"case {ONE}, stage spikes, a2: 'spikes/a2' is missing")
+    kind, text = told(lambda out: [out.pop(k) for k in list(out) if k.startswith("u/")])
+    assert (kind, f"case {ONE}, stage u, a1" in text) == ("missing", True)
+    kind, text = told(lambda out: out.update({"rates/a1": out["rates/a1"][:, :2]}))
+    assert (kind, "has shape (3, 2, 4, 4); expected (3, 4, 4, 4)" in text) == ("shape", True)
+    kind, text = told(lambda out: out.update({"g/a5": out["g/a5"].astype(np.float32)}))
+    assert (kind, "has dtype float32; expected float64" in text) == ("dtype", True)
+    kind, text = told(lambda out: out.update({"spikes/a1": out["spikes/a1"] * 0.5}))
+    assert (kind, "numbers other than 0 and 1" in text) == ("dtype", True)
+    kind, text = told(lambda out: out["beta/a3"].__setitem__((0, 1, 0, 1), np.nan))
+    assert (kind, "holds nan at (0, 1, 0, 1)" in text) == ("not finite", True)
+    kind, text = told(lambda out: out.update({"grad/nothing": np.zeros(2)}))
+    assert "output 'grad/nothing' is no array of this case" in text
+    kind, text = told(lambda out: out.update({"logits": object()}))
+    assert (kind, "gives no real numbers" in text) == ("dtype", True)
+
+
+def test_compare_reads_what_a_port_wrote(pack, tmp_path):
+    for case in conformance.load(pack):
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in reference(case).items()}, tmp_path / f"{case.name}.safetensors"
+        )
+    assert compare(pack, tmp_path).passed is False  # ascontiguousarray makes α a vector, and that is told
+    assert "has shape (1,); expected ()" in compare(pack, tmp_path).table()
+    for case in conformance.load(pack):
+        save_file(
+            {k: np.asarray(v, order="C") for k, v in reference(case).items()}, tmp_path / f"{case.name}.safetensors"
+        )
+    assert compare(pack, tmp_path).passed
+    path = tmp_path / f"{ONE}.safetensors"
+    arrays = load_file(path)
+    arrays["u/a2"] = arrays["u/a2"] + 1
+    save_file(arrays, path)
+    report = compare(pack, tmp_path)
+    assert [r.passed for r in report.results].count(False) == 1
+    assert (report.first.case, report.first.stage, report.first.array) == (ONE, "u", "a2")
+    assert "look first at" in report.table()
+    json.dumps(report.to_dict(), allow_nan=False)
+    only = compare(pack, {TRAIN: reference(next(c for c in conformance.load(pack) if c.name == TRAIN))})
+    assert only.passed
+    assert len(only.results) == 1
+
+
+def test_a_port_that_raises(pack):
+    def port(case):
+        raise KeyError("gone")
+
+    report = run_port(port, directory=pack, names=[ONE])
+    assert not report.passed
+    assert "the port raised KeyError: 'gone'" in report.table()
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def edit(pack, tmp_path, change):
+    manifest = json.loads((pack / "manifest.json").read_text())
+    change(manifest)
+    for row in manifest["cases"]:
+        source = pack / f"{row['name']}.safetensors"
+        if source.exists():
+            (tmp_path / source.name).write_bytes(source.read_bytes())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def test_unreadable_packs(pack, tmp_path):
+    with pytest.raises(PackError, match=r"has no manifest\.json; make a pack with"):
+        conformance.load(tmp_path)
+    with pytest.raises(PackError, match="schema version 2; this ide_ref reads up to 1, update it"):
+        conformance.load(edit(pack, tmp_path, lambda m: m.update(version=2)))
+    with pytest.raises(PackError, match="no manifest of a conformance pack"):
+        conformance.load(edit(pack, tmp_path, lambda m: m.update(schema="other")))
+    edit(pack, tmp_path, lambda m: None)
+    (tmp_path / f"{ONE}.safetensors").write_bytes(b"cut off")
+    with pytest.raises(PackError, match=rf"case {ONE}: .* is not what the manifest says"):
+        conformance.load(tmp_path)
+    (tmp_path / f"{ONE}.safetensors").unlink()
+    with pytest.raises(PackError, match=rf"case {ONE}: .* is missing"):
+        conformance.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(PackError, match="no JSON"):
+        conformance.load(tmp_path)
+
+
+def test_unreadable_outputs(pack, tmp_path):
+    with pytest.raises(PackError, match="has no output of any case; expected files such as"):
+        compare(pack, tmp_path)
+    (tmp_path / f"{ONE}.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(PackError, match=rf"output of case {ONE}: .* is no safetensors file"):
+        compare(pack, tmp_path)
+
+
+def test_unknown_names(case, tmp_path):
+    with pytest.raises(ValueError, match="names has 'nothing'; expected cases such as 'fashion-mnist-400-if"):
+        make(tmp_path, names=["nothing"])
+    with pytest.raises(ValueError, match="stages has 'potential'; expected names of weight, x_mean"):
+        check(case, {}, stages=("potential",))
+
+
+pytest_plugins = ["pytester"]
+
+
+def test_plugin_in_a_ports_suite(pytester, pack):
+    pytester.makeconftest('pytest_plugins = ["ide_ref.verify.pytest_plugin"]')
+    pytester.makepyfile(
+        f"""
+        from ide_ref.verify.conformance import reference
+
+        def test_port(conformance_case, check_conformance):
+            outputs = reference(conformance_case)
+            if conformance_case.name == {ONE!r}:
+                outputs["beta/a4"] = 2 * outputs["beta/a4"]
+            check_conformance(outputs)
+        """
+    )
+    result = pytester.runpytest_inprocess(f"--conformance-pack={pack}", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines([f"*case {ONE}, stage beta, a4, sample *rounding cannot explain it*"])
+    result = pytester.runpytest_inprocess("--conformance-pack=nowhere", "-p", "no:cacheprovider")
+    assert result.ret != 0
