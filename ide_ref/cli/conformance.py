@@ -1,0 +1,53 @@
+"""``ide-ref conformance``: test vectors for ports, and the first wrong number of a port's outputs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    p = sub.add_parser("conformance", help="test vectors for ports to other hardware, and what a port made of them")
+    actions = p.add_subparsers(dest="action", metavar="make|compare", required=True)
+
+    p = actions.add_parser("make", parents=parents, help="write a pack of small cases with every stage's output")
+    p.add_argument("directory", metavar="DIR")
+    p.add_argument("--case", action="append", metavar="NAME", help="only this case (may be given again)")
+    p.set_defaults(run=make)
+
+    p = actions.add_parser("compare", parents=parents, help="name the first divergence of a port's outputs")
+    p.add_argument("directory", metavar="DIR", help="the pack")
+    p.add_argument("outputs", metavar="OUTPUTS", help="folder with CASE.safetensors, tensors named STAGE/NAME")
+    p.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (may be given again)")
+    p.set_defaults(run=compare)
+
+
+def make(args: argparse.Namespace) -> int:
+    """``ide-ref conformance make``."""
+    from ide_ref.cli import commands
+    from ide_ref.verify import conformance
+
+    manifest = conformance.make(args.directory, names=args.case)
+    files = sorted(path for path in manifest.parent.glob("*.safetensors"))
+    size = manifest.stat().st_size + sum(path.stat().st_size for path in files)
+    document = {
+        "manifest": str(manifest),
+        "cases": len(files),
+        "bytes": size,
+        "version": conformance.VERSION,
+        "stages": list(conformance.STAGES),
+    }
+    text = f"{len(files)} cases, {size / 1e6:.1f} MB, schema version {conformance.VERSION}: {manifest}"
+    commands._print(args, document, text)
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """``ide-ref conformance compare``: exit status 1 where a case diverges."""
+    from ide_ref.cli import commands
+    from ide_ref.verify import conformance
+
+    report = conformance.compare(args.directory, args.outputs, stages=args.stage)
+    commands._print(args, report.to_dict(), report.table())
+    return 0 if report.passed else 1
