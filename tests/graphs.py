@@ -107,6 +107,18 @@ class Case:
                 part[:, places[target], places[source]] += A
         return forward, feedback, drive
 
+    def sweep(self, z: NDArray) -> tuple[NDArray, NDArray]:
+        """Rates and pre-activations (B, n) of one pass through the populations, z at the feedback sources."""
+        forward, feedback, drive = self.blocks()
+        given = np.zeros_like(drive)
+        given[:, self.feedback_sources()] = z
+        p = apply(feedback, given) + drive
+        a = np.zeros_like(p)
+        for place in self.places():
+            p[:, place] += apply(forward[:, place], a)
+            a[:, place] = np.clip(p[:, place] / self.network.neuron.v_th, 0, 1)
+        return a, p
+
     def feedback_sources(self) -> NDArray[np.intp]:
         """Places of the neurons that send feedback."""
         sources = sorted({s for s, t in self.pairs if s >= t})

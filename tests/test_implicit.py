@@ -72,16 +72,19 @@ def test_one_layer_is_the_formula(neuron, solver):
         np.testing.assert_allclose(back.gradients[name], value, atol=1e-13, err_msg=name)
 
 
-@given(case=cases(contractive=True), at_equilibrium=st.booleans())
-def test_beta_of_every_graph_solves_the_dense_system(case, at_equilibrium):
+@given(case=cases(contractive=True), recompute=st.booleans())
+def test_beta_and_gradients_of_every_graph_are_the_dense_ones(case, recompute):
     frozen = case.frozen
-    state = find_equilibrium(frozen, case.x) if at_equilibrium else simulate(frozen, case.x, case.n_steps)
+    state = simulate(frozen, case.x, case.n_steps)
     d_logits = loss_gradient(frozen, state, case.y)
-    back = backward(frozen, state, d_logits, solver="direct", tol=1e-9)
+    back = backward(frozen, state, d_logits, solver="direct", tol=1e-9, recompute=recompute)
 
     forward, feedback, drive = case.blocks()
     W, v_th = forward + feedback, case.network.neuron.v_th
-    p = apply(W, state.a) + drive
+    if recompute:
+        rates, p = case.sweep(state.a[:, case.feedback_sources()])
+    else:
+        rates, p = state.a, apply(W, state.a) + drive
     assume(np.minimum(np.abs(p), np.abs(p - v_th)).min() > 1e-11)
     slope = ((p >= 0) & (p <= v_th)) / v_th
     names = [population.name for population in case.network.populations]
@@ -100,7 +103,7 @@ def test_beta_of_every_graph_solves_the_dense_system(case, at_equilibrium):
         if c.batch_norm or c.restriction:
             continue
         post = delta[:, case.places()[target]] * (1 if kept.keep is None else kept.keep)
-        pre = cells if source < 0 else state.a[:, case.places()[source]]
+        pre = cells if source < 0 else (rates if source < target else state.a)[:, case.places()[source]]
         if c.synapse.weight_shape:
             taps = c.synapse.to_taps(back.gradients[f"{c.name}.weight"])
             np.testing.assert_allclose(taps, c.synapse.hebbian(post, pre), atol=1e-12)

@@ -12,7 +12,7 @@ import tiny
 import ide_ref
 from ide_ref.datasets import load, make_recordings
 from ide_ref.presets import Preset
-from ide_ref.training import evaluation, loop
+from ide_ref.training import checkpoint, evaluation, loop
 
 
 def conv(**changes):
@@ -75,10 +75,46 @@ def test_convolutions_resume_to_the_last_bit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "backward", interrupted)
     stopped = loop.train(conv(epochs=2), data, out=tmp_path / "parts").checkpoint
-    assert (stopped.epoch, stopped.step) == (1, 2)
+    on_disk = checkpoint.load(tmp_path / "parts" / loop.CHECKPOINT)
+    assert (on_disk.epoch, on_disk.step) == (stopped.epoch, stopped.step) == (1, 2)
+    assert tiny.same(on_disk.params, stopped.params)
     resumed = loop.train(conv(epochs=2), data, out=tmp_path / "parts", resume=True)
     assert tiny.same(resumed.checkpoint.params, whole.checkpoint.params)
     assert tiny.same(resumed.checkpoint.velocity, whole.checkpoint.velocity)
+
+
+def test_every_batch_has_random_numbers_of_its_own(tmp_path, monkeypatch):
+    masks = []
+
+    def spy(network, params, x, *, training, rng, profile):
+        frozen = ide_ref.freeze(network, params, x, training=training, rng=rng, profile=profile)
+        masks.extend(c.keep.tobytes() for c in frozen.connections)
+        return frozen
+
+    monkeypatch.setattr(loop, "freeze", spy)
+    loop.train(tiny.preset(epochs=2, batch_size=25), tiny.data(), out=tmp_path)
+    # A mask each for input and feedback, in each of two batches of each of two epochs.
+    assert len(set(masks)) == len(masks) == 8
+
+
+def test_alpha_stays_within_its_bounds(tmp_path, monkeypatch):
+    backward = loop.backward
+
+    def upwards(*args, **options):
+        result = backward(*args, **options)
+        return replace(result, gradients={**result.gradients, "feedback.alpha": np.float32(-100)})
+
+    monkeypatch.setattr(loop, "backward", upwards)
+    assert loop.train(tiny.preset(epochs=1), tiny.data(), out=tmp_path).checkpoint.params["feedback.alpha"] == 1
+
+
+def test_about_half_of_the_training_images_are_mirrored():
+    preset = conv(crop=0)
+    plain, _ = evaluation.load_batch(preset, tiny.data(), "train", np.arange(50))
+    x, _ = evaluation.load_batch(preset, tiny.data(), "train", np.arange(50), rng=np.random.default_rng(0))
+    mirrored = np.array([(a == b[..., ::-1]).all() and (a != b).any() for a, b in zip(x, plain, strict=True)])
+    assert 15 < mirrored.sum() < 35
+    np.testing.assert_array_equal(x[~mirrored], plain[~mirrored])
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one processor")
