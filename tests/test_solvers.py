@@ -48,6 +48,15 @@ def test_contractions_are_solved_by_all(method, n_batch, n, gamma, seed, data):
 
 
 @solvers
+def test_a_small_sample_is_solved_to_its_own_size(method):
+    J, b = system(np.random.default_rng(0), 3, 6, 0.9)
+    solution = solve(method, product(J), b * np.array([[1.0], [1e-7], [1e3]]), tol=1e-9, max_iter=2000)
+    assert (solution.relative <= 1e-9).all()
+    assert solution.converged
+    np.testing.assert_allclose(solution.x[1], 1e-7 * exact(J, b)[1], rtol=0, atol=1e-14)
+
+
+@solvers
 def test_products_are_counted(method):
     J, b = system(np.random.default_rng(0), 3, 6, 0.5)
     calls = []

@@ -106,21 +106,24 @@ def evaluate(
     data: Dataset,
     *,
     split: str = "test",
-    batch_size: int = 512,
+    batch_size: int | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Simulate a whole split with running statistics and without dropout; changes nothing.
 
     Parameters
     ----------
-    batch_size : int
-        Samples at a time; the predictions do not depend on it.
+    batch_size : int, optional
+        Samples at a time; the predictions do not depend on it. By default as many as keep a state below 2²⁴
+        neurons, at most 512.
     between : callable
         Called before each batch; what it raises ends the evaluation.
     """
+    network, n_steps = preset.network, preset.recipe.n_steps
+    if batch_size is None:
+        batch_size = max(1, min(512, 2**24 // network.state_size))
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    network, n_steps = preset.network, preset.recipe.n_steps
     frozen = freeze(network, dict(params), profile=preset.profile)
     n_samples = len(data.y_train if split == "train" else data.y_test)
     loss, correct = 0.0, 0

@@ -124,7 +124,7 @@ class Budget:
         lines = [f"{'part':<{width}}      norm    cosine  largest in"]
         for part in parts:
             # By absolute size: next to a gradient that is 0 but for rounding, anything looks large.
-            worst = max(names, key=lambda name: float(np.linalg.norm(part.gradients[name])))  # noqa: B023
+            worst = max(names, key=lambda name: float(np.linalg.norm(part.gradients[name])))
             where = f"{worst} ({part.norms[worst]:.1e})" if part.norm > 0 else "-"
             lines.append(f"{part.name:<{width}}  {part.norm:>8.1e}  {part.cosine:>8.4f}  {where}")
         lines.append(

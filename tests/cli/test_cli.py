@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shlex
 import signal
@@ -202,7 +203,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(run, tmp_path, mon
 
 def test_a_reader_that_has_gone_is_no_error():
     words = [sys.executable, "-m", "ide_ref", "data"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Unbuffered output fails where it is printed; what is buffered fails at the end.
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         process.stdout.close()
         log = process.stderr.read()
     assert process.returncode == 0

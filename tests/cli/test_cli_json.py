@@ -101,7 +101,7 @@ def test_an_interrupted_training_tells_its_state(capsys, words, monkeypatch):
     original, calls = loop._train_batch, iter(range(100))
 
     def interrupted(*args):
-        if next(calls) == 5:
+        if next(calls) in (5, 7):
             signal.raise_signal(signal.SIGINT)
         return original(*args)
 
@@ -114,6 +114,8 @@ def test_an_interrupted_training_tells_its_state(capsys, words, monkeypatch):
     assert document["epochs"] == 1
     command = shlex.split(log.splitlines()[-1].partition("go on with: ")[2])
     assert command[0] == "ide-ref"
+    assert main(command[1:]) == 130
+    assert shlex.split(capsys.readouterr().err.splitlines()[-1].partition("go on with: ")[2]) == command
     assert main(command[1:]) == 0
     resumed = checkpoint.load(again[-1] + "/checkpoint.safetensors")
     assert tiny.same(resumed.params, whole.params)
