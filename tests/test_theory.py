@@ -237,6 +237,8 @@ def test_conditions_are_what_they_say(system):
     sweep = np.linalg.solve(np.eye(n) - abs(system.forward) / system.v_th, abs(system.feedback) / system.v_th)
     if len({(s, t) for s, t in system.frozen.network.ends}) == len(system.frozen.network.ends):
         assert found.elementwise == pytest.approx(np.abs(np.linalg.eigvals(sweep)).max(), rel=1e-8, abs=1e-12)
+        L, U = system.norms()
+        np.testing.assert_allclose(found.propagation, np.linalg.solve(np.eye(len(L)) - L, U), atol=1e-11)
     assert found.block <= found.paper * (1 + 1e-9)
     assert found.block < 1
     assert found.applies

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ide_ref.cli import equilibrium
+from ide_ref.cli import conformance, equilibrium
 
 if TYPE_CHECKING:
     from ide_ref.datasets import Dataset
@@ -59,6 +59,7 @@ def add_all(sub: Any) -> None:
     p.set_defaults(run=evaluate)
 
     equilibrium.add(sub, [common, data])
+    conformance.add(sub, [common])
 
     p = sub.add_parser("gradcheck", parents=[common, which, data], help="implicit gradient against differences")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
