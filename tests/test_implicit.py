@@ -181,6 +181,22 @@ def test_the_mask_rule_decides_at_the_ends():
     np.testing.assert_array_equal(moved["half"], [0, 1, 0, 0, 0, 1])
 
 
+@pytest.mark.parametrize("alpha", [-1.5, 1.5])
+def test_alpha_beyond_its_clamp_has_no_gradient(alpha):
+    network, params, x, y = single_layer(IF())
+
+    def gradients(value):
+        frozen = freeze(network, {**params, "feedback.alpha": np.asarray(value)})
+        rates = simulate(frozen, x, 8)
+        return backward(frozen, rates, loss_gradient(frozen, rates, y), solver="direct").gradients
+
+    beyond, at_the_clamp = gradients(alpha), gradients(np.sign(alpha))
+    assert beyond["feedback.alpha"] == 0
+    assert abs(at_the_clamp["feedback.alpha"]) > 1e-6
+    for name in set(network.trainable) - {"feedback.alpha"}:
+        np.testing.assert_array_equal(beyond[name], at_the_clamp[name])
+
+
 @given(case=cases())
 def test_running_statistics_follow_the_batch(case):
     rates = simulate(case.frozen, case.x, case.n_steps)

@@ -21,6 +21,7 @@ from ide_ref import (
     read_out,
     simulate,
 )
+from ide_ref.profiles import Profile
 from ide_ref.synapses import Conv2d, ConvTranspose2d
 
 
@@ -138,6 +139,7 @@ def test_project_clips_alpha_alone():
     params = network.init(np.random.default_rng(0))
     for value, expected in ((0.7, 0.5), (-0.7, -0.5), (0.3, 0.3)):
         given_params = {**params, "feedback.alpha": np.asarray(value)}
+        assert network.project(given_params, profile=Profile(clamp_alpha=True)) == given_params
         projected = network.project(given_params)
         assert projected["feedback.alpha"] == expected
         assert given_params["feedback.alpha"] == value
