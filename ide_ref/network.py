@@ -460,7 +460,11 @@ class FrozenConnection:
     @cached_property
     def folded_taps(self) -> NDArray:
         """scale ⊙ W as taps: what one spike adds."""
-        return self.taps if self.norm is None else self.taps * self.norm.scale
+        if self.norm is None:
+            return self.taps
+        # A dense connection's taps count the cells of all positions as channels.
+        scale = self.norm.scale
+        return self.taps * np.tile(scale, self.taps.shape[-1] // scale.size)
 
     @cached_property
     def operator_norm(self) -> float:
@@ -575,6 +579,8 @@ class Frozen:
     statistics : dict
         Singular vectors for the next search to start from.
     profile : Profile
+    batch : (B, *input_shape) array or None
+        x̄ of the batch it was frozen on.
     """
 
     network: Network
@@ -584,6 +590,7 @@ class Frozen:
     batch_size: int | None
     statistics: Params
     profile: Profile = PAPER
+    batch: NDArray | None = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -606,10 +613,11 @@ class Frozen:
         net = self.network
         cells = to_cells(x_mean, net.input_shape)
         out = np.zeros((x_mean.shape[0], net.state_size), self.dtype)
+        # The batch's own z was computed when its statistics were taken.
+        known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
             if source < 0:
-                # A batch's z was computed when its statistics were taken.
-                out[:, net.place(target)] += c.normalise(c.raw(cells) if c.z is None else c.z)
+                out[:, net.place(target)] += c.normalise(c.z if known and c.z is not None else c.raw(cells))
         return out
 
     def constants(self, n_batch: int, *, with_input: bool) -> NDArray:
@@ -687,12 +695,14 @@ def freeze(
     dtype = params["readout.weight"].dtype
     cells = None
     n_batch = None
+    x_mean = None
     if training:
         if x is None:
             raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
         x = network.check_input(x, dtype)
         n_batch = x.shape[0]
-        cells = to_cells(network.mean_input(x, profile=profile), network.input_shape)
+        x_mean = network.mean_input(x, profile=profile)
+        cells = to_cells(x_mean, network.input_shape)
     statistics: Params = {}
     frozen = []
     for c in network.connections:
@@ -732,7 +742,7 @@ def freeze(
                     made = replace(made, simulated_norm=unbiased)
         frozen.append(made)
     readout = network.readout.synapse.to_taps(params["readout.weight"])
-    return Frozen(network, dict(params), tuple(frozen), readout, n_batch, statistics, profile)
+    return Frozen(network, dict(params), tuple(frozen), readout, n_batch, statistics, profile, x_mean)
 
 
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:

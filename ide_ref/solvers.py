@@ -58,7 +58,9 @@ def norms(x: NDArray) -> NDArray:
 
 
 def _relative(residual: NDArray, size: NDArray) -> NDArray:
-    return np.divide(residual, size, out=np.where(residual > 0, np.inf, 0.0).astype(residual.dtype), where=size > 0)
+    # A NaN in either, like a residual where b is 0, is infinitely far from solved.
+    out = np.where(residual == 0, 0.0, np.inf).astype(residual.dtype)
+    return np.divide(residual, size, out=out, where=(size > 0) & np.isfinite(residual))
 
 
 def _solution(
@@ -77,8 +79,7 @@ def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
     x = b if x0 is None else x0
     history: list[float] = []
     for k in range(max_iter):
-        after = product(x)
-        after += b
+        after = product(x) + b
         r = after - x
         worst = float(np.max(_relative(norms(r), size), initial=0.0))
         history.append(worst)
@@ -98,36 +99,41 @@ def gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArra
     from scipy.sparse.linalg import gmres as scipy_gmres
 
     n_products = 0
+    size = norms(b)
+    # Rows of unit length, so that one tolerance for the batch serves every sample.
+    scale = np.where(size > 0, size, 1.0).astype(b.dtype)[:, None]
+    right = b / scale
+
+    def scaled(rows: NDArray) -> NDArray:
+        return rows - product(rows * scale) / scale
 
     def matvec(v: NDArray) -> NDArray:
         nonlocal n_products
         n_products += 1
-        rows = v.reshape(b.shape).astype(b.dtype, copy=False)
-        return (rows - product(rows)).ravel()
+        return scaled(v.reshape(b.shape).astype(b.dtype, copy=False)).ravel()
 
     operator = LinearOperator((b.size, b.size), matvec=matvec, dtype=b.dtype)
-    size = norms(b)
-    x = np.zeros_like(b) if x0 is None else x0
+    x = np.zeros_like(b) if x0 is None else x0 / scale
     history: list[float] = []
     restart = max(1, min(40, b.size, max_iter))
-    target = tol * float(np.linalg.norm(size)) / max(1.0, np.sqrt(b.shape[0]))
-    r = b - (x - product(x))
+    target = tol
+    r = right - scaled(x)
     n_products += 1
     while n_products < max_iter:
-        relative = _relative(norms(r), size)
-        history.append(float(np.max(relative, initial=0.0)))
-        if not np.all(np.isfinite(relative)) or np.all(relative <= tol):
+        residual = norms(r)
+        worst = float(np.max(residual, initial=0.0))
+        history.append(worst)
+        if not np.isfinite(worst) or worst <= tol:
             break
         correction, _ = scipy_gmres(operator, r.ravel(), rtol=0.0, atol=target, restart=restart, maxiter=1)
         x = x + correction.reshape(b.shape).astype(b.dtype, copy=False)
-        before = float(np.max(relative, initial=0.0))
-        r = b - (x - product(x))
+        r = right - scaled(x)
         n_products += 1
-        after = float(np.max(_relative(norms(r), size), initial=0.0))
         target *= 0.1
-        if not after < before:
+        # Stagnation is judged on the whole batch, whose norm is what a Krylov step makes smaller.
+        if not np.linalg.norm(r) < np.linalg.norm(residual):
             break
-    return _solution(x, r, b, tol, "gmres", n_products, n_products, history)
+    return _solution(x * scale, r * scale, b, tol, "gmres", n_products, n_products, history)
 
 
 def _dot(x: NDArray, y: NDArray) -> NDArray:

@@ -208,7 +208,6 @@ def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.floa
         synapse = draw(st.sampled_from(synapses_between(input_shape if s < 0 else shapes[s], shapes[t], exact)))
         weightless = not synapse.weight_shape
         batch_norm = not exact and (draw(st.booleans()) or (contractive and weightless))
-        batch_norm &= not (isinstance(synapse, Dense) and len(synapse.out_shape) == 3)
         restriction = None
         if not exact and not weightless and s >= t and draw(st.booleans()):
             restriction = Restriction(norm=draw(st.sampled_from(["operator", "kernel"])))

@@ -47,7 +47,7 @@ def test_contractions_are_solved_by_all(method, n_batch, n, gamma, seed, data):
     assert require(solution, "test") is solution
 
 
-@pytest.mark.parametrize("method", [name for name in HONEST if name != "gmres"])
+@solvers
 def test_a_small_sample_is_solved_to_its_own_size(method):
     J, b = system(np.random.default_rng(0), 3, 6, 0.9)
     solution = solve(method, product(J), b * np.array([[1.0], [1e-7], [1e3]]), tol=1e-9, max_iter=2000)
@@ -149,3 +149,12 @@ def test_wrong_arguments():
     for tol in (0.0, -1.0, np.nan):
         with pytest.raises(ValueError, match=r"tol is .*; expected a positive relative tolerance"):
             solve("direct", lambda v: v, np.ones((1, 1)), tol=tol)
+
+
+@solvers
+def test_a_nan_is_never_solved(method):
+    J, b = system(np.random.default_rng(0), 3, 6, 0.9)
+    b[1, 2] = np.nan
+    solution = solve(method, product(J), b, tol=1e-9, max_iter=200)
+    assert not solution.converged
+    assert not np.isfinite(solution.relative[1])
