@@ -497,7 +497,10 @@ class FrozenConnection:
         if self.norm is not None:
             z = self.z if self.z is not None else self.raw(pre)
             delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = self.norm.pull_back(delta, z)
-            mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
+            if self.norm.from_batch:
+                mean, variance = self.norm.mean, self.norm.variance
+            else:
+                mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
             for part, value in (("running_mean", mean), ("running_var", variance)):
                 running = params[f"{c.name}.{part}"]
                 for _ in range(self.updates):
