@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref._kernels import memory
 from ide_ref._kernels import rollout as _rollout
 from ide_ref.network import Frozen, Network, of_population
 from ide_ref.synapses import to_cells
@@ -102,8 +103,8 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     rows, incoming, targets, weights, keeps = _tables(frozen, is_train)
     weights_of_rate = net.neuron.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
     n = net.state_size
-    u = np.empty((n_batch, n), dtype)
-    a = np.empty((n_batch, n), dtype)
+    u = memory.empty((n_batch, n), dtype)
+    a = memory.empty((n_batch, n), dtype)
     n_spikes = np.empty((n_batch, len(net.populations)), np.int64)
     margin = np.empty(n_batch, dtype)
     steps = n_steps if record else 0
@@ -152,7 +153,7 @@ def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, 
             c_in, c_out = synapse.channels
             table = synapse.targets
             keep_at = -1 if c.keep is None else n_keeps
-            rows.append([source, c_in, c_out, table.shape[1], n_targets, n_weights, keep_at, synapse.depthwise])
+            rows.append([source, c_in, c_out, table.shape[1], table.shape[0], n_targets, n_weights, keep_at, synapse.depthwise])
             targets.append(table.ravel())
             weights.append(c.folded_taps.ravel())
             n_targets += table.size
@@ -164,11 +165,12 @@ def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, 
 
     def joined(parts: list[NDArray], dtype: np.dtype) -> NDArray:
         if len(parts) == 1:
-            return np.ascontiguousarray(parts[0], dtype)
-        return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
+            return memory.aligned(parts[0], dtype)
+        out = memory.empty(sum(part.size for part in parts), dtype)
+        return np.concatenate(parts, out=out) if parts else out
 
     return (
-        np.array(rows, np.int64).reshape(-1, 8),
+        np.array(rows, np.int64).reshape(-1, 9),
         np.array(incoming, np.int64),
         joined(targets, np.dtype(np.int32)),
         joined(weights, frozen.dtype),

@@ -4,69 +4,121 @@ import numpy as np
 from numba import njit, prange
 
 # Columns of the connection table.
-SOURCE, C_IN, C_OUT, N_TAPS, TARGETS, WEIGHTS, KEEP, DEPTHWISE = range(8)
+SOURCE, C_IN, C_OUT, N_TAPS, N_POSITIONS, TARGETS, WEIGHTS, KEEP, DEPTHWISE = range(9)
+
+U = np.uint64  # an unsigned index needs no look at its sign
+
+
+@njit(cache=True, nogil=True)
+def _group(events, values, n_events, c_in, positions, channels, factors):
+    """Sort events (cell indices, ascending) into groups of four of one position; returns their number.
+
+    Group g lies at positions[g] and has the channels channels[g, :] with the values factors[g, :]. A group that
+    is not full is filled up with channel 0 and value 0, so that nothing downstream branches on its size.
+    """
+    n_groups = 0
+    filled = 4
+    position = -1
+    for e in range(n_events):
+        p = events[e] // c_in
+        if p != position or filled == 4:
+            position = p
+            positions[n_groups] = p
+            channels[n_groups] = 0
+            factors[n_groups] = 0
+            n_groups += 1
+            filled = 0
+        channels[n_groups - 1, filled] = events[e] - p * c_in
+        factors[n_groups - 1, filled] = values[e]
+        filled += 1
+    return n_groups
+
+
+@njit(cache=True, nogil=True)
+def _propagate_depthwise(positions, channels, factors, n_groups, table, rows, cells):
+    for k in range(table.shape[1]):
+        for g in range(n_groups):
+            q = table[positions[g], k]
+            if q >= 0:
+                for i in range(4):
+                    c = channels[g, i]
+                    cells[q, c] += factors[g, i] * rows[k, c]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _propagate(events, values, n_events, row, targets, weights, segments, out):
+def _propagate(positions, channels, factors, n_groups, row, targets, weights, out):
     """Add what events bring through one connection to out, the drive of the receiving population.
 
-    ``events`` are cell indices in ascending order, so those of one position lie side by side. A cell of
-    channel c at position p reaches position targets[p, k] through tap k with the weight row W[k, c, :]; a
-    depthwise connection has the one weight W[k, c] and keeps the channel. The tap is the outer loop: its
+    A cell of channel c at position p reaches position targets[p, k] through tap k with the weight row W[k, c, :];
+    a depthwise connection has the one weight W[k, c] and keeps the channel. The tap is the outer loop: its
     weights stay in the nearest cache while all positions pass. Four rows are added at a time.
     """
     c_in = row[C_IN]
     c_out = row[C_OUT]
     n_taps = row[N_TAPS]
-    n_segments = 0
-    position = -1
-    for e in range(n_events):
-        p = events[e] // c_in
-        if p != position:
-            position = p
-            segments[n_segments] = e
-            n_segments += 1
-    segments[n_segments] = n_events
-    for k in range(n_taps):
-        table = row[TARGETS] + k
-        w = row[WEIGHTS] + k * (c_out if row[DEPTHWISE] else c_in * c_out)
-        for i in range(n_segments):
-            first = segments[i]
-            last = segments[i + 1]
-            p = events[first] // c_in
-            q = targets[table + p * n_taps]
+    at = row[TARGETS]
+    table = targets[at : at + row[N_POSITIONS] * n_taps].reshape(-1, n_taps)
+    at = row[WEIGHTS]
+    n_rows = n_taps if row[DEPTHWISE] else n_taps * c_in
+    rows = weights[at : at + n_rows * c_out].reshape(n_rows, c_out)
+    cells = out.reshape(-1, c_out)
+    if row[DEPTHWISE]:
+        _propagate_depthwise(positions, channels, factors, n_groups, table, rows, cells)
+        return
+    for k in range(U(n_taps)):
+        first = k * U(c_in)
+        for g in range(U(n_groups)):
+            q = table[positions[g], k]
             if q < 0:
                 continue
-            o = out[q * c_out : (q + 1) * c_out]
-            if row[DEPTHWISE]:
-                for e in range(first, last):
-                    c = events[e] - p * c_in
-                    o[c] += values[e] * weights[w + c]
-                continue
-            base = w - p * c_in * c_out
-            fours = last - (last - first) % 4
-            for e in range(first, fours, 4):
-                v0 = values[e]
-                v1 = values[e + 1]
-                v2 = values[e + 2]
-                v3 = values[e + 3]
-                at = base + events[e] * c_out
-                w0 = weights[at : at + c_out]
-                at = base + events[e + 1] * c_out
-                w1 = weights[at : at + c_out]
-                at = base + events[e + 2] * c_out
-                w2 = weights[at : at + c_out]
-                at = base + events[e + 3] * c_out
-                w3 = weights[at : at + c_out]
-                for j in range(c_out):
-                    o[j] = o[j] + v0 * w0[j] + v1 * w1[j] + v2 * w2[j] + v3 * w3[j]
-            for e in range(fours, last):
-                v0 = values[e]
-                at = base + events[e] * c_out
-                w0 = weights[at : at + c_out]
-                for j in range(c_out):
-                    o[j] = o[j] + v0 * w0[j]
+            o = cells[U(q)]
+            c = channels[g]
+            v = factors[g]
+            v0, v1, v2, v3 = v[0], v[1], v[2], v[3]
+            w0 = rows[first + c[0]]
+            w1 = rows[first + c[1]]
+            w2 = rows[first + c[2]]
+            w3 = rows[first + c[3]]
+            for j in range(c_out):
+                o[j] = o[j] + v0 * w0[j] + v1 * w1[j] + v2 * w2[j] + v3 * w3[j]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _leak(leak, u, drive, v):
+    """v = λ u + F x + b, the part of (STEP) without spikes."""
+    for j in range(v.shape[0]):
+        v[j] = leak * u[j] + drive[j]
+
+
+@njit(cache=True, nogil=True)
+def _fire(v, v_th, weight, u, a, near, events):
+    """s = H(v − V_th), u = v − V_th s, the rates' sums and the neurons' smallest |v − V_th|.
+
+    Writes the indices of the spikes and returns their number.
+    """
+    n = v.shape[0]
+    for j in range(n):
+        distance = abs(v[j] - v_th)
+        near[j] = distance if distance < near[j] else near[j]
+    for j in range(n):
+        u[j] = v[j] - v_th if v[j] >= v_th else v[j]
+    for j in range(n):
+        a[j] = a[j] + weight if v[j] >= v_th else a[j]
+    count = U(0)
+    for j in range(U(n)):
+        # Without a branch: a place is written every time, and kept where there was a spike.
+        events[count] = j
+        count += U(v[j] >= v_th)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _aligned(n, kind):
+    """An array (n,) of kind's dtype that begins at a cache line, so that no vector straddles two."""
+    size = kind.itemsize
+    buffer = np.empty(n + 64 // size, kind.dtype)
+    skip = (-buffer.ctypes.data % 64) // size
+    return buffer[skip : skip + n]
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -99,7 +151,7 @@ def rollout(
     rate_weights : (T,)  what a spike of each step adds to its neuron's rate, (RATE).
     starts : (L + 1,)  offsets of the populations in the state.
     incoming : (L + 1,)  rows incoming[l]:incoming[l + 1] of ``table`` end in population l.
-    table : (n_connections, 8)  see the column names above; source -1 is the input.
+    table : (n_connections, 9)  see the column names above; source -1 is the input.
     targets, weights, keep : flat arrays the table points into; keep is (B, n_to) per connection.
     u, a : (B, n)  overwritten: potential u[T] and average rate a[T].
     n_spikes : (B, L)  overwritten: spikes a population fired in all steps.
@@ -113,17 +165,23 @@ def rollout(
     n_populations = starts.shape[0] - 1
     n_in = train.shape[2]
     record = spikes.shape[1] > 0
+    largest = n_in
+    for pop in range(n_populations):
+        largest = max(largest, starts[pop + 1] - starts[pop])
     for b in prange(n_batch):
-        v = np.empty(n, drive.dtype)
-        scratch = np.empty(n, drive.dtype)
-        events = np.empty(n, np.int64)
+        v = _aligned(n, drive)
+        scratch = _aligned(n, drive)
+        near = _aligned(n, drive)
+        near[:] = np.inf
+        events = np.empty(n, np.int32)
         ones = np.ones(n, drive.dtype)
-        arrived = np.empty(n_in, np.int64)
+        arrived = np.empty(n_in, np.int32)
         arrived_values = np.empty(n_in, drive.dtype)
-        segments = np.empty(max(n, n_in) + 1, np.int64)
+        positions = np.empty(largest, np.uint32)
+        channels = np.empty((largest, 4), np.uint32)
+        factors = np.empty((largest, 4), drive.dtype)
         n_events = np.zeros(n_populations, np.int64)
         n_arrived = 0
-        closest = np.inf
         u[b, :] = 0
         a[b, :] = 0
         n_spikes[b, :] = 0
@@ -138,8 +196,7 @@ def rollout(
             for pop in range(n_populations):
                 lo = starts[pop]
                 hi = starts[pop + 1]
-                for j in range(lo, hi):
-                    v[j] = leak * u[b, j] + drive[b, j]
+                _leak(leak, u[b, lo:hi], drive[b, lo:hi], v[lo:hi])
                 for i in range(incoming[pop], incoming[pop + 1]):
                     row = table[i]
                     source = row[SOURCE]
@@ -148,27 +205,24 @@ def rollout(
                     if masked:
                         out[:] = 0
                     if source < 0:
-                        _propagate(arrived, arrived_values, n_arrived, row, targets, weights, segments, out)
+                        n_groups = _group(
+                            arrived, arrived_values, n_arrived, row[C_IN], positions, channels, factors
+                        )
                     else:
                         sent = events[starts[source] : starts[source + 1]]
-                        _propagate(sent, ones, n_events[source], row, targets, weights, segments, out)
+                        n_groups = _group(sent, ones, n_events[source], row[C_IN], positions, channels, factors)
+                    _propagate(positions, channels, factors, n_groups, row, targets, weights, out)
                     if masked:
                         offset = row[KEEP] + b * (hi - lo)
                         for j in range(hi - lo):
                             v[lo + j] += keep[offset + j] * out[j]
-                for j in range(lo, hi):
-                    closest = min(closest, abs(v[j] - v_th))
-                    u[b, j] = v[j] - v_th if v[j] >= v_th else v[j]
-                count = 0
-                for j in range(lo, hi):
-                    if v[j] >= v_th:
-                        a[b, j] += rate_weights[t]
-                        events[lo + count] = j - lo
-                        count += 1
-                        if record:
-                            spikes[b, t, j] = 1
+                n_events[pop] = _fire(
+                    v[lo:hi], v_th, rate_weights[t], u[b, lo:hi], a[b, lo:hi], near[lo:hi], events[lo:hi]
+                )
+                if record:
+                    for e in range(n_events[pop]):
+                        spikes[b, t, lo + events[lo + e]] = 1
                 if record:
                     potentials[b, t, lo:hi] = u[b, lo:hi]
-                n_events[pop] = count
-                n_spikes[b, pop] += count
-        margin[b] = closest
+                n_spikes[b, pop] += n_events[pop]
+        margin[b] = near.min()
