@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import solvers
+from ide_ref._kernels import memory
 from ide_ref.network import Frozen, FrozenConnection, Network, of_population
 from ide_ref.neurons import MaskRule
 
@@ -174,7 +175,7 @@ class Linearisation:
             beta = beta + g
         elif len(net.populations) > 1:
             beta = beta.copy() if beta is w else beta
-        delta = np.empty_like(self.slope)
+        delta = memory.empty(self.slope.shape, self.slope.dtype)
         returned = np.zeros_like(self.slope)
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)

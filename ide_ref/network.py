@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import constraints
+from ide_ref._kernels import memory
 from ide_ref.constraints import BatchNorm, Restriction, SingularPair
 from ide_ref.neurons import Neuron
 from ide_ref.profiles import PAPER, Profile
@@ -362,6 +363,9 @@ class FrozenConnection:
     couples : bool
         Whether rates sent through this connection are normalised with their own batch's statistics,
         ``Profile.batch_statistics_in_beta``.
+    through : bool
+        Whether the parameters' gradient passes through the statistics of their own batch's rates,
+        ``Profile.batch_statistics_in_gradient``.
     simulated_norm : BatchNorm or None
         Used in place of ``norm`` by the rollout, ``Profile.unbiased_spike_statistics``.
     updates : int
@@ -376,6 +380,7 @@ class FrozenConnection:
     singular: SingularPair | None = None
     z: NDArray | None = None
     couples: bool = False
+    through: bool = False
     simulated_norm: BatchNorm | None = None
     updates: int = 1
 
@@ -455,7 +460,7 @@ class FrozenConnection:
     @cached_property
     def _taps_in_reverse(self) -> NDArray:
         """The taps, laid out in memory so that their transposes are contiguous."""
-        return np.ascontiguousarray(self.taps.transpose(0, 2, 1)).transpose(0, 2, 1)
+        return memory.aligned(self.taps.transpose(0, 2, 1)).transpose(0, 2, 1)
 
     @cached_property
     def folded_taps(self) -> NDArray:
@@ -496,11 +501,12 @@ class FrozenConnection:
             delta = self.keep * delta
         if self.norm is not None:
             z = self.z if self.z is not None else self.raw(pre)
-            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = self.norm.pull_back(delta, z)
             if self.norm.from_batch:
                 mean, variance = self.norm.mean, self.norm.variance
             else:
                 mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
+            norm = replace(self.norm, mean=mean, variance=variance, from_batch=True) if self.through else self.norm
+            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, z)
             for part, value in (("running_mean", mean), ("running_var", variance)):
                 running = params[f"{c.name}.{part}"]
                 for _ in range(self.updates):
@@ -732,7 +738,11 @@ def freeze(
             norm = BatchNorm(weight, bias, mean, variance, from_batch=False)
             made = replace(made, norm=norm)
             if training and c.source != INPUT:
-                made = replace(made, couples=profile.batch_statistics_in_beta)
+                made = replace(
+                    made,
+                    couples=profile.batch_statistics_in_beta,
+                    through=profile.batch_statistics_in_gradient,
+                )
             elif cells is not None:
                 z = made.raw(cells)
                 mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])

@@ -216,7 +216,17 @@ _TABLE = {
             replace(_MNIST_LIKE, dataset="nmnist", mean=(0.0, 0.0), std=(1.0, 1.0), input="spikes"),
         ),
         *(
-            Preset(f"{data}-{name}", structure, (3, 32, 32), n_classes, LIF(0.99), 0.2, replace(_CIFAR, dataset=data))
+            Preset(
+                f"{data}-{name}",
+                structure,
+                (3, 32, 32),
+                n_classes,
+                LIF(0.99),
+                0.2,
+                replace(_CIFAR, dataset=data),
+                # Their hidden batch normalisation makes them diverge otherwise.
+                profile=Profile(batch_statistics_in_gradient=True),
+            )
             for data, n_classes in (("cifar10", 10), ("cifar100", 100))
             for name, structure in (
                 ("alexnet-f", "96C3s-256C3-384C3s-384C3-256C3 (F96C3u)"),

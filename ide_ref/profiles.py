@@ -1,7 +1,7 @@
-"""Where the authors' program and the paper differ, one switch a difference.
+"""Where training may differ from the paper's letter, one switch a difference.
 
-The default does what the paper says. :func:`authors` reproduces the program's figures; a profile with one switch
-on shows what that difference costs. Differences that are a matter of other options need no switch here: the solvers
+The default does what the paper says. :func:`authors` reproduces the figures of the authors' program; a profile with
+one switch on shows what that difference costs. Differences that are a matter of other options need no switch here: the solvers
 (``solver="halved"``; ``solver="broyden", max_iter=30, allow_unconverged=True``) and the norm of the restriction
 (``Restriction(norm="kernel")``).
 """
@@ -20,6 +20,11 @@ class Profile:
     batch_statistics_in_beta : bool
         Hidden batch normalisation uses the batch's own statistics of the average rates in (BETA) and (HEBB),
         which couples the samples of a batch; simulation keeps the running ones.
+    batch_statistics_in_gradient : bool
+        The gradient of what a hidden batch normalisation follows passes through the batch's own statistics of the
+        average rates; simulation and (BETA) keep the running ones. Not a switch of :func:`authors`, which have it
+        in (BETA) too. Without either, nothing in the gradient knows that a larger weight will be scaled down
+        again: deep networks with batch normalisation diverge.
     sweep_first : bool
         ∂f/∂θ with the feedback sources' rates as simulated and the other rates recomputed through f, and J one
         sweep further on, at f(a). Otherwise both at the simulated rates.
@@ -38,6 +43,7 @@ class Profile:
     """
 
     batch_statistics_in_beta: bool = False
+    batch_statistics_in_gradient: bool = False
     sweep_first: bool = False
     unbiased_spike_statistics: bool = False
     statistics_twice: bool = False

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref._kernels import dense as _dense
+from ide_ref._kernels import memory
 from ide_ref._kernels import taps as _taps
 
 Shape = tuple[int, ...]
@@ -147,9 +148,9 @@ class Synapse(ABC):
 
 def matmul(x: NDArray, w: NDArray) -> NDArray:
     """x @ w in an order of summation that does not depend on the number of rows."""
-    out = np.empty((x.shape[0], w.shape[1]), np.result_type(x, w))
+    out = memory.empty((x.shape[0], w.shape[1]), np.result_type(x, w))
     kernel = _dense.matmul if x.shape[0] > _dense.ROWS else _dense.matmul_few
-    kernel(np.ascontiguousarray(x, out.dtype), np.ascontiguousarray(w, out.dtype), out)
+    kernel(np.ascontiguousarray(x, out.dtype), memory.aligned(w, out.dtype), out)
     return out
 
 
@@ -187,9 +188,9 @@ class Dense(Synapse):
 
     def to_taps(self, weight: NDArray) -> NDArray:
         if len(self.in_shape) == len(self.out_shape) == 1:
-            return np.ascontiguousarray(weight.T)[None]
+            return memory.aligned(weight.T)[None]
         order_in, order_out = self._cell_order
-        return np.ascontiguousarray(weight[np.ix_(order_out, order_in)].T)[None]
+        return memory.aligned(weight[np.ix_(order_out, order_in)].T)[None]
 
     def from_taps(self, taps: NDArray) -> NDArray:
         if len(self.in_shape) == len(self.out_shape) == 1:
@@ -288,27 +289,39 @@ class _Windowed(Synapse):
         starts = np.searchsorted(tap, np.arange(self.targets.shape[1] + 1))
         return Pairs(starts, position.astype(np.int32), self.targets[position, tap])
 
-    def _product(self, taps: NDArray, cells: NDArray, reads: NDArray, writes: NDArray, n_out: int) -> NDArray:
+    @cached_property
+    def sources(self) -> NDArray[np.int32]:
+        """(Q, K) the input position that reaches output position q through tap k; -1 for none."""
+        return _invert(self.targets, math.prod(self.out_shape[1:]))
+
+    def _product(self, taps: NDArray, cells: NDArray, *, reverse: bool) -> NDArray:
+        """W s, or Wᵀ v by the transposed taps."""
         _, c_in, c_out = taps.shape
+        pairs = self.pairs
+        reads, writes, table, n_out = (
+            (pairs.outputs, pairs.inputs, self.sources, self.n_in)
+            if reverse
+            else (pairs.inputs, pairs.outputs, self.targets, self.n_out)
+        )
         cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, c_in)
-        out = np.empty((cells.shape[0], n_out // c_out, c_out), np.result_type(cells, taps))
+        out = memory.empty((cells.shape[0], n_out // c_out, c_out), np.result_type(cells, taps))
         kernel = _taps.product if cells.shape[0] > 1 else _taps.product_one
-        kernel(cells.astype(out.dtype, copy=False), taps, self.pairs.starts, reads, writes, out)
+        weights = memory.aligned(taps, out.dtype)
+        kernel(cells.astype(out.dtype, copy=False), weights, pairs.starts, reads, writes, table, out)
         return out.reshape(cells.shape[0], n_out)
 
     def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return self._product(taps, cells, self.pairs.inputs, self.pairs.outputs, self.n_out)
+        return self._product(taps, cells, reverse=False)
 
     def adjoint(self, taps: NDArray, cells: NDArray) -> NDArray:
-        transposed = np.ascontiguousarray(taps.transpose(0, 2, 1))
-        return self._product(transposed, cells, self.pairs.outputs, self.pairs.inputs, self.n_in)
+        return self._product(taps.transpose(0, 2, 1), cells, reverse=True)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
-        out = np.empty((self.targets.shape[1], c_in, c_out), np.result_type(pre, post))
+        out = memory.empty((self.targets.shape[1], c_in, c_out), np.result_type(pre, post))
         _taps.hebbian(
             np.ascontiguousarray(pre, out.dtype).reshape(pre.shape[0], -1, c_in),
-            np.ascontiguousarray(post, out.dtype).reshape(post.shape[0], -1, c_out),
+            memory.aligned(post, out.dtype).reshape(post.shape[0], -1, c_out),
             self.pairs.starts,
             self.pairs.inputs,
             self.pairs.outputs,
@@ -343,7 +356,7 @@ class Conv2d(_Windowed):
 
     def to_taps(self, weight: NDArray) -> NDArray:
         c_in, c_out = self.channels
-        return np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, c_in, c_out)
+        return memory.aligned(weight.transpose(2, 3, 1, 0)).reshape(-1, c_in, c_out)
 
     def from_taps(self, taps: NDArray) -> NDArray:
         c_in, c_out = self.channels
@@ -394,7 +407,7 @@ class ConvTranspose2d(_Windowed):
 
     def to_taps(self, weight: NDArray) -> NDArray:
         c_in, c_out = self.channels
-        return np.ascontiguousarray(weight.transpose(2, 3, 0, 1)).reshape(-1, c_in, c_out)
+        return memory.aligned(weight.transpose(2, 3, 0, 1)).reshape(-1, c_in, c_out)
 
     def from_taps(self, taps: NDArray) -> NDArray:
         c_in, c_out = self.channels
@@ -435,12 +448,16 @@ class AvgPool2d(_Windowed):
     def from_taps(self, taps: NDArray) -> NDArray:
         return np.empty((), taps.dtype)
 
-    def _product(self, taps: NDArray, cells: NDArray, reads: NDArray, writes: NDArray, n_out: int) -> NDArray:
+    def _product(self, taps: NDArray, cells: NDArray, *, reverse: bool) -> NDArray:
         n_channels = self.in_shape[0]
+        pairs = self.pairs
+        reads, writes, n_out = (
+            (pairs.outputs, pairs.inputs, self.n_in) if reverse else (pairs.inputs, pairs.outputs, self.n_out)
+        )
         cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, n_channels)
         out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
-        _taps.depthwise(cells.astype(out.dtype, copy=False), factors, self.pairs.starts, reads, writes, out)
+        _taps.depthwise(cells.astype(out.dtype, copy=False), factors, pairs.starts, reads, writes, out)
         return out.reshape(cells.shape[0], n_out)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:

@@ -3,84 +3,26 @@
 import numpy as np
 from numba import njit, prange
 
+from ide_ref._kernels.events import U, group, propagate, propagate_depthwise
+
 # Columns of the connection table.
 SOURCE, C_IN, C_OUT, N_TAPS, N_POSITIONS, TARGETS, WEIGHTS, KEEP, DEPTHWISE = range(9)
 
-U = np.uint64  # an unsigned index needs no look at its sign
-
 
 @njit(cache=True, nogil=True)
-def _group(events, values, n_events, c_in, positions, channels, factors):
-    """Sort events (cell indices, ascending) into groups of four of one position; returns their number.
-
-    Group g lies at positions[g] and has the channels channels[g, :] with the values factors[g, :]. A group that
-    is not full is filled up with channel 0 and value 0, so that nothing downstream branches on its size.
-    """
-    n_groups = 0
-    filled = 4
-    position = -1
-    for e in range(n_events):
-        p = events[e] // c_in
-        if p != position or filled == 4:
-            position = p
-            positions[n_groups] = p
-            channels[n_groups] = 0
-            factors[n_groups] = 0
-            n_groups += 1
-            filled = 0
-        channels[n_groups - 1, filled] = events[e] - p * c_in
-        factors[n_groups - 1, filled] = values[e]
-        filled += 1
-    return n_groups
-
-
-@njit(cache=True, nogil=True)
-def _propagate_depthwise(positions, channels, factors, n_groups, table, rows, cells):
-    for k in range(table.shape[1]):
-        for g in range(n_groups):
-            q = table[positions[g], k]
-            if q >= 0:
-                for i in range(4):
-                    c = channels[g, i]
-                    cells[q, c] += factors[g, i] * rows[k, c]
-
-
-@njit(cache=True, nogil=True, fastmath={"contract"})
 def _propagate(positions, channels, factors, n_groups, row, targets, weights, out):
-    """Add what events bring through one connection to out, the drive of the receiving population.
-
-    A cell of channel c at position p reaches position targets[p, k] through tap k with the weight row W[k, c, :];
-    a depthwise connection has the one weight W[k, c] and keeps the channel. The tap is the outer loop: its
-    weights stay in the nearest cache while all positions pass. Four rows are added at a time.
-    """
-    c_in = row[C_IN]
-    c_out = row[C_OUT]
-    n_taps = row[N_TAPS]
+    """Add what grouped events bring through the connection of one row of the table."""
     at = row[TARGETS]
+    n_taps = row[N_TAPS]
     table = targets[at : at + row[N_POSITIONS] * n_taps].reshape(-1, n_taps)
     at = row[WEIGHTS]
-    n_rows = n_taps if row[DEPTHWISE] else n_taps * c_in
-    rows = weights[at : at + n_rows * c_out].reshape(n_rows, c_out)
-    cells = out.reshape(-1, c_out)
+    n_rows = n_taps if row[DEPTHWISE] else n_taps * row[C_IN]
+    rows = weights[at : at + n_rows * row[C_OUT]].reshape(n_rows, row[C_OUT])
+    cells = out.reshape(-1, row[C_OUT])
     if row[DEPTHWISE]:
-        _propagate_depthwise(positions, channels, factors, n_groups, table, rows, cells)
-        return
-    for k in range(U(n_taps)):
-        first = k * U(c_in)
-        for g in range(U(n_groups)):
-            q = table[positions[g], k]
-            if q < 0:
-                continue
-            o = cells[U(q)]
-            c = channels[g]
-            v = factors[g]
-            v0, v1, v2, v3 = v[0], v[1], v[2], v[3]
-            w0 = rows[first + c[0]]
-            w1 = rows[first + c[1]]
-            w2 = rows[first + c[2]]
-            w3 = rows[first + c[3]]
-            for j in range(c_out):
-                o[j] = o[j] + v0 * w0[j] + v1 * w1[j] + v2 * w2[j] + v3 * w3[j]
+        propagate_depthwise(positions, channels, factors, n_groups, table, rows, cells)
+    else:
+        propagate(positions, channels, factors, n_groups, table, rows, cells)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -205,12 +147,12 @@ def rollout(
                     if masked:
                         out[:] = 0
                     if source < 0:
-                        n_groups = _group(
+                        n_groups = group(
                             arrived, arrived_values, n_arrived, row[C_IN], positions, channels, factors
                         )
                     else:
                         sent = events[starts[source] : starts[source + 1]]
-                        n_groups = _group(sent, ones, n_events[source], row[C_IN], positions, channels, factors)
+                        n_groups = group(sent, ones, n_events[source], row[C_IN], positions, channels, factors)
                     _propagate(positions, channels, factors, n_groups, row, targets, weights, out)
                     if masked:
                         offset = row[KEEP] + b * (hi - lo)

@@ -8,6 +8,11 @@ Exchanging ``reads`` and ``writes`` (and the axes of the weights) transposes the
 import numpy as np
 from numba import njit, prange
 
+from ide_ref._kernels.events import group_cells, propagate
+
+NEAR = 32768  # bytes of a tap's weights that stay in the first-level cache
+SPARSE = 0.4  # share of cells that are not 0 up to which events win over blocks where a tap's weights do not
+
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _sample(cells, weights, starts, reads, writes, out):
@@ -80,65 +85,125 @@ def _sample(cells, weights, starts, reads, writes, out):
                         o0[j] = o0[j] + a00 * w0[j]
 
 
+@njit(cache=True, nogil=True)
+def _either(cells, weights, starts, reads, writes, targets, out):
+    """One sample, event by event where that is quicker; the choice depends on the sample alone."""
+    n_positions, c_in = cells.shape
+    n_active = 0
+    for p in range(n_positions):
+        for c in range(c_in):
+            n_active += cells[p, c] != 0
+    near = weights[0].size * weights.itemsize <= NEAR
+    if n_active > (0.9 if near else SPARSE) * cells.size:
+        _sample(cells, weights, starts, reads, writes, out)
+        return
+    largest = n_positions * ((c_in + 3) // 4) + 1
+    positions = np.empty(largest, np.uint32)
+    channels = np.empty((largest, 4), np.uint32)
+    factors = np.empty((largest, 4), cells.dtype)
+    n_groups = group_cells(cells, positions, channels, factors)
+    out[:, :] = 0
+    rows = weights.reshape(weights.shape[0] * c_in, weights.shape[2])
+    propagate(positions, channels, factors, n_groups, targets, rows, out)
+
+
 @njit(parallel=True, cache=True, nogil=True)
-def product(cells, weights, starts, reads, writes, out):
-    """The map of a batch: cells (B, P, C_in), weights (K, C_in, C_out); overwrites out (B, Q, C_out)."""
+def product(cells, weights, starts, reads, writes, targets, out):
+    """The map of a batch: cells (B, P, C_in), weights (K, C_in, C_out); overwrites out (B, Q, C_out).
+
+    The pairs starts, reads, writes and the table targets (P, K) say the same twice, tap by tap and position by
+    position.
+    """
     for b in prange(cells.shape[0]):
-        _sample(cells[b], weights, starts, reads, writes, out[b])
+        _either(cells[b], weights, starts, reads, writes, targets, out[b])
 
 
 @njit(cache=True, nogil=True)
-def product_one(cells, weights, starts, reads, writes, out):
+def product_one(cells, weights, starts, reads, writes, targets, out):
     """The same for one sample, on the calling thread."""
-    _sample(cells[0], weights, starts, reads, writes, out[0])
+    _either(cells[0], weights, starts, reads, writes, targets, out[0])
 
 
-@njit(parallel=True, cache=True, nogil=True, fastmath={"contract"})
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _outer(pre, post, reads, writes, first, last, c_first, c_last, active, w):
+    """Add the outer products of one sample along the pairs first..last of a tap to rows c_first..c_last of w.
+
+    Four pairs by four channels, as in the product; channels silent at all four positions are passed over.
+    """
+    c_out = w.shape[1]
+    fours = last - (last - first) % 4
+    for i in range(first, fours, 4):
+        x0 = pre[reads[i]]
+        x1 = pre[reads[i + 1]]
+        x2 = pre[reads[i + 2]]
+        x3 = pre[reads[i + 3]]
+        d0 = post[writes[i]]
+        d1 = post[writes[i + 1]]
+        d2 = post[writes[i + 2]]
+        d3 = post[writes[i + 3]]
+        n_active = 0
+        for c in range(c_first, c_last):
+            active[n_active] = c
+            n_active += (x0[c] != 0) | (x1[c] != 0) | (x2[c] != 0) | (x3[c] != 0)
+        c_fours = n_active - n_active % 4
+        for e in range(0, c_fours, 4):
+            c0 = active[e]
+            c1 = active[e + 1]
+            c2 = active[e + 2]
+            c3 = active[e + 3]
+            w0 = w[c0]
+            w1 = w[c1]
+            w2 = w[c2]
+            w3 = w[c3]
+            a00, a01, a02, a03 = x0[c0], x1[c0], x2[c0], x3[c0]
+            a10, a11, a12, a13 = x0[c1], x1[c1], x2[c1], x3[c1]
+            a20, a21, a22, a23 = x0[c2], x1[c2], x2[c2], x3[c2]
+            a30, a31, a32, a33 = x0[c3], x1[c3], x2[c3], x3[c3]
+            for j in range(c_out):
+                p0 = d0[j]
+                p1 = d1[j]
+                p2 = d2[j]
+                p3 = d3[j]
+                w0[j] = w0[j] + a00 * p0 + a01 * p1 + a02 * p2 + a03 * p3
+                w1[j] = w1[j] + a10 * p0 + a11 * p1 + a12 * p2 + a13 * p3
+                w2[j] = w2[j] + a20 * p0 + a21 * p1 + a22 * p2 + a23 * p3
+                w3[j] = w3[j] + a30 * p0 + a31 * p1 + a32 * p2 + a33 * p3
+        for e in range(c_fours, n_active):
+            c0 = active[e]
+            w0 = w[c0]
+            a00, a01, a02, a03 = x0[c0], x1[c0], x2[c0], x3[c0]
+            for j in range(c_out):
+                w0[j] = w0[j] + a00 * d0[j] + a01 * d1[j] + a02 * d2[j] + a03 * d3[j]
+    for i in range(fours, last):
+        x0 = pre[reads[i]]
+        d0 = post[writes[i]]
+        for c in range(c_first, c_last):
+            a00 = x0[c]
+            if a00 != 0:
+                w0 = w[c]
+                for j in range(c_out):
+                    w0[j] = w0[j] + a00 * d0[j]
+
+
+@njit(parallel=True, cache=True, nogil=True)
 def hebbian(pre, post, starts, reads, writes, out):
     """out[k, c, :] = Σ over samples and pairs (p, q) of tap k of pre[b, p, c] post[b, q, :].
 
     pre (B, P, C_in), post (B, Q, C_out); overwrites out (K, C_in, C_out). Parallel over taps and quarters of
     the channels; every element is summed over samples and pairs in their order.
     """
-    n_taps, c_in, c_out = out.shape
+    n_taps, c_in, _ = out.shape
     share = (c_in + 3) // 4
     for task in prange(4 * n_taps):
         k = task // 4
         c_first = (task % 4) * share
         c_last = min(c_first + share, c_in)
-        first = starts[k]
-        last = starts[k + 1]
-        fours = last - (last - first) % 4
-        w = out[k]
-        w[c_first:c_last] = 0
-        for b in range(pre.shape[0]):
-            for i in range(first, fours, 4):
-                x0 = pre[b, reads[i]]
-                x1 = pre[b, reads[i + 1]]
-                x2 = pre[b, reads[i + 2]]
-                x3 = pre[b, reads[i + 3]]
-                d0 = post[b, writes[i]]
-                d1 = post[b, writes[i + 1]]
-                d2 = post[b, writes[i + 2]]
-                d3 = post[b, writes[i + 3]]
-                for c in range(c_first, c_last):
-                    a0 = x0[c]
-                    a1 = x1[c]
-                    a2 = x2[c]
-                    a3 = x3[c]
-                    if a0 != 0 or a1 != 0 or a2 != 0 or a3 != 0:
-                        row = w[c]
-                        for j in range(c_out):
-                            row[j] = row[j] + a0 * d0[j] + a1 * d1[j] + a2 * d2[j] + a3 * d3[j]
-            for i in range(fours, last):
-                x0 = pre[b, reads[i]]
-                d0 = post[b, writes[i]]
-                for c in range(c_first, c_last):
-                    a0 = x0[c]
-                    if a0 != 0:
-                        row = w[c]
-                        for j in range(c_out):
-                            row[j] = row[j] + a0 * d0[j]
+        if c_first < c_last:
+            w = out[k]
+            w[c_first:c_last] = 0
+            active = np.empty(share, np.int64)
+            for b in range(pre.shape[0]):
+                _outer(pre[b], post[b], reads, writes, starts[k], starts[k + 1], c_first, c_last, active, w)
 
 
 @njit(parallel=True, cache=True, nogil=True)

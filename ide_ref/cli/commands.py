@@ -46,6 +46,7 @@ def add_all(sub: Any) -> None:
     p.add_argument("--limit", type=_count, metavar="N", help="train and test on the first N samples alone")
     p.add_argument("--batch-size", type=_count, metavar="B")
     p.add_argument("--lr", type=_positive)
+    p.add_argument("--warmup-steps", type=_count, metavar="N", help="batches in which the learning rate rises")
     p.add_argument("--dtype", choices=("float32", "float64"))
     p.add_argument("--solver", help="of (BETA): fixed_point, anderson, broyden, gmres, direct")
     p.add_argument("--tol", type=_positive, help="relative residual of (BETA)")
@@ -208,7 +209,7 @@ def train(args: argparse.Namespace) -> int:
     preset = _preset(args, args.preset)
     changes = {
         name: value
-        for name in ("epochs", "batch_size", "lr", "dtype", "solver", "tol", "limit")
+        for name in ("epochs", "batch_size", "lr", "warmup_steps", "dtype", "solver", "tol", "limit")
         if (value := getattr(args, name)) is not None
     }
     if args.milestones is not None:

@@ -38,7 +38,7 @@ _FORWARD_QUIRKS = {
     "one_power_step": "norm of the restriction from one power step",
     "clamp_alpha": "alpha clamped when used",
 }
-_NORM_QUIRKS = ("unbiased_spike_statistics", "batch_statistics_in_beta")
+_NORM_QUIRKS = ("unbiased_spike_statistics", "batch_statistics_in_beta", "batch_statistics_in_gradient")
 
 
 @dataclass(frozen=True)
