@@ -1,9 +1,9 @@
 """Where training may differ from the paper's letter, one switch a difference.
 
 The default does what the paper says. :func:`authors` reproduces the figures of the authors' program; a profile with
-one switch on shows what that difference costs. Differences that are a matter of other options need no switch here: the solvers
-(``solver="halved"``; ``solver="broyden", max_iter=30, allow_unconverged=True``) and the norm of the restriction
-(``Restriction(norm="kernel")``).
+one switch on shows what that difference costs. Differences that are a matter of other options need no switch here:
+the solvers (``solver="halved"``; ``solver="broyden", max_iter=30, allow_unconverged=True``) and the norm of the
+restriction (``Restriction(norm="kernel")``).
 """
 
 from __future__ import annotations

@@ -153,7 +153,9 @@ def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, 
             c_in, c_out = synapse.channels
             table = synapse.targets
             keep_at = -1 if c.keep is None else n_keeps
-            rows.append([source, c_in, c_out, table.shape[1], table.shape[0], n_targets, n_weights, keep_at, synapse.depthwise])
+            n_positions, n_taps = table.shape
+            at = n_targets, n_weights, keep_at
+            rows.append([source, c_in, c_out, n_taps, n_positions, *at, synapse.depthwise])
             targets.append(table.ravel())
             weights.append(c.folded_taps.ravel())
             n_targets += table.size

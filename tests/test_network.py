@@ -21,6 +21,7 @@ from ide_ref import (
     read_out,
     simulate,
 )
+from ide_ref.constraints import EPSILON
 from ide_ref.profiles import Profile
 from ide_ref.synapses import Conv2d, ConvTranspose2d
 
@@ -318,3 +319,36 @@ def test_pictures_that_do_not_fit_point_at_the_place():
         build("4C3s-4C3s (F4C3u)", input_shape=(1, 9, 9), n_classes=2, neuron=IF())
     with pytest.raises(ValueError, match="position 1: '2C0' does not fit: Conv2d has kernel 0"):
         build("2C0 (F2)", input_shape=(1, 2, 2), n_classes=2, neuron=IF())
+
+
+def test_the_gradient_passes_through_the_batch_of_a_hidden_normalisation_on_request():
+    """``batch_statistics_in_gradient``: the derivative of the normalisation by the batch's own moments."""
+    network = make(GOOD, Connection("mid", "a", "b", Dense((4,), (3,)), batch_norm=True))
+    rng = np.random.default_rng(0)
+    params = network.init(rng)
+    params |= {name: rng.normal(size=3) for name in ("mid.bn_weight", "mid.bn_bias", "mid.running_mean")}
+    x, pre, delta = rng.normal(size=(6, 2)), rng.random((6, 4)), rng.normal(size=(6, 3))
+
+    def gradient(profile):
+        frozen = freeze(network, params, x, training=True, rng=rng, profile=profile)
+        return frozen.connections[1].pull_back(delta, pre, params)[0]
+
+    def loss(weight, moments):
+        z = pre @ weight.T
+        mean, variance = moments(z)
+        return np.vdot(delta, (z - mean) / np.sqrt(variance + EPSILON) * params["mid.bn_weight"])
+
+    def differences(moments):
+        weight = params["mid.weight"]
+        out = np.empty_like(weight)
+        for i in np.ndindex(weight.shape):
+            step = np.zeros_like(weight)
+            step[i] = 1e-6
+            out[i] = (loss(weight + step, moments) - loss(weight - step, moments)) / 2e-6
+        return out
+
+    own = differences(lambda z: (z.mean(0), z.var(0)))
+    fixed = differences(lambda z: (params["mid.running_mean"], params["mid.running_var"]))
+    assert not np.allclose(own, fixed, atol=1e-2)
+    np.testing.assert_allclose(gradient(Profile(batch_statistics_in_gradient=True))["mid.weight"], own, atol=1e-8)
+    np.testing.assert_allclose(gradient(Profile())["mid.weight"], fixed, atol=1e-8)

@@ -52,7 +52,8 @@ def pool_loop(synapse, weight, x):
     return out
 
 
-pictures = st.tuples(st.integers(1, 3), st.integers(3, 6), st.integers(3, 6))
+# Up to two blocks of four channels and a rest.
+pictures = st.tuples(st.integers(1, 9), st.integers(3, 6), st.integers(3, 6))
 kernels_1_to_3 = st.integers(1, 3)
 
 
@@ -61,7 +62,7 @@ def convolutions(draw):
     padding = draw(st.none() | st.integers(0, 2))
     return Conv2d.over(
         draw(pictures),
-        draw(st.integers(1, 3)),
+        draw(st.integers(1, 9)),
         kernel=draw(kernels_1_to_3),
         stride=draw(st.integers(1, 3)),
         padding=padding,
@@ -73,7 +74,7 @@ def transposed_convolutions(draw):
     stride = draw(st.integers(1, 3))
     return ConvTranspose2d.over(
         draw(pictures),
-        draw(st.integers(1, 3)),
+        draw(st.integers(1, 9)),
         kernel=draw(kernels_1_to_3),
         stride=stride,
         padding=draw(st.none() | st.integers(0, 1)),
@@ -107,7 +108,9 @@ def draw_synapse(data, kind):
     synapse = data.draw(strategy)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     weight = rng.normal(size=synapse.weight_shape)
-    pre, post = rng.normal(size=(2, synapse.n_in)), rng.normal(size=(2, synapse.n_out))
+    # Sparse and dense samples take different ways through the kernels.
+    share = data.draw(st.sampled_from([0.0, 0.2, 0.5, 1.0]))
+    pre, post = (rng.normal(size=(2, n)) * (rng.random((2, n)) < share) for n in (synapse.n_in, synapse.n_out))
     for array in (weight, pre, post):
         array.flags.writeable = False
     return synapse, loop, weight, pre, post
