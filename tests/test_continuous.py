@@ -1,6 +1,7 @@
 """(IF-C) and (LIF-C): closed forms, the discrete rollout as its step shrinks, charge balance, Theorem 1."""
 
-from dataclasses import replace
+import itertools
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -409,6 +410,95 @@ def test_a_budget_too_small_is_told_from_a_storm():
     assert enough.completed
     assert enough.message == ""
     assert enough.t_end == 100.5
+
+
+# --- going on ---------------------------------------------------------------------------------------
+
+
+def assert_same_bits(run, whole):
+    names = [f.name for f in fields(run) if f.name not in ("network", "state", "message")]
+    for name in names:
+        np.testing.assert_array_equal(getattr(run, name), getattr(whole, name), err_msg=name)
+    assert run.state.digest == whole.state.digest
+    for ours, theirs in zip(run.state.arrays, whole.state.arrays, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.kernels
+@given(problem=problems(), budget=st.integers(1, 60), n_stops=st.integers(1, 4))
+def test_a_run_in_parts_is_the_run_in_one(problem, budget, n_stops):
+    """Ended by its budget (with spikes on their way where there is a delay), or asked for more times afterwards."""
+    system, x, _, times, tau, delay = problem
+    frozen = system.frozen
+    whole = simulate_continuous(frozen, x, times, tau=tau, delay=delay)
+    run = simulate_continuous(frozen, x, times, tau=tau, delay=delay, max_events=budget)
+    n_spikes = [run.spike_times.size]
+    while not run.completed:
+        larger = budget if len(n_spikes) < 20 else 1_000_000
+        run = simulate_continuous(frozen, x, times, tau=tau, delay=delay, max_events=larger, resume=run)
+        n_spikes.append(run.spike_times.size)
+    assert all(n == budget for n in np.diff([0, *n_spikes])[: min(len(n_spikes), 20) - 1])
+    assert_same_bits(run, whole)
+    stops = np.linspace(0, times.size, n_stops + 1)[1:].astype(int)
+    run = None
+    for begin, end in itertools.pairwise([0, *stops]):
+        run = simulate_continuous(frozen, x, times[begin:end] if run else times[:end], tau=tau, delay=delay, resume=run)
+    np.testing.assert_array_equal(run.spike_times, whole.spike_times)
+    np.testing.assert_array_equal(run.spike_neurons, whole.spike_neurons)
+    np.testing.assert_array_equal(run.u_end, whole.u_end)
+
+
+def test_spikes_on_their_way_arrive_after_the_stop():
+    """The two neurons worked by hand, stopped at 2 with the spikes of 2 not yet heard."""
+    frozen = dense([[0, -0.5], [0.5, 0]], [[1], [0.25]])
+    times = np.array([1.25, 2.0, 2.25, 3.75, 4.0])
+    part = simulate_continuous(frozen, np.ones(1), times, delay=0.25, max_events=3)
+    assert (part.t_end, part.n_deliveries, part.times.tolist()) == (3.5, 2 * 3, [1.25, 2.0, 2.25])
+    part = simulate_continuous(frozen, np.ones(1), np.array([2.0]), delay=0.25)
+    assert part.n_deliveries == 2
+    run = simulate_continuous(frozen, np.ones(1), times[1:], delay=0.25, resume=part)
+    np.testing.assert_array_equal(run.spike_times, [1, 2, 2, 3.5, 3.75])
+    np.testing.assert_array_equal(run.u, [[0, 0], [-0.25, 0.5625], [0.25, 0.4375], [0.0, 0.5]])
+
+
+def test_a_storm_goes_on_where_it_stopped():
+    frozen = dense([[0, 1.3], [1.3, 0]], [[1.0], [0.1]])
+    times = np.array([0.5, 7.0, 1000.0])
+    first = simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=100)
+    assert first.message.endswith("to go on, pass this run as resume")
+    second = simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=200, resume=first)
+    assert "after max_events = 200 further spikes" in second.message
+    assert (first.times.size, second.times.size) == (1, 2)
+    assert_same_bits(second, simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=300))
+
+
+def test_what_does_not_go_on_from_a_run_is_refused():
+    frozen = dense(0.3, 1)
+    x = Pieces(np.array([0.0, 3.0, 9.0]), np.array([[1.0], [0.5], [2.0]]))
+    run = simulate_continuous(frozen, x, np.array([2.0, 5.0]), delay=0.1)
+    ahead = np.array([5.0, 12.0])
+
+    def again(frozen=frozen, x=x, times=ahead, tau=INF, delay=0.1):
+        return simulate_continuous(frozen, x, times, tau=tau, delay=delay, resume=run)
+
+    other_end = Pieces(x.times, np.array([[1.0], [0.5], [0.7]]))
+    assert again(x=other_end).spike_times.size < again().spike_times.size
+    for change, message in (
+        ({"tau": 2.0}, "tau is 2.0; expected that of the run to resume, inf"),
+        ({"delay": 0.2}, "delay is 0.2; expected that of the run to resume, 0.1"),
+        ({"frozen": dense(0.3, 1, v_th=2.0)}, "frozen has another network than the run to resume"),
+        ({"frozen": dense(0.4, 1)}, "frozen or x is not that of the run to resume; .* up to t = 5"),
+        ({"x": Pieces(x.times, np.array([[1.0], [0.6], [2.0]]))}, "frozen or x is not that of the run to resume"),
+        ({"x": np.ones(1)}, "frozen or x is not that of the run to resume"),
+        ({"times": np.array([3.0, 12.0])}, r"times has some before t = 5 that the run to resume was not asked for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            again(**change)
+    spikes = Events(np.array([1.0, 2.0, 8.0]), np.zeros(3, int))
+    run = simulate_continuous(frozen, spikes, np.array([5.0]), delay=0.1)
+    assert again(x=Events(np.array([1.0, 2.0, 6.0, 8.0]), np.zeros(4, int))).n_inputs == 4
+    with pytest.raises(ValueError, match="frozen or x is not that of the run to resume"):
+        again(x=Events(np.array([1.0, 2.5, 8.0]), np.zeros(3, int)))
 
 
 @pytest.mark.parametrize(
