@@ -30,7 +30,7 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class Events:
+class Pulses:
     """An input of Dirac pulses of weight 1.
 
     Parameters
@@ -143,7 +143,7 @@ class ContinuousRun:
 
     @property
     def u_plus(self) -> NDArray:
-        """(M, n) u⁺ of (SPLIT) with ReLU: u − K min(p, 0)."""
+        """(M, n) u⁺ of (SPLIT), here V_th a = ReLU(p) − u⁺/K: u − K min(p, 0)."""
         return self.u - self.kernel_total[:, None] * np.minimum(self.p, 0.0)
 
     @property
@@ -160,7 +160,7 @@ def kernel_total(t: NDArray, tau: float) -> NDArray:
 
 def simulate_continuous(
     frozen: Frozen,
-    x: NDArray | Pieces | Events,
+    x: NDArray | Pieces | Pulses,
     times: NDArray,
     *,
     tau: float = np.inf,
@@ -182,7 +182,7 @@ def simulate_continuous(
     ----------
     frozen : Frozen
         float64, frozen for evaluation. Its leak is not used: ``tau`` takes its place.
-    x : (*input_shape) array, Pieces or Events
+    x : (*input_shape) array, Pieces or Pulses
         Constant input, piecewise constant input, or spikes.
     times : (M,) array
         Where rates and potentials are wanted, ascending and positive; the last ends the run.
@@ -322,11 +322,11 @@ def _digest(counts: NDArray, weights: NDArray, edges: NDArray, drives: NDArray, 
     return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).digest()
 
 
-def _inputs(frozen: Frozen, x: NDArray | Pieces | Events) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _inputs(frozen: Frozen, x: NDArray | Pieces | Pulses) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Edges and drives of the piecewise constant part, times and cells of the input spikes."""
     net = frozen.network
     none = np.empty(0), np.empty(0, np.int64)
-    if isinstance(x, Events):
+    if isinstance(x, Pulses):
         times, neurons = np.asarray(x.times, np.float64), np.asarray(x.neurons)
         n_in = int(np.prod(net.input_shape))
         if times.ndim != 1 or times.shape != neurons.shape:
@@ -364,9 +364,9 @@ def _cell_of_input(net: Network) -> NDArray[np.int64]:
     return cells
 
 
-def _mean_input(net: Network, x: NDArray | Pieces | Events, times: NDArray, tau: float) -> NDArray:
+def _mean_input(net: Network, x: NDArray | Pieces | Pulses, times: NDArray, tau: float) -> NDArray:
     """x̄(t) = (1/K(t)) ∫ κ(t−τ) x(τ) dτ as cells, (M, n_in)."""
-    if isinstance(x, Events):
+    if isinstance(x, Pulses):
         neurons = _cell_of_input(net)[np.asarray(x.neurons, np.int64)]
         return _averages(np.asarray(x.times, np.float64), neurons, times, tau, int(np.prod(net.input_shape)))
     if isinstance(x, Pieces):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from theorems import ends_of, system_of
 
 from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, freeze, simulate
-from ide_ref.continuous import Events, Pieces, kernel_total, simulate_continuous
+from ide_ref.continuous import Pieces, Pulses, kernel_total, simulate_continuous
 from ide_ref.synapses import AvgPool2d, Conv2d
 from ide_ref.theory import conditions, continuous_envelope, continuous_error_bound
 
@@ -70,11 +70,11 @@ def test_a_leaky_neuron_below_threshold_never_fires():
 
 def test_reset_is_by_subtraction():
     """An input pulse of 1.7 leaves 0.7, a pulse of 2.5 fires twice at one instant, 1.0 is the threshold itself."""
-    events = Events(np.array([1.0, 2.0]), np.array([0, 1]))
+    events = Pulses(np.array([1.0, 2.0]), np.array([0, 1]))
     run = simulate_continuous(dense(0, [[1.7, 2.5]]), events, np.array([1.0, 1.5, 2.0]))
     np.testing.assert_array_equal(run.spike_times, [1, 2, 2, 2])
     np.testing.assert_allclose(run.u[:, 0], [0.7, 0.7, 0.2])
-    run = simulate_continuous(dense(0, 1), Events(np.array([0.0, 3.0]), np.array([0, 0])), np.array([3.0]))
+    run = simulate_continuous(dense(0, 1), Pulses(np.array([0.0, 3.0]), np.array([0, 0])), np.array([3.0]))
     np.testing.assert_array_equal(run.spike_times, [0, 3])
 
 
@@ -104,7 +104,7 @@ def test_without_delay_the_order_at_an_instant_is_the_documented_one():
     run = simulate_continuous(dense([[0, -0.5], [0, 0]], [[1], [1]]), np.ones(1), np.array([1.4]))
     np.testing.assert_array_equal(run.spike_neurons, [0, 1])
     # What arrives at an instant is added before any neuron is asked: the inhibition at 1 comes in time.
-    run = simulate_continuous(dense(0, [[1.5, -1.0]]), Events(np.array([1.0, 1.0]), np.array([0, 1])), np.array([2.0]))
+    run = simulate_continuous(dense(0, [[1.5, -1.0]]), Pulses(np.array([1.0, 1.0]), np.array([0, 1])), np.array([2.0]))
     assert run.spike_times.size == 0
 
 
@@ -189,7 +189,7 @@ def problems(draw, shape=None):
         times = [rng.uniform(0, t_end, rng.poisson(rate * t_end)) for rate in x_star]
         neurons = np.repeat(np.arange(3), [len(part) for part in times])
         order = np.argsort(np.concatenate(times))
-        x = Events(np.concatenate(times)[order], neurons[order])
+        x = Pulses(np.concatenate(times)[order], neurons[order])
     else:
         edges = np.arange(0, t_end, 0.5)
         swing = np.sin(np.arange(edges.size)) if kind == "periodic" else 0.9 ** np.arange(edges.size)
@@ -367,7 +367,7 @@ def test_convolutions_and_pooling_are_the_same_matrix(kind):
     else:
         times, neurons = np.sort(rng.uniform(0, 30, 400)), rng.integers(0, 32, 400)
         cell = np.argsort(np.arange(32).reshape(shape).transpose(1, 2, 0).ravel())
-        x, x_twin = Events(times, neurons), Events(times, cell[neurons])
+        x, x_twin = Pulses(times, neurons), Pulses(times, cell[neurons])
     at = np.array([7.5, 30.0])
     run = simulate_continuous(frozen, x, at, tau=6.0, delay=0.5)
     other = simulate_continuous(freeze(twin, plain), x_twin, at, tau=6.0, delay=0.5)
@@ -494,11 +494,11 @@ def test_what_does_not_go_on_from_a_run_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             again(**change)
-    spikes = Events(np.array([1.0, 2.0, 8.0]), np.zeros(3, int))
+    spikes = Pulses(np.array([1.0, 2.0, 8.0]), np.zeros(3, int))
     run = simulate_continuous(frozen, spikes, np.array([5.0]), delay=0.1)
-    assert again(x=Events(np.array([1.0, 2.0, 6.0, 8.0]), np.zeros(4, int))).n_inputs == 4
+    assert again(x=Pulses(np.array([1.0, 2.0, 6.0, 8.0]), np.zeros(4, int))).n_inputs == 4
     with pytest.raises(ValueError, match="frozen or x is not that of the run to resume"):
-        again(x=Events(np.array([1.0, 2.5, 8.0]), np.zeros(3, int)))
+        again(x=Pulses(np.array([1.0, 2.5, 8.0]), np.zeros(3, int)))
 
 
 @pytest.mark.parametrize(
@@ -515,11 +515,11 @@ def test_what_does_not_go_on_from_a_run_is_refused():
         ({"x": Pieces(np.array([1.0]), np.ones((1, 1)))}, "x has times that do not begin at 0"),
         ({"x": Pieces(np.array([0.0, 0.0]), np.ones((2, 1)))}, "do not ascend"),
         ({"x": Pieces(np.array([0.0]), np.ones((2, 1)))}, r"x has values of shape \(2, 1\); expected \(1, 1\)"),
-        ({"x": Events(np.array([1.0]), np.array([0, 0]))}, r"x has \(1,\) times and \(2,\) neurons"),
-        ({"x": Events(np.array([-1.0]), np.array([0]))}, "x has times that are negative, infinite or not in order"),
-        ({"x": Events(np.array([2.0, 1.0]), np.array([0, 0]))}, "not in order"),
-        ({"x": Events(np.array([1.0]), np.array([1]))}, "expected whole numbers from 0 to 0"),
-        ({"x": Events(np.array([1.0]), np.array([0.5]))}, "x has neurons outside the input"),
+        ({"x": Pulses(np.array([1.0]), np.array([0, 0]))}, r"x has \(1,\) times and \(2,\) neurons"),
+        ({"x": Pulses(np.array([-1.0]), np.array([0]))}, "x has times that are negative, infinite or not in order"),
+        ({"x": Pulses(np.array([2.0, 1.0]), np.array([0, 0]))}, "not in order"),
+        ({"x": Pulses(np.array([1.0]), np.array([1]))}, "expected whole numbers from 0 to 0"),
+        ({"x": Pulses(np.array([1.0]), np.array([0.5]))}, "x has neurons outside the input"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
