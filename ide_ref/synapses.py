@@ -290,9 +290,9 @@ class _Windowed(Synapse):
 
     def _product(self, taps: NDArray, cells: NDArray, reads: NDArray, writes: NDArray, n_out: int) -> NDArray:
         _, c_in, c_out = taps.shape
-        cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, c_in)
+        cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // c_in, c_in)
         out = np.empty((cells.shape[0], n_out // c_out, c_out), np.result_type(cells, taps))
-        kernel = _taps.product if cells.shape[0] > 1 else _taps.product_one
+        kernel = _taps.product_one if len(cells) == 1 else _taps.product
         kernel(cells.astype(out.dtype, copy=False), taps, self.pairs.starts, reads, writes, out)
         return out.reshape(cells.shape[0], n_out)
 
@@ -437,7 +437,7 @@ class AvgPool2d(_Windowed):
 
     def _product(self, taps: NDArray, cells: NDArray, reads: NDArray, writes: NDArray, n_out: int) -> NDArray:
         n_channels = self.in_shape[0]
-        cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, n_channels)
+        cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // n_channels, n_channels)
         out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
         _taps.depthwise(cells.astype(out.dtype, copy=False), factors, self.pairs.starts, reads, writes, out)

@@ -378,6 +378,10 @@ def test_convolutions_and_pooling_are_the_same_matrix(kind):
     np.testing.assert_allclose(run.u, other.u, atol=1e-10)
     assert run.balance_error < 1e-11
     assert run.n_inputs == (400 if kind == "spikes" else 0)
+    # A budget that ends before the first of the times leaves nothing to average, and the state to go on from.
+    part = simulate_continuous(frozen, x, at, tau=6.0, delay=0.5, max_events=3)
+    assert part.a.shape == part.drive.shape == (0, 15)
+    assert_same_bits(simulate_continuous(frozen, x, at, tau=6.0, delay=0.5, resume=part), run)
 
 
 # --- storms, refusals -------------------------------------------------------------------------------
