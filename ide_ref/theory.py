@@ -395,7 +395,9 @@ class ErrorBound:
         """(B, T) of ``"error"``, ``"one_step"`` or ``"iterated"``, all populations together: the root of squares."""
         if name not in ("error", "one_step", "iterated"):
             raise ValueError(f"name is {name!r}; expected 'error', 'one_step' or 'iterated'")
-        return np.linalg.norm(getattr(self, name), axis=2)
+        # Beyond (COND) the sum passes the root of the largest float long before it is infinite.
+        with np.errstate(over="ignore"):
+            return np.hypot.reduce(getattr(self, name), axis=2)
 
     @property
     def violation(self) -> float:

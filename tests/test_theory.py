@@ -297,12 +297,16 @@ def test_a_feedback_without_cycles_converges_whatever_its_norm():
 
 
 def test_beyond_one_the_inequality_stays_and_the_words_change():
-    system = system_of(IF(), [8], [(-1, 0), (0, 0)], np.random.default_rng(1), 1.7, n_steps=300)
-    rates = simulate(system.frozen, system.x, 300, record=True)
+    system = system_of(IF(), [8], [(-1, 0), (0, 0)], np.random.default_rng(1), 1.7, n_steps=1500)
+    rates = simulate(system.frozen, system.x, 1500, record=True)
     a_star = find_equilibrium(system.frozen, system.x, method="newton")
     bound = error_bound(system.frozen, system.x, rates)
     np.testing.assert_allclose(bound.equilibrium.a, a_star.a)
     assert np.all(bound.error <= bound.one_step + ROUNDING)
+    total = bound.total("iterated")
+    assert np.all(np.diff(np.isinf(total).astype(int)) >= 0)
+    assert total[0, 600] == pytest.approx(bound.iterated[0, 600, 0])
+    assert total[0, -1] == np.inf
     assert not bound.conditions.applies
     assert "no condition holds: the theorems do not apply" in bound.conditions.describe()
     assert "a condition holds" not in bound.conditions.describe().replace("no condition", "")
