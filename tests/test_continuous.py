@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from theorems import ends_of, system_of
+from theorems import ends_of, note_tightness, system_of
 
 from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, freeze, simulate
 from ide_ref.continuous import Pieces, Pulses, kernel_total, simulate_continuous
@@ -263,6 +263,7 @@ def test_err_in_continuous_time(problem):
         np.testing.assert_allclose(bound.equilibrium.a, a_star, atol=1e-10)
     a_star = bound.equilibrium.a
     assert np.all(bound.error <= bound.one_step + 1e-10)
+    note_tightness("continuous", system.frozen, bound.tightness, leaky=np.isfinite(tau))
     error = np.linalg.norm(run.a - a_star, axis=1)
     np.testing.assert_allclose(bound.total_error, error, atol=1e-11)
     assert np.all(error <= bound.stacked + 1e-10)

@@ -8,7 +8,7 @@ import pytest
 from graphs import cases
 from hypothesis import given
 from hypothesis import strategies as st
-from theorems import System, system_of, systems
+from theorems import System, note_tightness, system_of, systems
 
 from ide_ref import IF, LIF, build, find_equilibrium, freeze, simulate, theory
 from ide_ref.theory import conditions, error_bound, split
@@ -95,6 +95,7 @@ def test_err_of_one_population(system):
     ) / v_th
     assert np.all(error <= right + ROUNDING)
     bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
+    note_tightness("discrete", system.frozen, bound.tightness, leaky=system.neuron.leak < 1)
     np.testing.assert_allclose(bound.error[:, :, 0], error, atol=ROUNDING)
     np.testing.assert_allclose(bound.one_step[:, :, 0], right, atol=ROUNDING * max(1, right.max()))
     assert bound.conditions.paper == pytest.approx(gamma, rel=1e-12)
@@ -115,6 +116,8 @@ def test_err_of_layers_and_graphs(system):
     ) / system.v_th
     assert np.all(E @ L.T + E_before @ U.T + r + ROUNDING >= E)
     bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
+    if len(system.places) > 1:
+        note_tightness("discrete", system.frozen, bound.tightness, leaky=system.neuron.leak < 1)
     np.testing.assert_allclose(bound.error, E, atol=ROUNDING)
     assert np.all(bound.error <= bound.one_step + ROUNDING)
     assert np.all(bound.one_step <= bound.iterated + ROUNDING)
