@@ -32,11 +32,21 @@ _HOMES = {
     "read_out": "network",
     "build": "structure",
     "simulate": "simulation",
+    "simulate_continuous": "continuous",
+    "ContinuousRun": "continuous",
+    "Pieces": "continuous",
+    "Pulses": "continuous",
     "Rates": "simulation",
     "find_equilibrium": "equilibrium",
     "Equilibrium": "equilibrium",
     "contraction": "equilibrium",
     "linearise": "equilibrium",
+    "conditions": "theory",
+    "Conditions": "theory",
+    "error_bound": "theory",
+    "ErrorBound": "theory",
+    "continuous_error_bound": "theory",
+    "ContinuousBound": "theory",
     "backward": "implicit",
     "solve_beta": "implicit",
     "NotConverged": "solvers",
@@ -49,6 +59,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from ide_ref.constraints import Restriction
+    from ide_ref.continuous import ContinuousRun, Pieces, Pulses, simulate_continuous
     from ide_ref.equilibrium import Equilibrium, contraction, find_equilibrium, linearise
     from ide_ref.implicit import backward, solve_beta
     from ide_ref.network import Connection, Frozen, Network, Population, Readout, freeze, read_out
@@ -57,6 +68,7 @@ if TYPE_CHECKING:
     from ide_ref.solvers import NotConverged, solve
     from ide_ref.structure import build
     from ide_ref.synapses import Dense
+    from ide_ref.theory import Conditions, ContinuousBound, ErrorBound, conditions, continuous_error_bound, error_bound
     from ide_ref.training.losses import cross_entropy
     from ide_ref.training.sgd import SGD
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class Events:
+class Pulses:
     """An input of Dirac pulses of weight 1.
 
     Parameters
@@ -42,6 +43,23 @@ class Events:
 
     times: NDArray
     neurons: NDArray
+
+
+@dataclass(frozen=True)
+class Standstill:
+    """Where the event loop stopped, in its own terms: what ``resume`` needs beside the spikes.
+
+    Attributes
+    ----------
+    arrays : tuple of array
+        Potentials as constants of the moving frame, the rounding error of these, lower bounds of the next
+        crossings, the neurons in the order in which the loop asks them (n each), the clock (3), event counts (7).
+    digest : bytes
+        Of the weights and of the input up to this time.
+    """
+
+    arrays: tuple[NDArray, ...]
+    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,8 @@ class ContinuousRun:
         False where the event budget ended the run.
     message : str
         Why it stopped early, empty if it did not.
+    state : Standstill
+        From which another call goes on.
     """
 
     network: Network
@@ -99,6 +119,7 @@ class ContinuousRun:
     n_inputs: int
     completed: bool
     message: str
+    state: Standstill
 
     @property
     def n_spikes(self) -> NDArray[np.int64]:
@@ -122,7 +143,7 @@ class ContinuousRun:
 
     @property
     def u_plus(self) -> NDArray:
-        """(M, n) u⁺ of (SPLIT) with ReLU: u − K min(p, 0)."""
+        """(M, n) u⁺ of (SPLIT), here V_th a = ReLU(p) − u⁺/K: u − K min(p, 0)."""
         return self.u - self.kernel_total[:, None] * np.minimum(self.p, 0.0)
 
     @property
@@ -139,14 +160,17 @@ def kernel_total(t: NDArray, tau: float) -> NDArray:
 
 def simulate_continuous(
     frozen: Frozen,
-    x: NDArray | Pieces | Events,
+    x: NDArray | Pieces | Pulses,
     times: NDArray,
     *,
     tau: float = np.inf,
     delay: float = 0.0,
     max_events: int = 1_000_000,
+    resume: ContinuousRun | None = None,
 ) -> ContinuousRun:
     """Run one sample in continuous time from rest, (IF-C) or (LIF-C), without a time grid.
+
+    (IF-C) is du/dt = W s(t−Δ) + F x(t) + b − V_th s(t) with s a sum of Dirac pulses, (LIF-C) the same with −u/τ_m.
 
     Between events the potential has a closed form and the next crossing is computed from it. Each spike
     costs in proportion to its receivers. All connections between populations carry the delay; the input
@@ -158,7 +182,7 @@ def simulate_continuous(
     ----------
     frozen : Frozen
         float64, frozen for evaluation. Its leak is not used: ``tau`` takes its place.
-    x : (*input_shape) array, Pieces or Events
+    x : (*input_shape) array, Pieces or Pulses
         Constant input, piecewise constant input, or spikes.
     times : (M,) array
         Where rates and potentials are wanted, ascending and positive; the last ends the run.
@@ -167,7 +191,11 @@ def simulate_continuous(
     delay : float
         Δ ≥ 0.
     max_events : int
-        Most spikes. Rates have no upper end here, and with strong feedback they may diverge.
+        Most spikes of this call. Rates have no upper end here, and with strong feedback they may diverge.
+    resume : ContinuousRun, optional
+        Go on from where this run stopped, spikes on their way included. The other arguments are those of its
+        call but for the times and the input beyond its end. The result is that of the whole run, bit for bit what
+        one call with all these times and a budget large enough returns.
 
     Returns
     -------
@@ -195,31 +223,49 @@ def simulate_continuous(
     edges, drives, input_times, input_sources = _inputs(frozen, x)
     blocks = _blocks(frozen, input_times.size > 0)
     tau_or_0 = 0.0 if np.isinf(tau) else float(tau)
-    n = net.state_size
-    spike_times = np.empty(max_events)
-    spike_neurons = np.empty(max_events, np.int64)
+    n, v_th = net.state_size, float(net.neuron.v_th)
+    if resume is None:
+        sizes = (n, n, n, n, _continuous.N_CLOCK, _continuous.N_COUNTS)
+        arrays = tuple(np.empty(size, dtype) for size, dtype in zip(sizes, "dddqdq", strict=True))
+        _continuous.begin(drives[0], tau_or_0, v_th, *arrays)
+        n_sampled = 0
+    else:
+        n_sampled = _check_resumed(resume, net, float(tau), float(delay), times)
+        arrays = tuple(array.copy() for array in resume.state.arrays)
+        if resume.state.digest != _digest(arrays[-1], blocks[-1], edges, drives, input_times, input_sources):
+            raise ValueError(
+                f"frozen or x is not that of the run to resume; expected its weights, and its input up to t = "
+                f"{resume.t_end:.6g}"
+            )
+    clock, counts = arrays[-2:]
+    n_before = int(counts[_continuous.SPIKES])
+    spike_times = np.empty(n_before + max_events)
+    spike_neurons = np.empty(n_before + max_events, np.int64)
     u_samples = np.empty((times.size, n))
+    if resume is not None:
+        spike_times[:n_before], spike_neurons[:n_before] = resume.spike_times, resume.spike_neurons
+        u_samples[:n_sampled] = resume.u[np.searchsorted(resume.times, times[:n_sampled])]
     u = np.empty(n)
-    counts = np.empty(4, np.int64)
-    t_end = _continuous.run(
+    _continuous.run(
         *blocks,
         drives,
         edges,
         input_times,
         input_sources + n,
         tau_or_0,
-        float(net.neuron.v_th),
+        v_th,
         float(delay),
-        times,
+        times[n_sampled:],
         spike_times,
         spike_neurons,
-        u_samples,
+        u_samples[n_sampled:],
         u,
-        counts,
+        *arrays,
     )
+    t_end = float(clock[_continuous.NOW])
     n_spikes = int(counts[_continuous.SPIKES])
     spike_times, spike_neurons = spike_times[:n_spikes].copy(), spike_neurons[:n_spikes].copy()
-    completed = counts[_continuous.STATUS] == _continuous.DONE
+    completed = bool(counts[_continuous.STATUS] == _continuous.DONE)
     # At the instant of the stop itself spikes are still to come.
     reached = times if completed else times[times < t_end]
     a = _averages(spike_times, spike_neurons, reached, tau, n)
@@ -230,7 +276,8 @@ def simulate_continuous(
     for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
         into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.place(source)])
         into[:, net.place(target)] += c.linear(sent)
-    message = "" if completed else _storm(net, spike_times, spike_neurons, t_end, times[-1])
+    message = "" if completed else _storm(net, spike_times, spike_neurons, t_end, times[-1], n_before)
+    digest = _digest(counts, blocks[-1], edges, drives, input_times, input_sources)
     return ContinuousRun(
         net,
         float(tau),
@@ -244,19 +291,42 @@ def simulate_continuous(
         recurrent,
         u_samples[: reached.size],
         u,
-        float(t_end),
+        t_end,
         int(counts[_continuous.DELIVERIES]),
         int(counts[_continuous.INPUTS]),
-        bool(completed),
+        completed,
         message,
+        Standstill(arrays, digest),
     )
 
 
-def _inputs(frozen: Frozen, x: NDArray | Pieces | Events) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _check_resumed(run: ContinuousRun, net: Network, tau: float, delay: float, times: NDArray) -> int:
+    """How many of the times the run to resume has been at; refuses what does not go on from it."""
+    if net != run.network:
+        raise ValueError("frozen has another network than the run to resume; expected the same")
+    for name, given, before in (("tau", tau, run.tau), ("delay", delay, run.delay)):
+        if given != before:
+            raise ValueError(f"{name} is {given!r}; expected that of the run to resume, {before!r}")
+    past = times[times <= run.t_end] if run.completed else times[times < run.t_end]
+    if not np.isin(past, run.times).all():
+        raise ValueError(
+            f"times has some before t = {run.t_end:.6g} that the run to resume was not asked for; expected later ones"
+        )
+    return past.size
+
+
+def _digest(counts: NDArray, weights: NDArray, edges: NDArray, drives: NDArray, *spikes: NDArray) -> bytes:
+    """Of the weights, and of what came in so far: another past cannot be gone on from."""
+    n_edges, n_inputs = int(counts[_continuous.EDGES]), int(counts[_continuous.INPUTS])
+    parts = (weights, edges[:n_edges], drives[:n_edges], *(part[:n_inputs] for part in spikes))
+    return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).digest()
+
+
+def _inputs(frozen: Frozen, x: NDArray | Pieces | Pulses) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Edges and drives of the piecewise constant part, times and cells of the input spikes."""
     net = frozen.network
     none = np.empty(0), np.empty(0, np.int64)
-    if isinstance(x, Events):
+    if isinstance(x, Pulses):
         times, neurons = np.asarray(x.times, np.float64), np.asarray(x.neurons)
         n_in = int(np.prod(net.input_shape))
         if times.ndim != 1 or times.shape != neurons.shape:
@@ -294,9 +364,9 @@ def _cell_of_input(net: Network) -> NDArray[np.int64]:
     return cells
 
 
-def _mean_input(net: Network, x: NDArray | Pieces | Events, times: NDArray, tau: float) -> NDArray:
+def _mean_input(net: Network, x: NDArray | Pieces | Pulses, times: NDArray, tau: float) -> NDArray:
     """x̄(t) = (1/K(t)) ∫ κ(t−τ) x(τ) dτ as cells, (M, n_in)."""
-    if isinstance(x, Events):
+    if isinstance(x, Pulses):
         neurons = _cell_of_input(net)[np.asarray(x.neurons, np.int64)]
         return _averages(np.asarray(x.times, np.float64), neurons, times, tau, int(np.prod(net.input_shape)))
     if isinstance(x, Pieces):
@@ -352,7 +422,7 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray
     return starts, targets, offsets, lengths, np.concatenate(weights)
 
 
-def _storm(net: Network, times: NDArray, neurons: NDArray, t_end: float, wanted: float) -> str:
+def _storm(net: Network, times: NDArray, neurons: NDArray, t_end: float, wanted: float, n_before: int) -> str:
     """Which neuron used up the budget, and why."""
     recent = neurons[-max(1, neurons.size // 10) :]
     counts = np.bincount(recent, minlength=net.state_size)
@@ -368,7 +438,8 @@ def _storm(net: Network, times: NDArray, neurons: NDArray, t_end: float, wanted:
     else:
         why = "rates are steady, so this duration needs a larger max_events"
     return (
-        f"stopped at t = {t_end:.6g} of {wanted:.6g} after max_events = {times.size} spikes: neuron "
+        f"stopped at t = {t_end:.6g} of {wanted:.6g} after max_events = {times.size - n_before} "
+        f"{'further ' if n_before else ''}spikes: neuron "
         f"{worst - int(net.starts[population])} of {net.populations[population].name!r} fired {counts[worst]} of the "
-        f"last {recent.size}; {why}"
+        f"last {recent.size}; {why}; to go on, pass this run as resume"
     )

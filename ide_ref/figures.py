@@ -112,17 +112,20 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
     ----------
     panels : sequence of mapping
         ``name``, ``times`` (K,), ``error``, ``one_step`` and ``iterated`` (B, K) (a line a sample; the median is
-        drawn, and the range of the errors), ``slope`` of the error, and ``limit`` (K,), its floor or envelope, or
-        None where no condition holds.
+        drawn, and the range of the errors), ``slope`` of the error from time ``slope_from`` on, and ``limit``
+        (K,), its floor or envelope, or None where no condition holds.
     title : str
+        May have a second line.
     path : path
         Ends in .png or .svg.
     """
     import numpy as np
 
-    figure, axes = new_figure(len(panels))
+    figure, axes = new_figure(len(panels), height=3.9)
     for ax, panel in zip(axes, panels, strict=True):
         times, error = np.asarray(panel["times"]), np.asarray(panel["error"])
+        if ax is not axes[0]:
+            ax.sharey(axes[0])
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.fill_between(times, error.min(axis=0), error.max(axis=0), color=TEST, alpha=0.18, linewidth=0)
@@ -138,11 +141,14 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
             guide = np.median(error, axis=0)[-1] * times[-1] / times
             ax.plot(times, guide, color=MUTED, linewidth=1, linestyle=":", label="1/t")
         ax.set_xlabel("time step t", color=MUTED)
-        slope = f", slope {panel['slope']:.2f}" if panel["name"] == "IF" else ""
-        ax.set_title(f"{panel['name']}{slope}", loc="right", fontsize=10, color=MUTED)
-        ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left" if slope else "upper right")
-    axes[0].set_ylabel("distance from the equilibrium", color=MUTED)
-    axes[0].set_title(title, loc="left", fontsize=11)
+        slope = f": slope {panel['slope']:.2f} from t = {panel['slope_from']} on" if panel["name"] == "IF" else ""
+        ax.set_title(f"{panel['name']}{slope}".replace("-", "−"), loc="left", fontsize=10, color=MUTED)
+        ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(_plain)
+            axis.set_minor_formatter("")
+    axes[0].set_ylabel("distance from a*, in spikes a step", color=MUTED)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     save(figure, path)
 
 

@@ -303,9 +303,9 @@ class _Windowed(Synapse):
             if reverse
             else (pairs.inputs, pairs.outputs, self.targets, self.n_out)
         )
-        cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, c_in)
+        cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // c_in, c_in)
         out = memory.empty((cells.shape[0], n_out // c_out, c_out), np.result_type(cells, taps))
-        kernel = _taps.product if cells.shape[0] > 1 else _taps.product_one
+        kernel = _taps.product_one if len(cells) == 1 else _taps.product
         weights = memory.aligned(taps, out.dtype)
         kernel(cells.astype(out.dtype, copy=False), weights, pairs.starts, reads, writes, table, out)
         return out.reshape(cells.shape[0], n_out)
@@ -454,7 +454,7 @@ class AvgPool2d(_Windowed):
         reads, writes, n_out = (
             (pairs.outputs, pairs.inputs, self.n_in) if reverse else (pairs.inputs, pairs.outputs, self.n_out)
         )
-        cells = np.ascontiguousarray(cells).reshape(cells.shape[0], -1, n_channels)
+        cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // n_channels, n_channels)
         out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
         _taps.depthwise(cells.astype(out.dtype, copy=False), factors, pairs.starts, reads, writes, out)

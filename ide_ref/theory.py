@@ -316,7 +316,10 @@ class Split:
 
 
 def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
-    """u⁺ of every step of a recorded run, (SPLIT).
+    """u⁺ of every step of a recorded run: (BALANCE) and (SPLIT), two identities.
+
+    (BALANCE) is V_th a[t+1] = p[t] − u[t+1]/S_{t+1} with p[t] = (S_t/S_{t+1}) W a[t] + F x̄[t] + b, (SPLIT) is
+    V_th a[t+1] = clip(p[t], 0, V_th) − u⁺[t+1]/S_{t+1} and defines u⁺; only feedback has the factor S_t/S_{t+1}.
 
     Parameters
     ----------
@@ -392,7 +395,9 @@ class ErrorBound:
         """(B, T) of ``"error"``, ``"one_step"`` or ``"iterated"``, all populations together: the root of squares."""
         if name not in ("error", "one_step", "iterated"):
             raise ValueError(f"name is {name!r}; expected 'error', 'one_step' or 'iterated'")
-        return np.linalg.norm(getattr(self, name), axis=2)
+        # Beyond (COND) the sum passes the root of the largest float long before it is infinite.
+        with np.errstate(over="ignore"):
+            return np.hypot.reduce(getattr(self, name), axis=2)
 
     @property
     def violation(self) -> float:
@@ -441,6 +446,9 @@ def error_bound(
     frozen: Frozen, x: NDArray, rates: Rates, *, x_star: NDArray | None = None, known: Conditions | None = None
 ) -> ErrorBound:
     """(ERR) at every step of a recorded run.
+
+    For one population ‖a[t+1] − a*‖ ≤ γ ‖a[t] − a*‖ + ((1 − S_t/S_{t+1}) ‖W a[t]‖ + ‖F(x̄[t] − x*)‖
+    + ‖u⁺[t+1]‖/S_{t+1})/V_th with γ = ‖W‖₂/V_th; for graphs the vector inequality at the top of this module.
 
     Parameters
     ----------
@@ -671,7 +679,7 @@ def if_envelope(
 
 
 def lif_floor(conditions_: Conditions, net: Network, c: NDArray) -> NDArray:
-    """(FLOOR): (I − G)⁻¹ (I − L)⁻¹ (1 − λ) c √n/V_th, a column a population.
+    """(FLOOR): (I − G)⁻¹ (I − L)⁻¹ (1 − λ) c √n/V_th, a column a population; (1 − λ) c √n/(V_th (1 − γ)) for one.
 
     Parameters
     ----------

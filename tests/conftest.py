@@ -1,6 +1,8 @@
 """Hypothesis profiles: ``quick`` by default and repeatable, ``--hypothesis-profile=thorough`` to search."""
 
 import os
+import statistics
+import sys
 
 from hypothesis import settings
 
@@ -10,3 +12,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile("quick")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How tight (ERR) was on the drawn networks."""
+    theorems = sys.modules.get("theorems")
+    if theorems is None or not theorems.TIGHTNESS:
+        return
+    terminalreporter.section("(ERR): error over bound")
+    terminalreporter.line(
+        f"{'time':<12}{'network':<9}{'neuron':<8}{'runs':>6}{'quartile':>10}{'median':>8}{'quartile':>10}"
+    )
+    for (time, shape, neuron), ratios in sorted(theorems.TIGHTNESS.items()):
+        if len(ratios) > 1:
+            lower, median, upper = statistics.quantiles(ratios, n=4)
+            terminalreporter.line(
+                f"{time:<12}{shape:<9}{neuron:<8}{len(ratios):>6}{lower:>10.3f}{median:>8.3f}{upper:>10.3f}"
+            )

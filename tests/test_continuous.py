@@ -1,15 +1,16 @@
 """(IF-C) and (LIF-C): closed forms, the discrete rollout as its step shrinks, charge balance, Theorem 1."""
 
-from dataclasses import replace
+import itertools
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from theorems import ends_of, system_of
+from theorems import ends_of, note_tightness, system_of
 
 from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, freeze, simulate
-from ide_ref.continuous import Events, Pieces, kernel_total, simulate_continuous
+from ide_ref.continuous import Pieces, Pulses, kernel_total, simulate_continuous
 from ide_ref.synapses import AvgPool2d, Conv2d
 from ide_ref.theory import conditions, continuous_envelope, continuous_error_bound
 
@@ -69,11 +70,11 @@ def test_a_leaky_neuron_below_threshold_never_fires():
 
 def test_reset_is_by_subtraction():
     """An input pulse of 1.7 leaves 0.7, a pulse of 2.5 fires twice at one instant, 1.0 is the threshold itself."""
-    events = Events(np.array([1.0, 2.0]), np.array([0, 1]))
+    events = Pulses(np.array([1.0, 2.0]), np.array([0, 1]))
     run = simulate_continuous(dense(0, [[1.7, 2.5]]), events, np.array([1.0, 1.5, 2.0]))
     np.testing.assert_array_equal(run.spike_times, [1, 2, 2, 2])
     np.testing.assert_allclose(run.u[:, 0], [0.7, 0.7, 0.2])
-    run = simulate_continuous(dense(0, 1), Events(np.array([0.0, 3.0]), np.array([0, 0])), np.array([3.0]))
+    run = simulate_continuous(dense(0, 1), Pulses(np.array([0.0, 3.0]), np.array([0, 0])), np.array([3.0]))
     np.testing.assert_array_equal(run.spike_times, [0, 3])
 
 
@@ -103,7 +104,7 @@ def test_without_delay_the_order_at_an_instant_is_the_documented_one():
     run = simulate_continuous(dense([[0, -0.5], [0, 0]], [[1], [1]]), np.ones(1), np.array([1.4]))
     np.testing.assert_array_equal(run.spike_neurons, [0, 1])
     # What arrives at an instant is added before any neuron is asked: the inhibition at 1 comes in time.
-    run = simulate_continuous(dense(0, [[1.5, -1.0]]), Events(np.array([1.0, 1.0]), np.array([0, 1])), np.array([2.0]))
+    run = simulate_continuous(dense(0, [[1.5, -1.0]]), Pulses(np.array([1.0, 1.0]), np.array([0, 1])), np.array([2.0]))
     assert run.spike_times.size == 0
 
 
@@ -188,7 +189,7 @@ def problems(draw, shape=None):
         times = [rng.uniform(0, t_end, rng.poisson(rate * t_end)) for rate in x_star]
         neurons = np.repeat(np.arange(3), [len(part) for part in times])
         order = np.argsort(np.concatenate(times))
-        x = Events(np.concatenate(times)[order], neurons[order])
+        x = Pulses(np.concatenate(times)[order], neurons[order])
     else:
         edges = np.arange(0, t_end, 0.5)
         swing = np.sin(np.arange(edges.size)) if kind == "periodic" else 0.9 ** np.arange(edges.size)
@@ -262,6 +263,7 @@ def test_err_in_continuous_time(problem):
         np.testing.assert_allclose(bound.equilibrium.a, a_star, atol=1e-10)
     a_star = bound.equilibrium.a
     assert np.all(bound.error <= bound.one_step + 1e-10)
+    note_tightness("continuous", system.frozen, bound.tightness, leaky=np.isfinite(tau))
     error = np.linalg.norm(run.a - a_star, axis=1)
     np.testing.assert_allclose(bound.total_error, error, atol=1e-11)
     assert np.all(error <= bound.stacked + 1e-10)
@@ -366,7 +368,7 @@ def test_convolutions_and_pooling_are_the_same_matrix(kind):
     else:
         times, neurons = np.sort(rng.uniform(0, 30, 400)), rng.integers(0, 32, 400)
         cell = np.argsort(np.arange(32).reshape(shape).transpose(1, 2, 0).ravel())
-        x, x_twin = Events(times, neurons), Events(times, cell[neurons])
+        x, x_twin = Pulses(times, neurons), Pulses(times, cell[neurons])
     at = np.array([7.5, 30.0])
     run = simulate_continuous(frozen, x, at, tau=6.0, delay=0.5)
     other = simulate_continuous(freeze(twin, plain), x_twin, at, tau=6.0, delay=0.5)
@@ -377,6 +379,10 @@ def test_convolutions_and_pooling_are_the_same_matrix(kind):
     np.testing.assert_allclose(run.u, other.u, atol=1e-10)
     assert run.balance_error < 1e-11
     assert run.n_inputs == (400 if kind == "spikes" else 0)
+    # A budget that ends before the first of the times leaves nothing to average, and the state to go on from.
+    part = simulate_continuous(frozen, x, at, tau=6.0, delay=0.5, max_events=3)
+    assert part.a.shape == part.drive.shape == (0, 15)
+    assert_same_bits(simulate_continuous(frozen, x, at, tau=6.0, delay=0.5, resume=part), run)
 
 
 # --- storms, refusals -------------------------------------------------------------------------------
@@ -411,6 +417,95 @@ def test_a_budget_too_small_is_told_from_a_storm():
     assert enough.t_end == 100.5
 
 
+# --- going on ---------------------------------------------------------------------------------------
+
+
+def assert_same_bits(run, whole):
+    names = [f.name for f in fields(run) if f.name not in ("network", "state", "message")]
+    for name in names:
+        np.testing.assert_array_equal(getattr(run, name), getattr(whole, name), err_msg=name)
+    assert run.state.digest == whole.state.digest
+    for ours, theirs in zip(run.state.arrays, whole.state.arrays, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.kernels
+@given(problem=problems(), budget=st.integers(1, 60), n_stops=st.integers(1, 4))
+def test_a_run_in_parts_is_the_run_in_one(problem, budget, n_stops):
+    """Ended by its budget (with spikes on their way where there is a delay), or asked for more times afterwards."""
+    system, x, _, times, tau, delay = problem
+    frozen = system.frozen
+    whole = simulate_continuous(frozen, x, times, tau=tau, delay=delay)
+    run = simulate_continuous(frozen, x, times, tau=tau, delay=delay, max_events=budget)
+    n_spikes = [run.spike_times.size]
+    while not run.completed:
+        larger = budget if len(n_spikes) < 20 else 1_000_000
+        run = simulate_continuous(frozen, x, times, tau=tau, delay=delay, max_events=larger, resume=run)
+        n_spikes.append(run.spike_times.size)
+    assert all(n == budget for n in np.diff([0, *n_spikes])[: min(len(n_spikes), 20) - 1])
+    assert_same_bits(run, whole)
+    stops = np.linspace(0, times.size, n_stops + 1)[1:].astype(int)
+    run = None
+    for begin, end in itertools.pairwise([0, *stops]):
+        run = simulate_continuous(frozen, x, times[begin:end] if run else times[:end], tau=tau, delay=delay, resume=run)
+    np.testing.assert_array_equal(run.spike_times, whole.spike_times)
+    np.testing.assert_array_equal(run.spike_neurons, whole.spike_neurons)
+    np.testing.assert_array_equal(run.u_end, whole.u_end)
+
+
+def test_spikes_on_their_way_arrive_after_the_stop():
+    """The two neurons worked by hand, stopped at 2 with the spikes of 2 not yet heard."""
+    frozen = dense([[0, -0.5], [0.5, 0]], [[1], [0.25]])
+    times = np.array([1.25, 2.0, 2.25, 3.75, 4.0])
+    part = simulate_continuous(frozen, np.ones(1), times, delay=0.25, max_events=3)
+    assert (part.t_end, part.n_deliveries, part.times.tolist()) == (3.5, 2 * 3, [1.25, 2.0, 2.25])
+    part = simulate_continuous(frozen, np.ones(1), np.array([2.0]), delay=0.25)
+    assert part.n_deliveries == 2
+    run = simulate_continuous(frozen, np.ones(1), times[1:], delay=0.25, resume=part)
+    np.testing.assert_array_equal(run.spike_times, [1, 2, 2, 3.5, 3.75])
+    np.testing.assert_array_equal(run.u, [[0, 0], [-0.25, 0.5625], [0.25, 0.4375], [0.0, 0.5]])
+
+
+def test_a_storm_goes_on_where_it_stopped():
+    frozen = dense([[0, 1.3], [1.3, 0]], [[1.0], [0.1]])
+    times = np.array([0.5, 7.0, 1000.0])
+    first = simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=100)
+    assert first.message.endswith("to go on, pass this run as resume")
+    second = simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=200, resume=first)
+    assert "after max_events = 200 further spikes" in second.message
+    assert (first.times.size, second.times.size) == (1, 2)
+    assert_same_bits(second, simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=300))
+
+
+def test_what_does_not_go_on_from_a_run_is_refused():
+    frozen = dense(0.3, 1)
+    x = Pieces(np.array([0.0, 3.0, 9.0]), np.array([[1.0], [0.5], [2.0]]))
+    run = simulate_continuous(frozen, x, np.array([2.0, 5.0]), delay=0.1)
+    ahead = np.array([5.0, 12.0])
+
+    def again(frozen=frozen, x=x, times=ahead, tau=INF, delay=0.1):
+        return simulate_continuous(frozen, x, times, tau=tau, delay=delay, resume=run)
+
+    other_end = Pieces(x.times, np.array([[1.0], [0.5], [0.7]]))
+    assert again(x=other_end).spike_times.size < again().spike_times.size
+    for change, message in (
+        ({"tau": 2.0}, "tau is 2.0; expected that of the run to resume, inf"),
+        ({"delay": 0.2}, "delay is 0.2; expected that of the run to resume, 0.1"),
+        ({"frozen": dense(0.3, 1, v_th=2.0)}, "frozen has another network than the run to resume"),
+        ({"frozen": dense(0.4, 1)}, "frozen or x is not that of the run to resume; .* up to t = 5"),
+        ({"x": Pieces(x.times, np.array([[1.0], [0.6], [2.0]]))}, "frozen or x is not that of the run to resume"),
+        ({"x": np.ones(1)}, "frozen or x is not that of the run to resume"),
+        ({"times": np.array([3.0, 12.0])}, r"times has some before t = 5 that the run to resume was not asked for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            again(**change)
+    spikes = Pulses(np.array([1.0, 2.0, 8.0]), np.zeros(3, int))
+    run = simulate_continuous(frozen, spikes, np.array([5.0]), delay=0.1)
+    assert again(x=Pulses(np.array([1.0, 2.0, 6.0, 8.0]), np.zeros(4, int))).n_inputs == 4
+    with pytest.raises(ValueError, match="frozen or x is not that of the run to resume"):
+        again(x=Pulses(np.array([1.0, 2.5, 8.0]), np.zeros(3, int)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -425,11 +520,11 @@ def test_a_budget_too_small_is_told_from_a_storm():
         ({"x": Pieces(np.array([1.0]), np.ones((1, 1)))}, "x has times that do not begin at 0"),
         ({"x": Pieces(np.array([0.0, 0.0]), np.ones((2, 1)))}, "do not ascend"),
         ({"x": Pieces(np.array([0.0]), np.ones((2, 1)))}, r"x has values of shape \(2, 1\); expected \(1, 1\)"),
-        ({"x": Events(np.array([1.0]), np.array([0, 0]))}, r"x has \(1,\) times and \(2,\) neurons"),
-        ({"x": Events(np.array([-1.0]), np.array([0]))}, "x has times that are negative, infinite or not in order"),
-        ({"x": Events(np.array([2.0, 1.0]), np.array([0, 0]))}, "not in order"),
-        ({"x": Events(np.array([1.0]), np.array([1]))}, "expected whole numbers from 0 to 0"),
-        ({"x": Events(np.array([1.0]), np.array([0.5]))}, "x has neurons outside the input"),
+        ({"x": Pulses(np.array([1.0]), np.array([0, 0]))}, r"x has \(1,\) times and \(2,\) neurons"),
+        ({"x": Pulses(np.array([-1.0]), np.array([0]))}, "x has times that are negative, infinite or not in order"),
+        ({"x": Pulses(np.array([2.0, 1.0]), np.array([0, 0]))}, "not in order"),
+        ({"x": Pulses(np.array([1.0]), np.array([1]))}, "expected whole numbers from 0 to 0"),
+        ({"x": Pulses(np.array([1.0]), np.array([0.5]))}, "x has neurons outside the input"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

@@ -8,7 +8,7 @@ import pytest
 from graphs import cases
 from hypothesis import given
 from hypothesis import strategies as st
-from theorems import System, system_of, systems
+from theorems import System, note_tightness, system_of, systems
 
 from ide_ref import IF, LIF, build, find_equilibrium, freeze, simulate, theory
 from ide_ref.theory import conditions, error_bound, split
@@ -95,6 +95,7 @@ def test_err_of_one_population(system):
     ) / v_th
     assert np.all(error <= right + ROUNDING)
     bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
+    note_tightness("discrete", system.frozen, bound.tightness, leaky=system.neuron.leak < 1)
     np.testing.assert_allclose(bound.error[:, :, 0], error, atol=ROUNDING)
     np.testing.assert_allclose(bound.one_step[:, :, 0], right, atol=ROUNDING * max(1, right.max()))
     assert bound.conditions.paper == pytest.approx(gamma, rel=1e-12)
@@ -115,6 +116,8 @@ def test_err_of_layers_and_graphs(system):
     ) / system.v_th
     assert np.all(E @ L.T + E_before @ U.T + r + ROUNDING >= E)
     bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
+    if len(system.places) > 1:
+        note_tightness("discrete", system.frozen, bound.tightness, leaky=system.neuron.leak < 1)
     np.testing.assert_allclose(bound.error, E, atol=ROUNDING)
     assert np.all(bound.error <= bound.one_step + ROUNDING)
     assert np.all(bound.one_step <= bound.iterated + ROUNDING)
@@ -297,12 +300,16 @@ def test_a_feedback_without_cycles_converges_whatever_its_norm():
 
 
 def test_beyond_one_the_inequality_stays_and_the_words_change():
-    system = system_of(IF(), [8], [(-1, 0), (0, 0)], np.random.default_rng(1), 1.7, n_steps=300)
-    rates = simulate(system.frozen, system.x, 300, record=True)
+    system = system_of(IF(), [8], [(-1, 0), (0, 0)], np.random.default_rng(1), 1.7, n_steps=1500)
+    rates = simulate(system.frozen, system.x, 1500, record=True)
     a_star = find_equilibrium(system.frozen, system.x, method="newton")
     bound = error_bound(system.frozen, system.x, rates)
     np.testing.assert_allclose(bound.equilibrium.a, a_star.a)
     assert np.all(bound.error <= bound.one_step + ROUNDING)
+    total = bound.total("iterated")
+    assert np.all(np.diff(np.isinf(total).astype(int)) >= 0)
+    assert total[0, 600] == pytest.approx(bound.iterated[0, 600, 0])
+    assert total[0, -1] == np.inf
     assert not bound.conditions.applies
     assert "no condition holds: the theorems do not apply" in bound.conditions.describe()
     assert "a condition holds" not in bound.conditions.describe().replace("no condition", "")

@@ -12,6 +12,18 @@ from numpy.typing import NDArray
 
 from ide_ref import IF, LIF, Connection, Dense, Frozen, Network, Neuron, Population, Readout, freeze
 
+TIGHTNESS: dict[tuple[str, str, str], list[float]] = {}
+"""Median error over bound of each drawn run: by time, shape of the network and neuron."""
+
+
+def note_tightness(time: str, frozen: Frozen, tightness: float, *, leaky: bool) -> None:
+    """For the report at the end of the tests."""
+    net = frozen.network
+    n = len(net.populations)
+    layers = {(t - 1, t) for t in range(n)} | {(n - 1, 0)}
+    shape = "single" if n == 1 else "layers" if sorted(net.ends) == sorted(layers) else "graph"
+    TIGHTNESS.setdefault((time, shape, "LIF" if leaky else "IF"), []).append(tightness)
+
 
 def longest() -> int:
     """Most steps of a run: the thorough profile looks at long ones."""

@@ -17,7 +17,8 @@ import numpy as np
 from numba import njit
 
 DONE, BUDGET = 0, 1
-SPIKES, DELIVERIES, INPUTS, STATUS = range(4)
+SPIKES, DELIVERIES, INPUTS, STATUS, DELIVERED, EDGES, WORK, N_COUNTS = range(8)
+NOW, ORIGIN, FRAME, N_CLOCK = range(4)
 EDGE, INPUT, DELIVERY, SAMPLE = range(4)
 
 
@@ -121,6 +122,23 @@ def _deliver(source, z, starts, targets, offsets, lengths, weights, heap, place,
 
 
 @njit(cache=True, nogil=True)
+def begin(drive, tau, v_th, c, lost, key, heap, clock, counts):
+    """A network at rest at time 0, where its drive (n,) sets in: overwrites the arrays that ``run`` goes on from."""
+    n = c.shape[0]
+    z = 1.0 if tau > 0 else 0.0
+    clock[NOW] = 0.0
+    clock[ORIGIN] = 0.0
+    clock[FRAME] = z
+    counts[:] = 0
+    counts[EDGES] = 1
+    for i in range(n):
+        c[i] = -tau * drive[i]
+        lost[i] = 0.0
+        heap[i] = i
+    _order(heap, np.arange(n), key, c, drive, z, v_th, tau)
+
+
+@njit(cache=True, nogil=True)
 def run(
     starts,
     targets,
@@ -139,9 +157,14 @@ def run(
     spike_neurons,
     u_samples,
     u,
+    c,
+    lost,
+    key,
+    heap,
+    clock,
     counts,
 ):
-    """Run from rest to the last of ``samples``, or until ``spike_times`` is full.
+    """Go on from where ``begin`` or an earlier run stopped, to the last of ``samples`` or until the spikes are full.
 
     Parameters
     ----------
@@ -153,39 +176,33 @@ def run(
     input_times, input_sources : (E,)  arriving input spikes, ascending; sources count from n.
     tau : 0 for IF.
     delay : ≥ 0.
-    samples : (M,)  times at which to note u, ascending.
-    spike_times, spike_neurons : (max,)  overwritten as far as counts[SPIKES].
+    samples : (M,)  times at which to note u, ascending, none before clock[NOW].
+    spike_times, spike_neurons : (max,)  hold counts[SPIKES] spikes of before; overwritten behind these.
     u_samples : (M, n)  overwritten as far as the run comes.
     u : (n,)  overwritten: the potentials where it stops.
-    counts : (4,)  overwritten, see the names above.
-
-    Returns
-    -------
-    The time where it stops.
+    c, lost, key, heap : (n,)  constants in the frame, what rounding took from them, lower bounds of the next
+        crossings, and the neurons as a heap by these; overwritten.
+    clock : (3,)  the time, T0 and z; overwritten.
+    counts : (7,)  overwritten, see the names above.
 
     Of what happens at one instant, first the drive changes, then input spikes arrive, then delayed spikes, in
     the order in which they were fired; then neurons at threshold fire, the lowest index first, each once a
     turn. Without delay a spike arrives before the next neuron fires. A sample sees all of it.
     """
     n = u.shape[0]
-    c = np.zeros(n)
-    lost = np.zeros(n)
-    key = np.empty(n)
-    heap = np.arange(n)
-    place = np.arange(n)
-    counts[:] = 0
-    drive = drives[0]
-    if tau > 0:
-        c -= tau * drive
-    origin = 0.0
-    z = 1.0 if tau > 0 else 0.0
-    _order(heap, place, key, c, drive, z, v_th, tau)
-    edge = 1
-    arrived = 0
-    delivered = 0
+    place = np.empty(n, np.int64)
+    for at in range(n):
+        place[heap[at]] = at
+    t = clock[NOW]
+    origin = clock[ORIGIN]
+    z = clock[FRAME]
+    arrived = counts[INPUTS]
+    delivered = counts[DELIVERED]
+    edge = counts[EDGES]
+    work = counts[WORK]
+    drive = drives[edge - 1]
+    counts[STATUS] = DONE
     sampled = 0
-    work = 0
-    t = 0.0
     while sampled < samples.shape[0]:
         kind = SAMPLE
         t_next = samples[sampled]
@@ -266,8 +283,13 @@ def run(
             work = 0
     for j in range(n):
         u[j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + (drive[j] * z + lost[j])
+    clock[NOW] = t
+    clock[ORIGIN] = origin
+    clock[FRAME] = z
     counts[INPUTS] = arrived
-    return t
+    counts[DELIVERED] = delivered
+    counts[EDGES] = edge
+    counts[WORK] = work
 
 
 @njit(cache=True, nogil=True)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ide_ref.equilibrium import Equilibrium
     from ide_ref.network import Params
     from ide_ref.presets import Preset
-    from ide_ref.theory import ErrorBound
+    from ide_ref.theory import Conditions, ErrorBound
 
 _RECORDED = 2**26  # numbers kept of a run, two a neuron and step
 _POINTS = 160
@@ -55,18 +56,16 @@ def run(args: argparse.Namespace) -> int:
     v_th = preset.neuron.v_th
     leaky = preset.neuron if preset.neuron.leak < 1 else LIF(v_th=v_th)
     n_steps = _n_steps(args, preset, x)
-    panels, found = [], None
+    found = conditions(freeze(preset.network, params))
+    panels = []
     for neuron in (IF(v_th), leaky):
         frozen = freeze(replace(preset, neuron=neuron).network, params)
-        found = found or conditions(frozen)
         print(f"{neuron.name.upper()}: {n_steps} steps of {len(x)} samples", file=sys.stderr)
         rates = simulate(frozen, x, n_steps, record=True)
         panels.append(_panel(error_bound(frozen, x, rates, known=found), neuron.name.upper()))
     title = f"{preset.name}, {'freshly drawn' if fresh else 'trained'}"
     for suffix in ("png", "svg"):
-        figures.convergence(panels, title=title, path=out / f"equilibrium.{suffix}")
-    if found is None:
-        raise RuntimeError("no neuron was simulated")
+        figures.convergence(panels, title=f"{title}\n{_verdict(found)}", path=out / f"equilibrium.{suffix}")
     document = {
         "network": args.network,
         "structure": preset.structure,
@@ -144,7 +143,9 @@ def _panel(bound: ErrorBound, name: str) -> dict[str, Any]:
 
     times = np.unique(np.round(np.geomspace(1, len(bound.times), _POINTS)).astype(int))
     error = bound.total("error")[:, times - 1]
-    late = times >= max(2, times[-1] // 100)
+    # Two decades, but not the first steps, in which the populations of a deep network wake one by one.
+    slope_from = int(max(times[-1] // 100, min(10, times[-1] // 4), 1))
+    late = times >= slope_from
     # A sample that arrives exactly has no logarithm.
     middle = np.maximum(np.median(error, axis=0)[late], np.finfo(float).tiny)
     limit = bound.envelope() if name == "IF" else np.repeat(bound.floor()[:, None], len(bound.times), axis=1)
@@ -157,11 +158,34 @@ def _panel(bound: ErrorBound, name: str) -> dict[str, Any]:
         "iterated": bound.total("iterated")[:, times - 1],
         "limit": limit if np.all(np.isfinite(limit)) else None,
         "slope": float(np.polyfit(np.log(times[late]), np.log(middle), 1)[0]) if late.sum() > 1 else float("nan"),
+        "slope_from": slope_from,
         "tightness": bound.tightness,
         "violation": bound.violation,
         "u_plus_sup": float(bound.u_plus_sup.max()),
         "equilibrium_residual": float(bound.equilibrium.residual.max()),
+        "populations": _populations(bound.equilibrium),
     }
+
+
+def _populations(found: Equilibrium) -> dict[str, dict[str, float]]:
+    """a* of each population: mean, and the shares that never fire and that fire at every step."""
+    net = found.network
+    places = {p.name: net.place(i) for i, p in enumerate(net.populations)}
+    return {
+        name: {
+            "mean_rate": float(found.a[:, place].mean()),
+            "silent": float((found.a[:, place] == 0).mean()),
+            "saturated": float((found.a[:, place] == 1).mean()),
+        }
+        for name, place in places.items()
+    }
+
+
+def _verdict(found: Conditions) -> str:
+    """The second line of the figure's title."""
+    if not found.applies:
+        return f"(COND) {found.paper:.3g}: the theorems do not apply, this is what was observed"
+    return f"(COND) {found.paper:.3g}{'' if found.paper < 1 else ', but a sharper condition holds'}: the theorems apply"
 
 
 def _plain(value: Any) -> Any:
@@ -178,5 +202,10 @@ def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int,
         lines.append(
             f"{p['name']:<6}  {last:>33} {limit} {p['slope']:6.2f} {p['tightness']:12.3f} {p['u_plus_sup']:9.2f}"
         )
+    lines += ["", "population  mean a*   silent  every step"]
+    lines += [
+        f"{name:<10} {p['mean_rate']:8.4f} {p['silent']:8.1%} {p['saturated']:11.1%}"
+        for name, p in panels[0]["populations"].items()
+    ]
     lines += ["", f"T = {n_steps}; written: {out}/{{equilibrium.png, equilibrium.svg, equilibrium.json}}"]
     return "\n".join(lines)

@@ -1,11 +1,14 @@
 """``ide-ref equilibrium``: figure, numbers, verdict."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ide_ref.cli import main
+from ide_ref import LIF, figures, presets
+from ide_ref.cli import commands, main
+from ide_ref.training import loop
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
@@ -24,6 +27,11 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
         assert np.all(error <= one_step + 1e-11)
         assert np.all(one_step <= iterated + 1e-11)
         assert neuron["times"][-1] == 60
+        assert neuron["slope_from"] == 10
+        assert neuron["populations"] == printed["neurons"][0]["populations"]
+        a1 = neuron["populations"]["a1"]
+        assert 0 < a1["mean_rate"] < 1 - a1["silent"]
+        assert a1["saturated"] < a1["mean_rate"]
     assert printed["neurons"][0]["slope"] == pytest.approx(-1, abs=0.2)
     assert np.all(np.array(printed["neurons"][0]["limit"]) >= np.array(printed["neurons"][0]["iterated"]).max(axis=0))
 
@@ -34,6 +42,34 @@ def test_the_table_says_what_holds(tmp_path, capsys):
     assert "digits, freshly drawn" in text
     assert "a condition holds: the theorems apply" in text
     assert "T = 20; written:" in text
+    assert "population  mean a*   silent  every step\na1 " in text
+
+
+@pytest.mark.parametrize(
+    ("v_th", "title"),
+    [
+        (2.0, "digits, freshly drawn\n(COND) 0.45: the theorems apply"),
+        (0.3, "digits, freshly drawn\n(COND) 3: the theorems do not apply, this is what was observed"),
+    ],
+)
+def test_beyond_cond_the_report_and_the_figure_say_so(tmp_path, capsys, monkeypatch, v_th, title):
+    def network(args, name):
+        preset = replace(presets.load(name), neuron=LIF(0.95, v_th))
+        return preset, loop.begin(preset, 0).params
+
+    monkeypatch.setattr(commands, "_network", network)
+    titles = []
+    draw = figures.convergence
+    monkeypatch.setattr(figures, "convergence", lambda p, **named: (titles.append(named["title"]), draw(p, **named)))
+    assert main(["equilibrium", "digits", "--n-steps", "50", "--samples", "1", "--out", str(tmp_path)]) == 0
+    assert titles == [title] * 2
+    text = capsys.readouterr().out
+    assert ("no condition holds: the theorems do not apply" in text) == (v_th < 0.9)
+    written = json.loads((tmp_path / "equilibrium.json").read_text())
+    assert written["conditions"]["applies"] == (v_th > 0.9)
+    assert (written["neurons"][0]["limit"] is None) == (v_th < 0.9)
+    for neuron in written["neurons"]:
+        assert np.all(np.array(neuron["error"]) <= np.array(neuron["one_step"]) + 1e-11)
 
 
 def test_wrong_use_is_one_line(tmp_path, capsys):
