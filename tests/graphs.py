@@ -186,8 +186,10 @@ def synapses_between(in_shape: tuple[int, ...], out_shape: tuple[int, ...], exac
 
 
 @st.composite
-def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.float64) -> Case:
-    """A graph of up to 3 populations: chain, skips, feedback paths, several of each, every kind of synapse.
+def cases(
+    draw, *, exact: bool = False, contractive: bool = False, dtype=np.float64, max_populations: int = 3
+) -> Case:
+    """A graph of populations: chain, skips, feedback paths, several of each, every kind of synapse.
 
     ``exact``: weights, inputs and masks whose sums have no rounding. ``contractive``: weights scaled so that
     (COND) holds, whatever was drawn.
@@ -197,7 +199,7 @@ def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.floa
     leak = draw(st.sampled_from(leaks))
     neuron = IF(1.0) if leak == 1.0 else LIF(leak, 1.5)
     input_shape = draw(flat_or_image())
-    shapes = [draw(flat_or_image()) for _ in range(draw(st.integers(1, 3)))]
+    shapes = [draw(flat_or_image()) for _ in range(draw(st.integers(1, max_populations)))]
     n = len(shapes)
     ends = [(t - 1, t) for t in range(n)]
     ends += draw(st.lists(st.sampled_from([(s, t) for t in range(n) for s in range(-1, t)]), max_size=2))

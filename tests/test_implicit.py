@@ -228,11 +228,8 @@ def test_wrong_gradients_of_the_logits_are_named():
 
 # --- the gradient check ----------------------------------------------------------------------------------------
 
-# Small networks curve strongly: a longer step leaves more truncation, a shorter one more rounding.
-STEP = 5e-3
 
-
-@given(case=cases(contractive=True))
+@given(case=cases(contractive=True, max_populations=5))
 def test_the_gradient_of_every_graph_is_the_difference_quotient(case):
     report = check_gradient(
         case.network,
@@ -240,13 +237,12 @@ def test_the_gradient_of_every_graph_is_the_difference_quotient(case):
         case.x,
         case.y,
         n_coordinates=2,
-        n_directions=0,
-        step=STEP,
-        tol=1e-6,
+        n_directions=1,
+        tol=1e-7,
         training=case.training,
     )
-    assert report.passed or report.checked == 0, report.table()
-    assert report.set_aside < report.checked
+    assert report.passed, report.table()
+    assert report.set_aside + report.unresolved < 2 * report.checked, report.table()
 
 
 def flip_problem(**options):
@@ -266,7 +262,7 @@ def test_a_flipped_sign_anywhere_fails_the_check(batch_norm):
     network, params, x, y, gradients = flip_problem(batch_norm=batch_norm)
 
     def check(gradients):
-        return check_gradient(network, params, x, y, gradients=gradients, n_coordinates=4, n_directions=0, step=STEP)
+        return check_gradient(network, params, x, y, gradients=gradients, n_coordinates=4, n_directions=0)
 
     assert check(gradients).passed, check(gradients).table()
     for name in network.trainable:
