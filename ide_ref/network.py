@@ -8,6 +8,7 @@ map. All states are (B, n) arrays in cell order, the populations side by side.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -471,7 +472,7 @@ class FrozenConnection:
         """‖scale ⊙ W‖₂ at this input size, times the largest factor of the mask."""
         plain = replace(self, keep=None)
         start = np.random.default_rng(0).standard_normal(self.synapse.n_in).astype(self.taps.dtype)
-        tol = 1e-8 if self.taps.dtype == np.float64 else 1e-4
+        tol = 1e-8 if self.taps.dtype == np.float64 else 1e-5
         pair = constraints.leading_singular_pair(
             lambda v: plain.linear(v[None])[0], lambda v: plain.adjoint(v[None])[0], start, tol=tol
         )
@@ -528,7 +529,10 @@ class FrozenConnection:
 def _singular_pair(
     c: Connection, raw: NDArray, start: NDArray, tol: float, one_step: bool = False
 ) -> SingularPair:
-    """Leading singular pair of W̄ in the restriction's norm."""
+    """Leading singular pair of W̄ in the restriction's norm.
+
+    Raises ValueError where that is not positive and finite; warns where it was not found to ``tol``.
+    """
     apply: Callable[[NDArray], NDArray]
     adjoint: Callable[[NDArray], NDArray]
     if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
@@ -544,8 +548,18 @@ def _singular_pair(
         pair = constraints.power_step(apply, adjoint, start)
     else:
         pair = constraints.leading_singular_pair(apply, adjoint, start, tol=tol)
-    if not pair.value > 0:
-        raise ValueError(f"weight of connection {c.name!r} is zero; (NORM) needs a weight with a positive norm")
+    if not 0 < pair.value < np.inf:
+        raise ValueError(
+            f"weight of connection {c.name!r} has norm {pair.value:g} in {raw.dtype}; (NORM) needs one that is "
+            "positive and finite"
+        )
+    if not one_step and pair.residual > tol:
+        warnings.warn(
+            f"norm of connection {c.name!r}: the search for the leading singular pair stopped at a relative residual "
+            f"of {pair.residual:.1e}, tolerance {tol:.0e}; the norm may be off by as much, its gradient by more",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return pair
 
 
