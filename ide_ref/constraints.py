@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ide_ref import _checks
+
 EPSILON = 1e-5
 """Added to every variance before the root, in simulation, equilibrium and gradient alike."""
 
@@ -39,8 +41,8 @@ class Restriction:
     norm: Literal["operator", "kernel"] = "operator"
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise ValueError(f"c is {self.c!r}; expected a positive bound for |alpha|")
+        if not (_checks.is_real(self.c) and self.c > 0):
+            raise ValueError(f"c is {self.c!r}; expected a positive, finite bound for |alpha|")
         if self.norm not in ("operator", "kernel"):
             raise ValueError(f"norm is {self.norm!r}; expected 'operator' or 'kernel'")
 
@@ -59,11 +61,12 @@ class SingularPair:
 
 
 def singular_tolerance(dtype: DTypeLike) -> float:
-    """Relative residual to which ‖W̄‖₂ is computed: 1e-12 to verify in float64, 1e-3 to train in float32.
+    """Relative residual to which ‖W̄‖₂ is computed: 1e-12 to verify in float64, 1e-5 to train in float32."""
+    return 1e-12 if np.dtype(dtype) == np.float64 else 1e-5
 
-    The error of the norm is of the second order in it.
-    """
-    return 1e-12 if np.dtype(dtype) == np.float64 else 1e-3
+
+STRAY = 0.3
+"""Length of the random vector that a search adds to its unit start: see :func:`leading_singular_pair`."""
 
 
 def leading_singular_pair(
@@ -75,40 +78,58 @@ def leading_singular_pair(
     max_restarts: int = 200,
     n_vectors: int = 24,
 ) -> SingularPair:
-    """Largest singular value of a linear map by restarted Golub-Kahan bidiagonalisation.
+    """Largest singular value of a linear map by thick-restarted Golub-Kahan bidiagonalisation.
 
     Parameters
     ----------
     apply, adjoint : callables
         v ↦ A v and u ↦ Aᵀ u on vectors.
     start : (n,) array
-        Where to begin; a vector from an earlier, similar map saves most of the work.
+        Where to begin; a vector from an earlier, similar map saves some of the work. Not zero.
     tol : float
         Stop when the relative residual falls below this.
     max_restarts, n_vectors : int
-        At most max_restarts runs of n_vectors products each.
+        At most max_restarts runs in a space of n_vectors ≥ 2 dimensions, a third of which each run takes over
+        from the one before.
 
     Returns
     -------
     SingularPair
-        Of ``start``'s dtype; the caller decides what to do with a residual above ``tol``.
+        Of ``start``'s dtype; the caller decides what to do with a residual above ``tol``. Value and residual
+        are NaN where a product is not finite.
 
     Notes
     -----
-    The value is a lower bound of ‖A‖₂ whose error is of the second order in the residual. Full
-    reorthogonalisation: n_vectors is small.
+    The value σ is a lower bound of ‖A‖₂. With the relative residual r, some singular value lies within r σ of it.
+    As nothing was found above, the polynomial of Aᵀ A that took the first vector to the one found grows beyond
+    σ², so the latter kept at least the share c₁/c of the leading vector, and before any restart (which favours
+    that end further)
+
+        ‖A‖₂ ≤ σ (1 + r c / (2 c₁)),
+
+    c and c₁ the cosines of the first vector with the one found and with the leading one. A start from an earlier
+    map may have no share in the leading vector at all; a fixed pseudo-random vector, of length ``STRAY`` beside
+    the start's 1, is added, with which c₁ is of the order of ``STRAY``/√n. Where the two largest values are
+    further apart than r, the error is of the second order in r.
+
+    Full reorthogonalisation: n_vectors is small. Sources: Golub and Kahan (1965); Baglama and Reichel (2005) for
+    the restart.
     """
-    right = start / np.linalg.norm(start)
-    n_vectors = min(n_vectors, right.size)
+    dtype = start.dtype
+    n_vectors = min(n_vectors, start.size)
+    stray = np.random.default_rng(start.size).standard_normal(start.size).astype(dtype)
+    rights = np.empty((n_vectors + 1, start.size), dtype)
+    projected = np.zeros((n_vectors, n_vectors))
+    rights[0] = start / np.linalg.norm(start) + stray * dtype.type(STRAY / np.linalg.norm(stray))
+    rights[0] /= np.linalg.norm(rights[0])
+    kept = 0
     for _ in range(max_restarts):
-        rights = np.empty((n_vectors, right.size), right.dtype)
-        projected = np.zeros((n_vectors, n_vectors))
-        rights[0] = right
-        for k in range(n_vectors):
+        for k in range(kept, n_vectors):
             u = apply(rights[k])
             if k == 0:
                 lefts = np.empty((n_vectors, u.size), u.dtype)
-            # B = Uᵀ A V is upper bidiagonal in exact arithmetic; keeping the whole column keeps its rounding.
+            # B = Uᵀ A V is upper bidiagonal in exact arithmetic, but for the column after those kept; keeping
+            # whole columns keeps that one and their rounding.
             for _pass in range(2):
                 overlap = lefts[:k] @ u
                 u = u - overlap @ lefts[:k]
@@ -120,24 +141,28 @@ def leading_singular_pair(
             for _pass in range(2):
                 w = w - (rights[: k + 1] @ w) @ rights[: k + 1]
             beta = float(np.linalg.norm(w))
+            if not (np.isfinite(alpha) and np.isfinite(beta)):
+                return SingularPair(float("nan"), u, w, float("nan"))
             size = k + 1
             # Past this only rounding is left: the start's whole invariant space has been seen.
-            exhausted = min(alpha, beta) <= 10.0 * np.finfo(right.dtype).eps * projected.max()
+            exhausted = size == start.size or min(alpha, beta) <= 10.0 * np.finfo(dtype).eps * projected.max()
             # The projected problem is looked at after 1, 2, 4, 8, ... products, and at the end.
             if size & k == 0 or size == n_vectors or exhausted:
                 x, s, yt = np.linalg.svd(projected[:size, :size])
                 # Aᵀ (U x) − s (V y) = beta · x_k · w/beta, the standard Lanczos residual.
                 residual = abs(beta * x[k, 0]) / s[0] if s[0] > 0 else 0.0
-                if residual <= tol or exhausted or size == n_vectors:
+                if residual <= tol or exhausted:
                     break
             rights[size] = w / beta
-        dtype = right.dtype
-        left = x[:, 0].astype(dtype) @ lefts[:size]
-        right = yt[0].astype(dtype) @ rights[:size]
-        right = right / np.linalg.norm(right)
+        kept = min(max(1, n_vectors // 3), size)
+        lefts[:kept] = x.T[:kept].astype(dtype) @ lefts[:size]
+        rights[:kept] = yt[:kept].astype(dtype) @ rights[:size]
         if residual <= tol or exhausted:
             break
-    return SingularPair(float(s[0]), left, right, float(residual))
+        rights[kept] = rights[size]
+        projected[:] = 0
+        projected[range(kept), range(kept)] = s[:kept]
+    return SingularPair(float(s[0]), lefts[0].copy(), rights[0] / np.linalg.norm(rights[0]), float(residual))
 
 
 def power_step(
@@ -145,6 +170,8 @@ def power_step(
 ) -> SingularPair:
     """One step of power iteration from ``start``: what the authors' program does at each call."""
     left = apply(start)
+    if not left.any():
+        return SingularPair(0.0, left, start, 0.0)
     left = left / np.linalg.norm(left)
     right = adjoint(left)
     right = right / np.linalg.norm(right)

@@ -17,6 +17,7 @@ from ide_ref.constraints import (
     running_update,
     singular_tolerance,
 )
+from ide_ref.synapses import Conv2d, ConvTranspose2d, Dense
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 40)
@@ -58,18 +59,78 @@ def test_leading_singular_pair_is_the_svd(spectrum, rows, columns, seed):
 
 def test_a_good_start_saves_products():
     rng = np.random.default_rng(0)
-    A = rng.normal(size=(200, 200))
+    A = rng.normal(size=(200, 200)).astype(np.float32)
     products = []
 
     def apply(v):
-        products.append(1)
+        products.append(v)
         return A @ v
 
-    first = leading_singular_pair(apply, lambda u: A.T @ u, rng.normal(size=200), tol=1e-12)
+    first = leading_singular_pair(apply, lambda u: A.T @ u, rng.normal(size=200).astype(np.float32), tol=1e-5)
     cold = len(products)
-    again = leading_singular_pair(apply, lambda u: A.T @ u, first.right, tol=1e-12)
-    assert len(products) - cold <= 2 < cold
-    assert again.value == pytest.approx(first.value, rel=1e-14)
+    again = leading_singular_pair(apply, lambda u: A.T @ u, first.right, tol=1e-5)
+    assert len(products) - cold < cold
+    assert again.value == pytest.approx(first.value, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", [1, 2, -1])
+def test_a_start_without_the_leading_vector_finds_it(dtype, place):
+    """Another singular vector, as when the largest value has been overtaken since the last search."""
+    A = matrix(np.random.default_rng(2), 30, 20, SPECTRA["spread"])
+    start = np.linalg.svd(A)[2][place].astype(dtype)
+    pair = leading(A.astype(dtype), start, tol=singular_tolerance(dtype))
+    assert pair.value == pytest.approx(np.linalg.norm(A, 2), rel=1e-6 if dtype == np.float32 else 1e-12)
+
+
+SYNAPSES = [
+    Dense((30,), (40,)),
+    Dense((8,), (50,)),
+    Conv2d.over((3, 6, 5), 4, kernel=3),
+    Conv2d.over((2, 7, 7), 3, kernel=5, stride=2),
+    ConvTranspose2d.over((3, 4, 3), 2, kernel=3),
+]
+
+
+@pytest.mark.parametrize("synapse", SYNAPSES, ids=lambda s: type(s).__name__)
+def test_norms_of_drawn_weights_are_within_a_hundred_thousandth(synapse):
+    """Float32, from a drawn vector, and from the one found before a step of the optimiser."""
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        weight = rng.uniform(-1, 1, synapse.weight_shape)
+        start = rng.normal(size=synapse.n_in).astype(np.float32)
+        for _ in range(3):
+            taps = synapse.to_taps(weight.astype(np.float32))
+            pair = leading_singular_pair(
+                lambda v, taps=taps: synapse.apply(taps, v[None])[0],
+                lambda v, taps=taps: synapse.adjoint(taps, v[None])[0],
+                start,
+                tol=singular_tolerance(np.float32),
+            )
+            norm = np.linalg.norm(synapse.apply(taps.astype(float), np.eye(synapse.n_in)), 2)
+            assert pair.value == pytest.approx(norm, rel=1e-5)
+            start = pair.right
+            weight = weight + 0.05 * rng.uniform(-1, 1, synapse.weight_shape)
+
+
+@given(rows=st.integers(2, 40), columns=st.integers(2, 40), seed=seeds, gap=st.floats(-7, -1), place=st.integers(0, 1))
+def test_the_error_is_bounded_by_the_residual_and_the_start(rows, columns, seed, gap, place):
+    """‖A‖ ≤ σ (1 + r c / (2 c₁)), the two largest values close and the start the second's vector, or drawn."""
+    rng = np.random.default_rng(seed)
+    A = matrix(rng, rows, columns, lambda k: np.where(k == 1, 1 - 10**gap, 0.9 ** (k + (k > 0))))
+    _, s, Vt = np.linalg.svd(A)
+    met = []
+
+    def apply(v):
+        met.append(v)
+        return A @ v
+
+    start = Vt[1] if place else rng.normal(size=columns)
+    pair = leading_singular_pair(apply, lambda u: A.T @ u, start, tol=1e-3)
+    found, leading_one = abs(met[0] @ pair.right), abs(met[0] @ Vt[0])
+    assert pair.value <= s[0] * (1 + 1e-13)
+    assert s[0] <= pair.value * (1 + pair.residual * found / (2 * leading_one)) * (1 + 1e-9)
+    assert np.abs(s / pair.value - 1).min() <= pair.residual + 1e-13
 
 
 def test_an_early_stop_tells_its_residual():
@@ -88,7 +149,7 @@ def test_singular_values_keep_float32():
     pair = leading(A, rng.normal(size=20).astype(np.float32), tol=singular_tolerance(np.float32))
     assert pair.left.dtype == pair.right.dtype == np.float32
     assert pair.value == pytest.approx(np.linalg.norm(A.astype(float), 2), rel=1e-5)
-    assert (singular_tolerance(np.float32), singular_tolerance("f8")) == (1e-3, 1e-12)
+    assert (singular_tolerance(np.float32), singular_tolerance("f8")) == (1e-5, 1e-12)
 
 
 def test_power_steps_arrive_where_the_svd_is():
@@ -200,9 +261,9 @@ def test_dropout_masks_have_mean_one(rate, seed, dtype):
     np.testing.assert_array_equal(mask, dropout_mask((50, 400), rate, np.random.default_rng(seed), dtype))
 
 
-@pytest.mark.parametrize("c", [0.0, -1.0, np.nan])
+@pytest.mark.parametrize("c", [0.0, -1.0, np.nan, np.inf, "1", None])
 def test_bounds_of_alpha_are_positive(c):
-    with pytest.raises(ValueError, match=r"c is .*; expected a positive bound"):
+    with pytest.raises(ValueError, match=r"c is .*; expected a positive, finite bound"):
         Restriction(c)
 
 

@@ -1,6 +1,7 @@
 """Networks, parameters and structure strings: what is built, and every refusal."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from ide_ref import (
     Readout,
     Restriction,
     build,
+    constraints,
     freeze,
     read_out,
     simulate,
 )
 from ide_ref.constraints import EPSILON
-from ide_ref.profiles import Profile
+from ide_ref.profiles import PAPER, Profile
 from ide_ref.synapses import Conv2d, ConvTranspose2d
 
 
@@ -38,6 +40,10 @@ def make(*connections, populations=(("a", (4,)), ("b", (3,))), readout=None):
 
 def layer(**options):
     return build("4 (F4)", input_shape=(3,), n_classes=2, neuron=LIF(), **options)
+
+
+def picture(**options):
+    return build("3C3 (F3C3)", input_shape=(1, 5, 4), n_classes=2, neuron=LIF(), **options)
 
 
 GOOD = Connection("in", "input", "a", Dense((2,), (4,)))
@@ -250,9 +256,6 @@ def test_freezing_needs_what_it_needs():
     params = network.init(np.random.default_rng(0))
     with pytest.raises(ValueError, match="x is missing; freezing for training"):
         freeze(network, params, training=True)
-    zero = {**params, "feedback.weight": np.zeros((4, 4))}
-    with pytest.raises(ValueError, match="weight of connection 'feedback' is zero"):
-        freeze(network, zero)
     x = np.ones((2, 3))
     x[1, 2] = np.nan
     for bad in (x, np.where(np.isnan(x), np.inf, x)):
@@ -263,6 +266,32 @@ def test_freezing_needs_what_it_needs():
     for shape in ((3,), (2, 4), (2, 5, 4), ()):
         with pytest.raises(ValueError, match=re.escape(f"x has shape {shape}; expected (batch, *(3,))")):
             network.check_input(np.zeros(shape), np.float64)
+
+
+@pytest.mark.parametrize("profile", [PAPER, Profile(one_power_step=True)])
+@pytest.mark.parametrize(
+    ("network", "factor", "norm"),
+    [(layer(), 0.0, "0"), (picture(), 0.0, "0"), (layer(), 1e200, "nan"), (picture(), 1e200, "nan")],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_norm_that_is_not_positive_and_finite_is_refused(network, factor, norm, profile):
+    params = network.init(np.random.default_rng(0))
+    params["feedback.weight"] = factor * params["feedback.weight"]
+    message = f"weight of connection 'feedback' has norm {norm} in float64; (NORM) needs one that is positive and fin"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        freeze(network, params, profile=profile)
+
+
+@pytest.mark.parametrize("network", [layer(), picture()])
+def test_a_norm_that_was_not_found_to_its_tolerance_is_told(network, monkeypatch):
+    params = network.init(np.random.default_rng(0))
+    search = partial(constraints.leading_singular_pair, max_restarts=1, n_vectors=2)
+    monkeypatch.setattr(constraints, "leading_singular_pair", search)
+    message = "norm of connection 'feedback': .* residual of .*, tolerance 1e-12"
+    with pytest.warns(RuntimeWarning, match=message) as told:
+        frozen = freeze(network, params)
+    assert f"{frozen.connections[1].singular.residual:.1e}" in str(told[0].message)
+    assert told[0].filename == __file__
 
 
 def test_readout_is_affine():

@@ -47,10 +47,10 @@ def test_the_table_is_complete():
 def test_the_authors_profile_turns_on_every_difference(name):
     preset = presets.load(name, profile="authors")
     off = {field.name for field in fields(Profile) if not getattr(preset.profile, field.name)}
-    # Their other rule of linearisation is for several populations alone.
-    assert off == (set() if name.startswith("cifar") else {"sweep_first"})
+    # Their other rule of linearisation is for several populations alone; the gradient switch is none of theirs.
+    assert off == {"batch_statistics_in_gradient"} | (set() if name.startswith("cifar") else {"sweep_first"})
     assert preset.network.connections[-1].restriction.norm == "kernel"
     recipe = preset.recipe
     assert (recipe.solver, recipe.max_iter, recipe.allow_unconverged) == ("broyden", 30, True)
-    assert presets.load(name).profile == Profile()
+    assert presets.load(name).profile == Profile(batch_statistics_in_gradient=name.startswith("cifar"))
     assert presets.load(name).network.connections[-1].restriction.norm == "operator"

@@ -45,7 +45,16 @@ def _rows(x, w, out, first, last):
                     for j in range(m):
                         out[i, j] += xi * w[k, j]
         for i in range(fours, last):
-            for k in range(k_first, k_last):
+            o0 = out[i]
+            for k in range(k_first, k_fours, 4):
+                w0 = w[k]
+                w1 = w[k + 1]
+                w2 = w[k + 2]
+                w3 = w[k + 3]
+                x00, x01, x02, x03 = x[i, k], x[i, k + 1], x[i, k + 2], x[i, k + 3]
+                for j in range(m):
+                    o0[j] = o0[j] + x00 * w0[j] + x01 * w1[j] + x02 * w2[j] + x03 * w3[j]
+            for k in range(k_fours, k_last):
                 xi = x[i, k]
                 for j in range(m):
                     out[i, j] += xi * w[k, j]
