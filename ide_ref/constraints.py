@@ -60,12 +60,18 @@ class SingularPair:
     residual: float
 
 
-def singular_tolerance(dtype: DTypeLike) -> float:
-    """Relative residual to which ‖W̄‖₂ is computed: 1e-12 to verify in float64, 1e-5 to train in float32."""
-    return 1e-12 if np.dtype(dtype) == np.float64 else 1e-5
+def singular_tolerance(dtype: DTypeLike, *, training: bool = False) -> float:
+    """Relative residual to which ‖W̄‖₂ is computed: 1e-12 in float64, to verify; 1e-5 in float32.
+
+    While training in float32, 1e-3: a search at each step goes on from the last one's vector. The norm's error is of
+    the second order in it but where two singular values cross; 0.35 % was the largest seen there.
+    """
+    if np.dtype(dtype) == np.float64:
+        return 1e-12
+    return 1e-3 if training else 1e-5
 
 
-STRAY = 0.3
+STRAY = 0.1
 """Length of the random vector that a search adds to its unit start: see :func:`leading_singular_pair`."""
 
 

@@ -779,7 +779,7 @@ def freeze(
         weight = params.get(f"{c.name}.weight", np.empty((), dtype))
         if c.restriction:
             start = params[f"{c.name}.singular_vector"]
-            tol = constraints.singular_tolerance(dtype)
+            tol = constraints.singular_tolerance(dtype, training=training)
             singular = _singular_pair(c, weight, start, tol, profile.one_power_step)
             statistics[f"{c.name}.singular_vector"] = singular.right
             # α is inside its bounds already, by ``project``, but in the profile that clamps instead.

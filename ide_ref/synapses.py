@@ -151,9 +151,14 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
     """x @ w in an order of summation that does not depend on the number of rows."""
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; expected (B, n) and (n, m)")
-    out = memory.empty((x.shape[0], w.shape[1]), np.result_type(x, w))
-    kernel = _dense.matmul if x.shape[0] > _dense.ROWS else _dense.matmul_few
-    kernel(np.ascontiguousarray(x, out.dtype), memory.aligned(w, out.dtype), out)
+    shape, dtype = (x.shape[0], w.shape[1]), np.result_type(x, w)
+    x = np.ascontiguousarray(x, dtype)
+    if x.shape[0] <= _dense.ROWS:
+        out = np.empty(shape, dtype)
+        _dense.matmul_few(x, np.ascontiguousarray(w, dtype), out)
+    else:
+        out = memory.empty(shape, dtype)
+        _dense.matmul(x, memory.aligned(w, dtype), out)
     return out
 
 

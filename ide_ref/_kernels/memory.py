@@ -15,14 +15,18 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
     shape = (shape,) if isinstance(shape, int) else shape
     n_bytes = math.prod(shape) * dtype.itemsize
     buffer = np.empty(n_bytes + LINE, np.uint8)
-    skip = -buffer.ctypes.data % LINE
-    return buffer[skip : skip + n_bytes].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, buffer, -_address(buffer) % LINE)
+
+
+def _address(array: NDArray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def aligned(array: NDArray, dtype: DTypeLike | None = None) -> NDArray:
     """The array itself if it is contiguous, of this dtype and begins at a cache line; otherwise a copy that does."""
     dtype = array.dtype if dtype is None else np.dtype(dtype)
-    if array.dtype == dtype and array.flags.c_contiguous and array.ctypes.data % LINE == 0:
+    if array.dtype == dtype and array.flags.c_contiguous and _address(array) % LINE == 0:
         return array
     copy = empty(array.shape, dtype)
     copy[...] = array
