@@ -331,12 +331,14 @@ class _Windowed(Synapse):
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
         out = memory.empty((self.targets.shape[1], c_in, c_out), np.result_type(pre, post))
+        partial = memory.empty((max(1, min(_taps.SLICES, pre.shape[0])), *out.shape), out.dtype)
         _taps.hebbian(
             np.ascontiguousarray(pre, out.dtype).reshape(pre.shape[0], -1, c_in),
             memory.aligned(post, out.dtype).reshape(post.shape[0], -1, c_out),
             self.pairs.starts,
             self.pairs.inputs,
             self.pairs.outputs,
+            partial,
             out,
         )
         return out

@@ -11,7 +11,9 @@ from numba import njit, prange
 from ide_ref._kernels.events import group_cells, propagate
 
 NEAR = 32768  # bytes of a tap's weights that stay in the first-level cache
-SPARSE = 0.4  # share of cells that are not 0 up to which events win over blocks where a tap's weights do not
+DENSE = 0.9  # share of cells that are not 0 up to which events win over blocks where weights stay near
+SPARSE = 0.4  # the same where they do not
+SLICES = 16  # of a batch, whose outer products are summed apart
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -94,7 +96,7 @@ def _either(cells, weights, starts, reads, writes, targets, out):
         for c in range(c_in):
             n_active += cells[p, c] != 0
     near = weights[0].size * weights.itemsize <= NEAR
-    if n_active > (0.9 if near else SPARSE) * cells.size:
+    if n_active > (DENSE if near else SPARSE) * cells.size:
         _sample(cells, weights, starts, reads, writes, out)
         return
     largest = n_positions * ((c_in + 3) // 4) + 1
@@ -125,12 +127,12 @@ def product_one(cells, weights, starts, reads, writes, targets, out):
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _outer(pre, post, reads, writes, first, last, c_first, c_last, active, w):
-    """Add the outer products of one sample along the pairs first..last of a tap to rows c_first..c_last of w.
+def _outer(pre, post, reads, writes, first, last, active, w):
+    """Add the outer products of one sample along the pairs first..last of a tap to w (C_in, C_out).
 
     Four pairs by four channels, as in the product; channels silent at all four positions are passed over.
     """
-    c_out = w.shape[1]
+    c_in, c_out = w.shape
     fours = last - (last - first) % 4
     for i in range(first, fours, 4):
         x0 = pre[reads[i]]
@@ -142,7 +144,7 @@ def _outer(pre, post, reads, writes, first, last, c_first, c_last, active, w):
         d2 = post[writes[i + 2]]
         d3 = post[writes[i + 3]]
         n_active = 0
-        for c in range(c_first, c_last):
+        for c in range(c_in):
             active[n_active] = c
             n_active += (x0[c] != 0) | (x1[c] != 0) | (x2[c] != 0) | (x3[c] != 0)
         c_fours = n_active - n_active % 4
@@ -177,7 +179,7 @@ def _outer(pre, post, reads, writes, first, last, c_first, c_last, active, w):
     for i in range(fours, last):
         x0 = pre[reads[i]]
         d0 = post[writes[i]]
-        for c in range(c_first, c_last):
+        for c in range(c_in):
             a00 = x0[c]
             if a00 != 0:
                 w0 = w[c]
@@ -186,24 +188,29 @@ def _outer(pre, post, reads, writes, first, last, c_first, c_last, active, w):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def hebbian(pre, post, starts, reads, writes, out):
+def hebbian(pre, post, starts, reads, writes, partial, out):
     """out[k, c, :] = Σ over samples and pairs (p, q) of tap k of pre[b, p, c] post[b, q, :].
 
-    pre (B, P, C_in), post (B, Q, C_out); overwrites out (K, C_in, C_out). Parallel over taps and quarters of
-    the channels; every element is summed over samples and pairs in their order.
+    pre (B, P, C_in), post (B, Q, C_out); overwrites out (K, C_in, C_out). The samples are shared out among the
+    slices of partial (S, K, C_in, C_out), whose sum is taken in their order: the same bits from any number of
+    threads.
     """
-    n_taps, c_in, _ = out.shape
-    share = (c_in + 3) // 4
-    for task in prange(4 * n_taps):
-        k = task // 4
-        c_first = (task % 4) * share
-        c_last = min(c_first + share, c_in)
-        if c_first < c_last:
-            w = out[k]
-            w[c_first:c_last] = 0
-            active = np.empty(share, np.int64)
-            for b in range(pre.shape[0]):
-                _outer(pre[b], post[b], reads, writes, starts[k], starts[k + 1], c_first, c_last, active, w)
+    n_batch, _, c_in = pre.shape
+    n_slices, n_taps, _, _ = partial.shape
+    share = (n_batch + n_slices - 1) // n_slices
+    for i in prange(n_slices):
+        w = partial[i]
+        w[:] = 0
+        active = np.empty(c_in, np.int64)
+        for b in range(i * share, min((i + 1) * share, n_batch)):
+            for k in range(n_taps):
+                _outer(pre[b], post[b], reads, writes, starts[k], starts[k + 1], active, w[k])
+    for k in prange(n_taps):
+        out[k] = partial[0, k]
+        for i in range(1, n_slices):
+            for c in range(c_in):
+                for j in range(out.shape[2]):
+                    out[k, c, j] += partial[i, k, c, j]
 
 
 @njit(parallel=True, cache=True, nogil=True)
