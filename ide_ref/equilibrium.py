@@ -169,22 +169,31 @@ class Linearisation:
         y : (B, m) array
             What feedback connections return to their sources: Jᵀ w when g is None.
         """
+        beta, delta = self.spread_back(w, g)
+        net = self.frozen.network
+        y = np.zeros((w.shape[0], net.feedback_size), w.dtype)
+        part_of = {source: part for source, _, part in net.feedback_places}
+        for c, (source, target) in zip(self.connections, net.ends, strict=True):
+            if source >= target:
+                y[:, part_of[source]] += c.adjoint(delta[:, net.place(target)])
+        return beta, delta, y
+
+    def spread_back(self, w: NDArray, g: NDArray | None = None) -> tuple[NDArray, NDArray]:
+        """The same without what feedback connections return: β and (1/V_th) M β, (B, n) each."""
         net = self.frozen.network
         beta = spread_sources(net, w)
         if g is not None:
             beta = beta + g
-        elif len(net.populations) > 1:
-            beta = beta.copy() if beta is w else beta
+        elif beta is w and len(net.populations) > 1:
+            beta = beta.copy()
         delta = memory.empty(self.slope.shape, self.slope.dtype)
-        returned = np.zeros_like(self.slope)
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)
             np.multiply(self.slope[:, place], beta[:, place], out=delta[:, place])
             for c, (source, end) in zip(self.connections, net.ends, strict=True):
-                if end == target and source >= 0:
-                    into = beta if source < target else returned
-                    into[:, net.place(source)] += c.adjoint(delta[:, place])
-        return beta, delta, gather_sources(net, returned)
+                if end == target and 0 <= source < target:
+                    beta[:, net.place(source)] += c.adjoint(delta[:, place])
+        return beta, delta
 
     def vjp(self, w: NDArray) -> NDArray:
         """Jᵀ w on the feedback sources: (B, m) to (B, m), one backward sweep."""

@@ -105,7 +105,7 @@ def solve_beta(
     solution = solvers.solve(solver, jacobian.vjp, b, tol=tol, max_iter=max_iter)
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
-    beta, delta, _ = (at or jacobian).sweep_back(solution.x, elsewhere)
+    beta, delta = (at or jacobian).spread_back(solution.x, elsewhere)
     return beta, delta, solution
 
 
