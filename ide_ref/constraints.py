@@ -7,6 +7,7 @@ gradients of the parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -70,6 +71,8 @@ def singular_tolerance(dtype: DTypeLike, *, training: bool = False) -> float:
         return 1e-12
     return 1e-3 if training else 1e-5
 
+
+_LOOKS = (1, 4, 6, 8, 12, 16, 20)
 
 STRAY = 0.1
 """Length of the random vector that a search adds to its unit start: see :func:`leading_singular_pair`."""
@@ -140,20 +143,20 @@ def leading_singular_pair(
                 overlap = lefts[:k] @ u
                 u = u - overlap @ lefts[:k]
                 projected[:k, k] += overlap
-            alpha = float(np.linalg.norm(u))
+            alpha = math.sqrt(u @ u)
             projected[k, k] = alpha
             lefts[k] = u / alpha if alpha > 0 else 0
             w = adjoint(lefts[k])
             for _pass in range(2):
                 w = w - (rights[: k + 1] @ w) @ rights[: k + 1]
-            beta = float(np.linalg.norm(w))
-            if not (np.isfinite(alpha) and np.isfinite(beta)):
+            beta = math.sqrt(w @ w)
+            if not (math.isfinite(alpha) and math.isfinite(beta)):
                 return SingularPair(float("nan"), u, w, float("nan"))
             size = k + 1
             # Past this only rounding is left: the start's whole invariant space has been seen.
             exhausted = size == start.size or min(alpha, beta) <= 10.0 * np.finfo(dtype).eps * projected.max()
-            # The projected problem is looked at after 1, 2, 4, 8, ... products, and at the end.
-            if size & k == 0 or size == n_vectors or exhausted:
+            # The projected problem is looked at now and then, and at the end.
+            if size in _LOOKS or size == n_vectors or exhausted:
                 x, s, yt = np.linalg.svd(projected[:size, :size])
                 # Aᵀ (U x) − s (V y) = beta · x_k · w/beta, the standard Lanczos residual.
                 residual = abs(beta * x[k, 0]) / s[0] if s[0] > 0 else 0.0

@@ -219,7 +219,8 @@ class Dense(Synapse):
         return matmul(cells, taps[0].T)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
-        return matmul(pre.T, post)[None]
+        # A view of the weight's own layout, so that from_taps has nothing to copy.
+        return matmul(post.T, pre).T[None]
 
 
 @dataclass(frozen=True)
