@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ide_ref.cli import conformance, equilibrium
+from ide_ref.cli import conformance, equilibrium, gradcheck
 
 if TYPE_CHECKING:
     from ide_ref.datasets import Dataset
@@ -60,15 +60,8 @@ def add_all(sub: Any) -> None:
     p.set_defaults(run=evaluate)
 
     equilibrium.add(sub, [common, data])
+    gradcheck.add(sub, [common, which, data])
     conformance.add(sub, [common])
-
-    p = sub.add_parser("gradcheck", parents=[common, which, data], help="implicit gradient against differences")
-    p.add_argument("network", metavar="PRESET|CHECKPOINT")
-    p.add_argument("--samples", type=_count, default=8, metavar="N", help="batch size (default 8)")
-    p.add_argument("--coordinates", type=_count, default=12, metavar="N", help="drawn a parameter (default 12)")
-    p.add_argument("--seed", type=_seed, default=0)
-    p.add_argument("--tol", type=_positive, default=1e-7, help="largest relative error that passes (default 1e-7)")
-    p.set_defaults(run=gradcheck)
 
     p = sub.add_parser("bench", parents=[common, which, data], help="step times by stage, against the dense-equivalent")
     p.add_argument("presets", metavar="PRESET", nargs="*", help="default: digits fashion-mnist-400 mnist-64c5")
@@ -294,25 +287,6 @@ def evaluate(args: argparse.Namespace) -> int:
         text += f"unknown ({problem})"
     _print(args, document, text)
     return 0
-
-
-def gradcheck(args: argparse.Namespace) -> int:
-    """``ide-ref gradcheck``."""
-    import numpy as np
-
-    from ide_ref.training.evaluation import load_batch
-    from ide_ref.verify import check_gradient
-
-    preset, params = _network(args, args.network)
-    preset = replace(preset, recipe=replace(preset.recipe, dtype="float64"))
-    data = _data(preset, args, args.samples)
-    x, y = load_batch(preset, data, "train", np.arange(min(args.samples, len(data.y_train))))
-    report = check_gradient(
-        preset.network, params, x, y, n_coordinates=args.coordinates, seed=args.seed, tol=args.tol
-    )
-    document = {"preset": preset.name, "samples": len(y), **report.to_dict()}
-    _print(args, document, report.table())
-    return 0 if report.passed else 1
 
 
 def bench(args: argparse.Namespace) -> int:

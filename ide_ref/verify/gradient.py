@@ -12,8 +12,8 @@ and what the last orders differ by is the uncertainty of the result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -495,7 +495,9 @@ def _problem(
 ) -> _Problem:
     theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     network.check_params(theta)
-    return _Problem(network, theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed)
+    problem = _Problem(network, theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed)
+    # Every search for ‖W̄‖ begins where the first one ended, and is over at once where W̄ has not moved.
+    return replace(problem, theta={**theta, **problem.freeze(theta).statistics})
 
 
 def nearest_kink(state: Equilibrium) -> Kink:
@@ -548,6 +550,7 @@ def check_gradient(
     one_sided: bool = False,
     solver: str = "gmres",
     gradients: Mapping[str, ArrayLike] | None = None,
+    log: TextIO | None = None,
 ) -> GradientReport:
     """Compare the implicit gradient with differences of the exact equilibrium.
 
@@ -589,6 +592,8 @@ def check_gradient(
         For (BETA).
     gradients : mapping of str to array, optional
         Check these instead of our own.
+    log : file, optional
+        Where to tell how far it has come, a line a parameter.
 
     Returns
     -------
@@ -629,7 +634,10 @@ def check_gradient(
     check = _Check(problem, state, found, method, one_sided, tol, problem.rounding(state, method))
     rng = np.random.default_rng(seed)
     rows = []
-    for name in network.trainable:
+    for k, name in enumerate(network.trainable, 1):
+        if log is not None:
+            log.write(f"{name}, {k} of {len(network.trainable)}\n")
+            log.flush()
         size, largest = found[name].size, float(np.max(np.abs(found[name])))
         floor = max(FLOOR * largest, RESOLUTION * overall)
         tasks = []
