@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ide_ref import _checks
+
 EPSILON = 1e-5
 """Added to every variance before the root, in simulation, equilibrium and gradient alike."""
 
@@ -39,8 +41,8 @@ class Restriction:
     norm: Literal["operator", "kernel"] = "operator"
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise ValueError(f"c is {self.c!r}; expected a positive bound for |alpha|")
+        if not (_checks.is_real(self.c) and self.c > 0):
+            raise ValueError(f"c is {self.c!r}; expected a positive, finite bound for |alpha|")
         if self.norm not in ("operator", "kernel"):
             raise ValueError(f"norm is {self.norm!r}; expected 'operator' or 'kernel'")
 

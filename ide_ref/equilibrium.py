@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import solvers
+from ide_ref import _checks, solvers
 from ide_ref.network import Frozen, FrozenConnection, Network, of_population
 from ide_ref.neurons import MaskRule
 
@@ -207,6 +207,10 @@ def linearise(
         False: every population's mask is taken at the given rates. True: only the feedback sources' rates
         are given, the others follow from them through one sweep.
     """
+    _checks.kind("frozen", frozen, Frozen)
+    a, drive = frozen.check_state("a", a), frozen.check_state("drive", drive)
+    if len(a) != len(drive):
+        raise ValueError(f"a has {len(a)} samples, drive {len(drive)}; expected the same")
     neuron = frozen.network.neuron
     there = sweep(frozen, a, drive, forward=None if recompute else a)
     slope = neuron.mask(there.p, mask_rule).astype(frozen.dtype)
@@ -220,6 +224,7 @@ def contraction(frozen: Frozen) -> float:
     For one layer ‖W‖/V_th; for (LAYERS) the product of the norms over V_th^N; for a graph the 2-norm of the
     non-negative matrix that carries norms from source to source through one sweep.
     """
+    _checks.kind("frozen", frozen, Frozen)
     net = frozen.network
     if not net.feedback_sources:
         return 0.0
@@ -327,7 +332,8 @@ def find_equilibrium(
     Raises
     ------
     ValueError
-        For an unknown method or sigma, or an input that does not fit.
+        For an unknown method or sigma, a tolerance that is not positive, no iterations, or an input or a start that
+        does not fit.
     NotConverged
         When the tolerance is not met; γ ≥ 1 is the usual reason.
     """
@@ -335,11 +341,13 @@ def find_equilibrium(
         raise ValueError(f"method is {method!r}; expected 'iterate', 'anderson' or 'newton'")
     if sigma not in ("clip", "relu"):
         raise ValueError(f"sigma is {sigma!r}; expected 'clip' or 'relu'")
+    tol, max_iter = _checks.positive("tol", tol), _checks.whole("max_iter", max_iter)
+    _checks.kind("frozen", frozen, Frozen)
     net = frozen.network
     x = frozen.check_input(x)
     x_mean = frozen.mean_input(x)
     drive = frozen.drive(x_mean)
-    a = np.zeros_like(drive) if start is None else start
+    a = np.zeros_like(drive) if start is None else frozen.check_state("start", start, len(drive))
     k = 0
     if method == "anderson":
         a, k = _anderson(frozen, drive, a, sigma, tol, max_iter)

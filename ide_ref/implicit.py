@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import solvers
+from ide_ref import _checks, solvers
 from ide_ref.equilibrium import Equilibrium, Linearisation, certified, contraction, gather_sources, linearise
 from ide_ref.network import Frozen, Params
 from ide_ref.neurons import MaskRule
@@ -92,6 +92,8 @@ def solve_beta(
     NotConverged
         Unless ``allow_unconverged``.
     """
+    _checks.kind("jacobian", jacobian, Linearisation)
+    g = jacobian.frozen.check_state("g", g, len(jacobian.slope))
     net = jacobian.frozen.network
     b = gather_sources(net, g)
     rest = g.copy()
@@ -170,14 +172,22 @@ def backward(
     Raises
     ------
     ValueError
-        When shapes do not fit.
+        When shapes do not fit, or ``d_logits`` is not finite.
     NotConverged
         When (BETA) was not solved to ``tol``.
     """
-    d_logits = np.asarray(d_logits, frozen.dtype)
+    _checks.kind("frozen", frozen, Frozen)
+    _checks.kind("state", state, Rates, Equilibrium)
+    d_logits = np.asarray(d_logits)
     expected = (state.a.shape[0], frozen.network.n_classes)
-    if d_logits.shape != expected:
-        raise ValueError(f"d_logits has shape {d_logits.shape}; expected {expected}, a row a sample")
+    if d_logits.shape != expected or d_logits.dtype.kind not in "fiu":
+        raise ValueError(
+            f"d_logits has shape {d_logits.shape} and dtype {d_logits.dtype}; expected {expected}, a row a sample, of "
+            "real numbers"
+        )
+    if not np.all(np.isfinite(d_logits)):
+        raise ValueError("d_logits has values that are NaN or infinite; expected finite derivatives")
+    d_logits = d_logits.astype(frozen.dtype, copy=False)
     g, grads = frozen.read_out_pull_back(state, d_logits)
     drive = frozen.drive(state.x_mean)
     at = linearise(frozen, state.a, drive, mask_rule=mask_rule, recompute=recompute or frozen.profile.sweep_first)

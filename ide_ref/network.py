@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ide_ref import constraints
+from ide_ref import _checks, constraints
 from ide_ref.constraints import BatchNorm, Restriction, SingularPair
 from ide_ref.neurons import Neuron
 from ide_ref.profiles import PAPER, Profile
@@ -105,11 +105,17 @@ class Network:
     def __post_init__(self) -> None:
         if not self.populations:
             raise ValueError("the network has no populations; expected at least one")
-        shapes = {INPUT: self.input_shape}
+        _checks.kind("neuron", self.neuron, Neuron)
+        _checks.kind("readout", self.readout, Readout)
+        shapes = {INPUT: _checks.shape("input_shape", self.input_shape)}
         for population in self.populations:
+            _checks.kind("population", population, Population)
             if population.name in shapes:
                 raise ValueError(f"population name {population.name!r} is used twice; names must differ")
-            shapes[population.name] = population.shape
+            shapes[population.name] = _checks.shape(f"shape of population {population.name!r}", population.shape)
+        for c in self.connections:
+            _checks.kind("connection", c, Connection)
+            _checks.kind(f"synapse of connection {c.name!r}", c.synapse, Synapse)
         names = [c.name for c in self.connections]
         for name in names:
             if names.count(name) > 1 or name == "readout":
@@ -119,8 +125,16 @@ class Network:
                 raise ValueError(f"connection {c.name!r} ends in {c.target!r}, which is no population")
             self._check_fit(c.name, "from", c.source, c.synapse.in_shape, shapes)
             self._check_fit(c.name, "into", c.target, c.synapse.out_shape, shapes)
-            if not 0.0 <= c.dropout < 1.0:
+            if not (_checks.is_real(c.dropout) and 0.0 <= c.dropout < 1.0):
                 raise ValueError(f"connection {c.name!r} has dropout {c.dropout!r}; expected a number in [0, 1)")
+            if c.restriction is not None:
+                _checks.kind(f"restriction of connection {c.name!r}", c.restriction, Restriction)
+                if not c.synapse.weight_shape:
+                    raise ValueError(
+                        f"connection {c.name!r} has a restriction, but {type(c.synapse).__name__} has no weight to "
+                        "restrict; leave it out"
+                    )
+        _checks.kind("synapse of the readout", self.readout.synapse, Dense)
         self._check_fit("readout", "from", self.readout.source, self.readout.synapse.in_shape, shapes)
 
     @staticmethod
@@ -246,6 +260,9 @@ class Network:
         dict of str to array
             Everything the network needs, running statistics and start vectors included.
         """
+        _checks.kind("rng", rng, np.random.Generator)
+        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise ValueError(f"dtype is {np.dtype(dtype)}; expected float32 or float64")
         params: Params = {}
         for name, shape in self.parameter_shapes.items():
             owner, part = name.rsplit(".", 1)
@@ -275,6 +292,7 @@ class Network:
 
     def check_params(self, params: Mapping[str, NDArray]) -> None:
         """Raise ValueError, naming the array, where ``params`` does not belong to this network."""
+        _checks.kind("params", params, Mapping)
         missing = [name for name in self.parameter_shapes if name not in params]
         unknown = [name for name in params if name not in self.parameter_shapes]
         if missing or unknown:
@@ -285,9 +303,18 @@ class Network:
         dtypes = set()
         for name, shape in self.parameter_shapes.items():
             array = params[name]
-            if np.shape(array) != shape:
-                raise ValueError(f"parameter {name!r} has shape {np.shape(array)}; the network expects {shape}")
-            dtypes.add(np.dtype(array.dtype))
+            if not isinstance(array, (np.ndarray, np.generic)):
+                raise ValueError(f"parameter {name!r} is of type {type(array).__name__}; the network expects an array")
+            if array.shape != shape:
+                raise ValueError(f"parameter {name!r} has shape {array.shape}; the network expects {shape}")
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"parameter {name!r} has dtype {array.dtype}; expected float32 or float64")
+            dtypes.add(array.dtype)
+            part = name.rsplit(".", 1)[1]
+            if part == "running_var" and np.any(array < 0):
+                raise ValueError(f"parameter {name!r} has negative values; expected variances")
+            if part == "singular_vector" and not np.any(array):
+                raise ValueError(f"parameter {name!r} is zero; expected a vector to start a search from")
             if not np.all(np.isfinite(array)):
                 raise ValueError(f"parameter {name!r} has values that are NaN or infinite")
         if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
@@ -299,7 +326,7 @@ class Network:
         if profile.clamp_alpha:
             return params
         clipped = {
-            f"{c.name}.alpha": np.clip(params[f"{c.name}.alpha"], -c.restriction.c, c.restriction.c)
+            f"{c.name}.alpha": np.asarray(np.clip(params[f"{c.name}.alpha"], -c.restriction.c, c.restriction.c))
             for c in self.connections
             if c.restriction
         }
@@ -317,14 +344,16 @@ class Network:
         Raises
         ------
         ValueError
-            For a wrong shape, or NaN or infinite values.
+            For a wrong shape, no samples or no steps, or values that are not real, NaN or infinite.
         """
         x = np.asarray(x)
+        if x.dtype.kind not in "fiub":
+            raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
         ok = x.shape[1:] == self.input_shape or (self.is_train(x) and x.shape[2:] == self.input_shape)
-        if not ok or x.ndim == 0:
+        if not ok or 0 in x.shape:
             raise ValueError(
                 f"x has shape {x.shape}; expected (batch, *{self.input_shape}) for static input or "
-                f"(batch, steps, *{self.input_shape}) for a spike train"
+                f"(batch, steps, *{self.input_shape}) for a spike train, of at least one sample and step"
             )
         if np.issubdtype(x.dtype, np.floating) and not np.all(np.isfinite(x)):
             raise ValueError("x has values that are NaN or infinite; expected finite inputs")
@@ -621,6 +650,18 @@ class Frozen:
             raise ValueError(f"x has {x.shape[0]} samples; the network was frozen on a batch of {self.batch_size}")
         return x
 
+    def check_state(self, name: str, state: NDArray, n_batch: int | None = None) -> NDArray:
+        """A state (B, n) as an array of this dtype; ValueError, by name, for another shape, kind or value."""
+        array = np.asarray(state)
+        size = self.network.state_size
+        if array.ndim != 2 or array.shape != (len(array) if n_batch is None else n_batch, size):
+            raise ValueError(f"{name} has shape {array.shape}; expected ({n_batch or 'batch'}, {size}), a state")
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
+        return array.astype(self.dtype, copy=False)
+
     def mean_input(self, x: NDArray) -> NDArray:
         """x̄ of (RATE), (B, *input_shape)."""
         return self.network.mean_input(x, profile=self.profile)
@@ -650,7 +691,7 @@ class Frozen:
     def read_out(self, state: HasRates) -> NDArray:
         """o = W^o a + b^o, (READ): (B, n_classes)."""
         net = self.network
-        a = state.a[:, net.place(net.readout.source)]
+        a = self.check_state("state.a", state.a)[:, net.place(net.readout.source)]
         return net.readout.synapse.apply(self.readout, a) + self.params["readout.bias"]
 
     def read_out_pull_back(self, state: HasRates, d_logits: NDArray) -> tuple[NDArray, Params]:
@@ -669,6 +710,7 @@ class Frozen:
 
 def read_out(frozen: Frozen, state: HasRates) -> NDArray:
     """Logits of a rollout or an equilibrium, (READ): (B, n_classes)."""
+    _checks.kind("frozen", frozen, Frozen)
     return frozen.read_out(state)
 
 
@@ -708,6 +750,10 @@ def freeze(
     ValueError
         For parameters or inputs that do not fit.
     """
+    _checks.kind("network", network, Network)
+    _checks.kind("profile", profile, Profile)
+    if rng is not None:
+        _checks.kind("rng", rng, np.random.Generator)
     network.check_params(params)
     dtype = params["readout.weight"].dtype
     cells = None
@@ -755,6 +801,8 @@ def freeze(
                 made = replace(made, norm=norm, z=z, updates=2 if twice else 1)
                 if profile.unbiased_spike_statistics and x is not None and network.is_train(x):
                     n = z.size // mean.size
+                    if n < 2:
+                        raise ValueError("x has 1 sample; the profile's unbiased variance takes 2 values a channel")
                     unbiased = replace(norm, variance=variance * dtype.type(n / (n - 1)), epsilon=1e-8)
                     made = replace(made, simulated_norm=unbiased)
         frozen.append(made)
@@ -765,4 +813,6 @@ def freeze(
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:
     """One population's part of a state (B, n), as (B, *shape)."""
     place = network.place(population)
+    if population == INPUT:
+        raise ValueError(f"population is {INPUT!r}; expected one of {', '.join(p.name for p in network.populations)}")
     return from_cells(state[:, place], network.populations[network.index(population)].shape)

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
+
 MaskRule = Literal["closed", "open", "half"]
 
 
@@ -27,9 +29,9 @@ class Neuron:
     v_th: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.leak <= 1.0:
+        if not (_checks.is_real(self.leak) and 0.0 < self.leak <= 1.0):
             raise ValueError(f"leak is {self.leak!r}; expected a number in (0, 1], where 1 is IF")
-        if not 0.0 < self.v_th < np.inf:
+        if not (_checks.is_real(self.v_th) and self.v_th > 0.0):
             raise ValueError(f"v_th is {self.v_th!r}; expected a positive, finite threshold")
 
     @property
@@ -53,9 +55,9 @@ class Neuron:
         -------
         (B, ...) array of x's floating dtype.
         """
+        if x.ndim < 2 or x.shape[1] == 0:
+            raise ValueError(f"x has shape {x.shape}; expected (batch, steps, ...) with at least one step")
         n_steps = x.shape[1]
-        if n_steps == 0:
-            raise ValueError("x has no time steps; expected at least one on axis 1")
         weights = self.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64) / self.total_weight(n_steps)
         dtype = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float64)
         return np.einsum("bt...,t->b...", x, weights.astype(dtype))
@@ -86,6 +88,6 @@ def IF(v_th: float = 2.0) -> Neuron:
 
 def LIF(leak: float = 0.95, v_th: float = 2.0) -> Neuron:
     """The leaky integrate-and-fire neuron: 0 < λ < 1, rates are exponentially weighted averages."""
-    if not 0.0 < leak < 1.0:
+    if not (_checks.is_real(leak) and 0.0 < leak < 1.0):
         raise ValueError(f"leak is {leak!r}; expected a number in (0, 1) for LIF (use IF() for 1)")
     return Neuron(leak=leak, v_th=v_th)

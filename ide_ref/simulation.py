@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
 from ide_ref._kernels import rollout as _rollout
 from ide_ref.network import Frozen, Network, of_population
 from ide_ref.synapses import to_cells
@@ -80,11 +81,11 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     ValueError
         For inputs that do not fit.
     """
+    _checks.kind("frozen", frozen, Frozen)
     net = frozen.network
     dtype = frozen.dtype
     x = frozen.check_input(x)
-    if n_steps < 1:
-        raise ValueError(f"n_steps is {n_steps}; expected at least 1")
+    n_steps = _checks.whole("n_steps", n_steps)
     is_train = net.is_train(x)
     if is_train and x.shape[1] != n_steps:
         raise ValueError(f"the spike train has {x.shape[1]} steps but n_steps is {n_steps}; expected the same")

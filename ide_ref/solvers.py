@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref._checks import positive, whole
+
 Product = Callable[[NDArray], NDArray]
 
 
@@ -307,12 +309,17 @@ def solve(
     Raises
     ------
     ValueError
-        For an unknown method or a tolerance that is not positive.
+        For an unknown method, a tolerance that is not positive, no iterations, or arrays that do not fit.
     """
     if method not in SOLVERS:
         raise ValueError(f"solver {method!r} is unknown; expected one of {', '.join(SOLVERS)}")
-    if not tol > 0:
-        raise ValueError(f"tol is {tol!r}; expected a positive relative tolerance")
+    tol, max_iter = positive("tol", tol), whole("max_iter", max_iter)
+    for name, array in (("b", b), ("x0", b if x0 is None else x0)):
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
+            shape = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(f"{name} is {shape}; expected an array (B, n) of floats")
+    if x0 is not None and (x0.shape, x0.dtype) != (b.shape, b.dtype):
+        raise ValueError(f"x0 is {x0.dtype} of shape {x0.shape}; expected {b.dtype} of shape {b.shape}, as b")
     return SOLVERS[method](product, b, tol=tol, max_iter=max_iter, x0=x0)
 
 

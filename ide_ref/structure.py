@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ide_ref import _checks
 from ide_ref.constraints import Restriction
 from ide_ref.network import INPUT, Connection, Network, Population, Readout
 from ide_ref.neurons import Neuron
@@ -66,8 +67,12 @@ def build(
     Raises
     ------
     ValueError
-        With the place, where the string does not parse or a shape does not fit.
+        With the place, where the string does not parse or a shape does not fit; or for sizes that are no whole
+        numbers of at least 1.
     """
+    input_shape = _checks.shape("input_shape", input_shape)
+    n_classes = _checks.whole("n_classes", n_classes)
+    _checks.kind("structure", structure, str)
     match = re.fullmatch(r"\s*(?P<layers>[^()\s]+)\s*(?:\(\s*F(?P<feedback>[^()\s]+)\s*\))?\s*", structure)
     if not match:
         raise ValueError(_point(structure, 0, "expected layers joined by '-', then '(F...)', as in '400 (F400)'"))

@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
 from ide_ref._kernels import dense as _dense
 from ide_ref._kernels import taps as _taps
 
@@ -147,6 +148,8 @@ class Synapse(ABC):
 
 def matmul(x: NDArray, w: NDArray) -> NDArray:
     """x @ w in an order of summation that does not depend on the number of rows."""
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
+        raise ValueError(f"x has shape {x.shape} and w {w.shape}; expected (B, n) and (n, m)")
     out = np.empty((x.shape[0], w.shape[1]), np.result_type(x, w))
     kernel = _dense.matmul if x.shape[0] > _dense.ROWS else _dense.matmul_few
     kernel(np.ascontiguousarray(x, out.dtype), np.ascontiguousarray(w, out.dtype), out)
@@ -160,6 +163,10 @@ _ONE.flags.writeable = False
 @dataclass(frozen=True)
 class Dense(Synapse):
     """All to all: W (n_out, n_in), row index the receiving neuron."""
+
+    def __post_init__(self) -> None:
+        _checks.shape("in_shape", self.in_shape)
+        _checks.shape("out_shape", self.out_shape)
 
     @property
     def weight_shape(self) -> Shape:
@@ -261,9 +268,9 @@ class _Windowed(Synapse):
         """Raise unless both shapes are pictures and the kernel maps one to the other."""
         name = type(self).__name__
         for label, shape in (("in_shape", self.in_shape), ("out_shape", self.out_shape)):
-            if len(shape) != 3 or min(shape) < 1:
-                raise ValueError(f"{name} has {label} {shape}; expected (channels, rows, columns), each at least 1")
-        if self.kernel < 1 or self.stride < 1 or self.padding < 0:
+            if len(_checks.shape(f"{label} of {name}", shape)) != 3:
+                raise ValueError(f"{name} has {label} {shape}; expected (channels, rows, columns)")
+        if not all(map(_checks.is_whole, (self.kernel, self.stride, self.padding), (1, 1, 0))):
             raise ValueError(
                 f"{name} has kernel {self.kernel}, stride {self.stride}, padding {self.padding}; expected kernel and "
                 "stride of at least 1, padding of at least 0"

@@ -118,7 +118,7 @@ def test_the_error_is_bounded_by_the_residual_and_the_start(rows, columns, seed,
     """‖A‖ ≤ σ (1 + r c / (2 c₁)), the two largest values close and the start the second's vector, or drawn."""
     rng = np.random.default_rng(seed)
     A = matrix(rng, rows, columns, lambda k: np.where(k == 1, 1 - 10**gap, 0.9 ** (k + (k > 0))))
-    U, s, Vt = np.linalg.svd(A)
+    _, s, Vt = np.linalg.svd(A)
     met = []
 
     def apply(v):
@@ -261,9 +261,9 @@ def test_dropout_masks_have_mean_one(rate, seed, dtype):
     np.testing.assert_array_equal(mask, dropout_mask((50, 400), rate, np.random.default_rng(seed), dtype))
 
 
-@pytest.mark.parametrize("c", [0.0, -1.0, np.nan])
+@pytest.mark.parametrize("c", [0.0, -1.0, np.nan, np.inf, "1", None])
 def test_bounds_of_alpha_are_positive(c):
-    with pytest.raises(ValueError, match=r"c is .*; expected a positive bound"):
+    with pytest.raises(ValueError, match=r"c is .*; expected a positive, finite bound"):
         Restriction(c)
 
 

@@ -117,7 +117,7 @@ def test_a_static_input_is_a_constant_train():
 @pytest.mark.parametrize(
     ("shape", "n_steps", "message"),
     [
-        ((3, 53), 0, "n_steps is 0; expected at least 1"),
+        ((3, 53), 0, "n_steps is 0; expected a whole number of at least 1"),
         ((3, 5, 53), 4, "5 steps but n_steps is 4"),
         ((3, 52), 4, r"x has shape \(3, 52\); expected"),
         ((53,), 4, r"x has shape \(53,\); expected"),

@@ -146,9 +146,27 @@ def test_the_fixed_point_is_the_neumann_sum():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="solver 'newton' is unknown; expected one of fixed_point, anderson"):
         solve("newton", lambda v: v, np.ones((1, 1)), tol=1e-3)
-    for tol in (0.0, -1.0, np.nan):
-        with pytest.raises(ValueError, match=r"tol is .*; expected a positive relative tolerance"):
-            solve("direct", lambda v: v, np.ones((1, 1)), tol=tol)
+    b = np.ones((2, 3))
+    for tol in (0.0, -1.0, np.nan, np.inf, "1e-3", None):
+        with pytest.raises(ValueError, match=r"tol is .*; expected a positive, finite number"):
+            solve("direct", lambda v: v, b, tol=tol)
+    for max_iter in (0, 2.0, None):
+        with pytest.raises(ValueError, match=r"max_iter is .*; expected a whole number of at least 1"):
+            solve("direct", lambda v: v, b, tol=1e-3, max_iter=max_iter)
+    for wrong, given_as in (
+        (None, "NoneType"),
+        ([[1.0]], "list"),
+        (b[0], r"float64 of shape \(3,\)"),
+        (b.astype(int), r"int64 of shape \(2, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"b is {given_as}; expected an array \(B, n\) of floats"):
+            solve("direct", lambda v: v, wrong, tol=1e-3)
+        if wrong is not None:
+            with pytest.raises(ValueError, match=rf"x0 is {given_as}; expected an array \(B, n\) of floats"):
+                solve("direct", lambda v: v, b, tol=1e-3, x0=wrong)
+    for x0 in (b[:1], b.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"x0 is .*; expected float64 of shape \(2, 3\), as b"):
+            solve("direct", lambda v: v, b, tol=1e-3, x0=x0)
 
 
 @solvers

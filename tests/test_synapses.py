@@ -205,7 +205,7 @@ def test_counts_and_channels(kind, data):
             r"Conv2d maps \(4, 4\) to \(2, 2\), but out_shape is \(3, 4, 4\)",
         ),
         (lambda: Conv2d((4,), (3, 4, 4), 3, 1, 0), r"Conv2d has in_shape \(4,\); expected \(channels, rows, columns\)"),
-        (lambda: Conv2d.over((2, 2, 2), 3, kernel=5, padding=0), r"Conv2d has out_shape \(3, -2, -2\)"),
+        (lambda: Conv2d.over((2, 2, 2), 3, kernel=5, padding=0), r"out_shape of Conv2d is \(3, -2, -2\); expected"),
         (lambda: Conv2d((2, 4, 4), (3, 4, 4), 3, 0, 0), "kernel 3, stride 0, padding 0; expected"),
         (
             lambda: ConvTranspose2d.over((2, 4, 4), 3, kernel=3, output_padding=2),

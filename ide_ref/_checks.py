@@ -1,0 +1,46 @@
+"""Refusals that several modules share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+
+def is_real(value: object) -> bool:
+    """Whether value is a finite real number, Python's or NumPy's; not a bool, not an array."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether value is an integer, Python's or NumPy's, of at least ``least``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """Value as an int; ValueError unless it is a whole number of at least ``least``."""
+    if not is_whole(value, least):
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return int(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """Value as a float; ValueError unless it is a positive, finite number."""
+    if not (is_real(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}; expected a positive, finite number")
+    return float(value)
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """Value as a tuple of ints; ValueError unless it is a sequence of whole numbers of at least 1."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value or not all(map(is_whole, value)):
+        raise ValueError(f"{name} is {value!r}; expected a tuple of whole numbers of at least 1")
+    return tuple(int(n) for n in value)
+
+
+def kind(name: str, value: object, *expected: type) -> None:
+    """ValueError unless value is of an expected class."""
+    if not isinstance(value, expected):
+        wanted = " or ".join(f"{e.__module__.partition('.')[0]}'s {e.__name__}" for e in expected)
+        raise ValueError(f"{name} is of type {type(value).__name__}; expected {wanted}")
