@@ -34,7 +34,7 @@ def positive(name: str, value: Any) -> float:
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
     """Value as a tuple of ints; ValueError unless it is a sequence of whole numbers of at least 1."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value or not all(map(is_whole, value)):
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value or not all(map(is_whole, value)):
         raise ValueError(f"{name} is {value!r}; expected a tuple of whole numbers of at least 1")
     return tuple(int(n) for n in value)
 
