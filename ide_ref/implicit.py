@@ -96,11 +96,12 @@ def solve_beta(
     g = jacobian.frozen.check_state("g", g, len(jacobian.slope))
     net = jacobian.frozen.network
     b = gather_sources(net, g)
-    rest = g.copy()
-    for _, place, _ in net.feedback_places:
-        rest[:, place] = 0
-    elsewhere = rest if rest.any() else None
-    if elsewhere is not None:
+    silent = set(range(len(net.populations))) - set(net.feedback_sources)
+    elsewhere = None
+    if any(g[:, net.place(i)].any() for i in silent):
+        elsewhere = g.copy()
+        for _, place, _ in net.feedback_places:
+            elsewhere[:, place] = 0
         b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere)[2]
     solution = solvers.solve(solver, jacobian.vjp, b, tol=tol, max_iter=max_iter)
     if not allow_unconverged:
@@ -194,8 +195,11 @@ def backward(
     jacobian = at
     if frozen.profile.sweep_first:
         jacobian = linearise(frozen, at.forward, drive, mask_rule=mask_rule, recompute=True)
+    # A state is 80 MB in the larger networks: what is no longer needed goes before the outer products come.
+    del drive
     beta, delta, solution = solve_beta(
         jacobian, g, at=at, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=allow_unconverged
     )
+    del g, jacobian
     found, statistics = hebbian(at, delta, state.x_mean)
     return Backward({**grads, **found}, {**frozen.statistics, **statistics}, beta, solution, frozen)

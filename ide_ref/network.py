@@ -479,7 +479,7 @@ class FrozenConnection:
             out += constant
         return out, self
 
-    @cached_property
+    @property
     def constant(self) -> NDArray | None:
         """keep ⊙ shift, (B, n_to) or (1, n_to): what arrives without any spike; None for nothing."""
         if self.shift is None:
