@@ -1,9 +1,12 @@
 """The documentation against the code: the equation index and the README's example."""
 
 import importlib
+import json
 import re
+import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +33,24 @@ def test_the_readmes_example_runs_and_learns(capsys):
     exec(compile(code, "README.md", "exec"), names)
     assert names["loss"] < 0.5
     assert "certified error" in capsys.readouterr().out
+
+
+def test_the_equilibrium_pages_table_is_what_was_measured():
+    page = (ROOT / "docs/equilibrium.md").read_text()
+    table = re.search(r"^\| network \| \(COND\).*?\n\n", page, re.M | re.S)[0].splitlines()[2:]
+    assert len(table) == 12
+    for row in table:
+        name, condition, neuron, *numbers = (cell.strip() for cell in row.strip("|").split("|"))
+        if name:
+            found = json.loads((ROOT / "docs" / re.search(r"\((.*)\)", name)[1]).read_text())
+            assert float(condition) == pytest.approx(found["conditions"]["paper"], rel=5e-3)
+        panel = next(p for p in found["neurons"] if p["name"] == neuron)
+        # JSON has null for a sum that has left the floats.
+        ends = [[line[-1] for line in panel[curves]] for curves in ("error", "one_step", "iterated")]
+        measured = [statistics.median(np.inf if v is None else v for v in values) for values in ends]
+        measured += [np.nan if panel["limit"] is None else panel["limit"][-1], panel["tightness"]]
+        written = [{"∞": np.inf, "none": np.nan}.get(number) or float(number) for number in numbers]
+        assert written == pytest.approx(measured, rel=1e-2, nan_ok=True), row
 
 
 def test_the_graph_of_the_networks_page_builds():
