@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Container, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def is_real(value: object) -> bool:
@@ -16,6 +20,11 @@ def is_real(value: object) -> bool:
 def is_whole(value: object, least: int = 1) -> bool:
     """Whether value is an integer, Python's or NumPy's, of at least ``least``."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_one_of(value: object, names: Container[str]) -> bool:
+    """Whether value is a string among names; False for what cannot be looked up."""
+    return isinstance(value, str) and value in names
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
@@ -42,5 +51,23 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
 def kind(name: str, value: object, *expected: type) -> None:
     """ValueError unless value is of an expected class."""
     if not isinstance(value, expected):
-        wanted = " or ".join(f"{e.__module__.partition('.')[0]}'s {e.__name__}" for e in expected)
+        wanted = " or ".join(e.__name__ for e in expected)
         raise ValueError(f"{name} is of type {type(value).__name__}; expected {wanted}")
+
+
+def path(name: str, value: Any) -> Path:
+    """Value as a Path; ValueError unless it is a string or a path."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise ValueError(f"{name} is of type {type(value).__name__}; expected a path")
+    return Path(value)
+
+
+def float_type(name: str, value: Any) -> np.dtype:
+    """Value as a dtype; ValueError unless it is float32 or float64."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"{name} is {value if dtype.hasobject else dtype}; expected float32 or float64")
+    return dtype

@@ -44,7 +44,7 @@ class Restriction:
     def __post_init__(self) -> None:
         if not (_checks.is_real(self.c) and self.c > 0):
             raise ValueError(f"c is {self.c!r}; expected a positive, finite bound for |alpha|")
-        if self.norm not in ("operator", "kernel"):
+        if not _checks.is_one_of(self.norm, ("operator", "kernel")):
             raise ValueError(f"norm is {self.norm!r}; expected 'operator' or 'kernel'")
 
 

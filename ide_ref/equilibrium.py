@@ -92,7 +92,11 @@ def fixed_point_map(frozen: Frozen, x: NDArray, z: NDArray) -> NDArray:
     z : (B, m) array
         Rates of the feedback sources, side by side.
     """
-    x = frozen.check_input(x)
+    _checks.kind("frozen", frozen, Frozen)
+    x, z = frozen.check_input(x), np.asarray(z)
+    expected = (len(x), frozen.network.feedback_size)
+    if z.shape != expected or z.dtype.kind not in "fiub":
+        raise ValueError(f"z is {z.dtype} of shape {z.shape}; expected real numbers of shape {expected}")
     return gather_sources(frozen.network, sweep(frozen, spread_sources(frozen.network, z), frozen.drive(x)).a)
 
 
@@ -347,9 +351,9 @@ def find_equilibrium(
     NotConverged
         When the tolerance is not met; γ ≥ 1 is the usual reason.
     """
-    if method not in ("iterate", "anderson", "newton"):
+    if not _checks.is_one_of(method, ("iterate", "anderson", "newton")):
         raise ValueError(f"method is {method!r}; expected 'iterate', 'anderson' or 'newton'")
-    if sigma not in ("clip", "relu"):
+    if not _checks.is_one_of(sigma, ("clip", "relu")):
         raise ValueError(f"sigma is {sigma!r}; expected 'clip' or 'relu'")
     tol, max_iter = _checks.positive("tol", tol), _checks.whole("max_iter", max_iter)
     _checks.kind("frozen", frozen, Frozen)

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 TRAIN, TEST, ACCENT, MUTED = "#8c96a8", "#1f5fbf", "#c8452d", "#5b6470"
 
 
+def available() -> bool:
+    """Whether Matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def new_figure(n_columns: int = 1, *, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     """A figure in the house style, and its axes side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -92,7 +92,8 @@ def solve_beta(
     NotConverged
         Unless ``allow_unconverged``.
     """
-    _checks.kind("jacobian", jacobian, Linearisation)
+    for name, there in (("jacobian", jacobian), ("at", jacobian if at is None else at)):
+        _checks.kind(name, there, Linearisation)
     g = jacobian.frozen.check_state("g", g, len(jacobian.slope))
     net = jacobian.frozen.network
     b = gather_sources(net, g)

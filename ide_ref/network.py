@@ -104,6 +104,8 @@ class Network:
     neuron: Neuron
 
     def __post_init__(self) -> None:
+        for name, parts in (("populations", self.populations), ("connections", self.connections)):
+            _checks.kind(name, parts, tuple)
         if not self.populations:
             raise ValueError("the network has no populations; expected at least one")
         _checks.kind("neuron", self.neuron, Neuron)
@@ -111,11 +113,14 @@ class Network:
         shapes = {INPUT: _checks.shape("input_shape", self.input_shape)}
         for population in self.populations:
             _checks.kind("population", population, Population)
+            _checks.kind("name of a population", population.name, str)
             if population.name in shapes:
                 raise ValueError(f"population name {population.name!r} is used twice; names must differ")
             shapes[population.name] = _checks.shape(f"shape of population {population.name!r}", population.shape)
         for c in self.connections:
             _checks.kind("connection", c, Connection)
+            for part, name in (("name", c.name), ("source", c.source), ("target", c.target)):
+                _checks.kind(f"{part} of connection {c.name!r}", name, str)
             _checks.kind(f"synapse of connection {c.name!r}", c.synapse, Synapse)
         names = [c.name for c in self.connections]
         for name in names:
@@ -136,6 +141,7 @@ class Network:
                         "restrict; leave it out"
                     )
         _checks.kind("synapse of the readout", self.readout.synapse, Dense)
+        _checks.kind("source of the readout", self.readout.source, str)
         self._check_fit("readout", "from", self.readout.source, self.readout.synapse.in_shape, shapes)
 
     @staticmethod
@@ -262,8 +268,8 @@ class Network:
             Everything the network needs, running statistics and start vectors included.
         """
         _checks.kind("rng", rng, np.random.Generator)
-        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise ValueError(f"dtype is {np.dtype(dtype)}; expected float32 or float64")
+        _checks.kind("profile", profile, Profile)
+        dtype = _checks.float_type("dtype", dtype)
         params: Params = {}
         for name, shape in self.parameter_shapes.items():
             owner, part = name.rsplit(".", 1)
@@ -503,8 +509,11 @@ class FrozenConnection:
 
     @cached_property
     def operator_norm(self) -> float:
-        """‖scale ⊙ W‖₂ at this input size, times the largest factor of the mask."""
-        plain = replace(self, keep=None)
+        """‖scale ⊙ W‖₂ at this input size, times the largest factor of the mask.
+
+        A batch's own statistics are taken as fixed: with them the connection is linear, a sample at a time.
+        """
+        plain = replace(self, keep=None, z=None)
         start = np.random.default_rng(0).standard_normal(self.synapse.n_in).astype(self.taps.dtype)
         tol = 1e-8 if self.taps.dtype == np.float64 else 1e-5
         pair = constraints.leading_singular_pair(
@@ -552,7 +561,8 @@ class FrozenConnection:
                     d_weight, params[f"{c.name}.weight"], alpha, self.singular.value, _norm_gradient(c, self.singular)
                 )
                 # Beyond the clamp the derivative is 0; inside, α and its clipped value are the same.
-                grads[f"{c.name}.alpha"] = d_alpha * (alpha == params[f"{c.name}.alpha"])
+                inside = bool(alpha == params[f"{c.name}.alpha"])
+                grads[f"{c.name}.alpha"] = d_alpha if inside else np.zeros_like(d_alpha)
             grads[f"{c.name}.weight"] = d_weight
         return grads, statistics
 
@@ -717,6 +727,8 @@ class Frozen:
 def read_out(frozen: Frozen, state: HasRates) -> NDArray:
     """Logits of a rollout or an equilibrium, (READ): (B, n_classes)."""
     _checks.kind("frozen", frozen, Frozen)
+    if not hasattr(state, "a"):
+        raise ValueError(f"state is of type {type(state).__name__}; expected Rates or Equilibrium")
     return frozen.read_out(state)
 
 
@@ -822,6 +834,7 @@ def freeze(
 
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:
     """One population's part of a state (B, n), as (B, *shape)."""
+    _checks.kind("population", population, str)
     place = network.place(population)
     if population == INPUT:
         raise ValueError(f"population is {INPUT!r}; expected one of {', '.join(p.name for p in network.populations)}")

@@ -72,13 +72,13 @@ class Neuron:
         ``closed`` counts both ends, ``open`` neither, ``half`` the upper end alone (the slides' H, with
         H(0) = 0).
         """
+        if not _checks.is_one_of(rule, ("closed", "open", "half")):
+            raise ValueError(f"mask rule {rule!r} is unknown; expected 'closed', 'open' or 'half'")
         if rule == "closed":
             return (p >= 0.0) & (p <= self.v_th)
         if rule == "open":
             return (p > 0.0) & (p < self.v_th)
-        if rule == "half":
-            return (p > 0.0) & (p <= self.v_th)
-        raise ValueError(f"mask rule {rule!r} is unknown; expected 'closed', 'open' or 'half'")
+        return (p > 0.0) & (p <= self.v_th)
 
 
 def IF(v_th: float = 2.0) -> Neuron:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from ide_ref import profiles
+from ide_ref import _checks, profiles
 from ide_ref.constraints import Restriction
 from ide_ref.network import Network
 from ide_ref.neurons import IF, LIF, Neuron
@@ -51,7 +51,7 @@ class Recipe:
     Raises
     ------
     ValueError
-        A count below 1, a rate that is no positive number, an unknown solver or dtype.
+        A field of the wrong kind or out of its range: counts are whole numbers, rates finite ones.
     """
 
     dataset: str
@@ -77,17 +77,35 @@ class Recipe:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "epochs", "batch_size", "max_iter", "limit"):
+        for name in ("n_steps", "epochs", "batch_size", "max_iter"):
+            _checks.whole(name, getattr(self, name))
+        if self.limit is not None:
+            _checks.whole("limit", self.limit)
+        for name in ("warmup_steps", "crop"):
+            _checks.whole(name, getattr(self, name), 0)
+        for name in ("lr", "tol", "gamma"):
+            _checks.positive(name, getattr(self, name))
+        if not (_checks.is_real(self.momentum) and 0 <= self.momentum < 1):
+            raise ValueError(f"momentum is {self.momentum!r}; expected a number in [0, 1)")
+        if not (_checks.is_real(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay!r}; expected a finite number of at least 0")
+        if not (isinstance(self.milestones, tuple) and all(map(_checks.is_whole, self.milestones))):
+            raise ValueError(f"milestones is {self.milestones!r}; expected a tuple of epochs, each at least 1")
+        for name in ("mean", "std"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        for name in ("lr", "tol"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
-        for name, choices in (("dtype", ("float32", "float64")), ("solver", tuple(SOLVERS))):
+            if not (isinstance(value, tuple) and value and all(map(_checks.is_real, value))):
+                raise ValueError(f"{name} is {value!r}; expected a tuple of finite numbers, one a channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std!r}; expected positive numbers")
+        _checks.kind("dataset", self.dataset, str)
+        for name, choices in (
+            ("dtype", ("float32", "float64")),
+            ("solver", tuple(SOLVERS)),
+            ("input", ("static", "spikes")),
+        ):
             value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+            if not _checks.is_one_of(value, choices):
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,11 @@ class Preset:
     recipe: Recipe
     norm: Literal["operator", "kernel"] = "operator"
     profile: Profile = PAPER
+
+    def __post_init__(self) -> None:
+        _checks.kind("name", self.name, str)
+        _checks.kind("recipe", self.recipe, Recipe)
+        _checks.kind("profile", self.profile, Profile)
 
     @cached_property
     def network(self) -> Network:
@@ -274,20 +297,21 @@ def load(
     ValueError
         No preset or no neuron of that name, or `n_steps` below 1.
     """
+    _checks.kind("name", name, str)
     if name not in _TABLE:
         nearest = difflib.get_close_matches(name, _TABLE, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ValueError(f"no preset is called {name!r}: {hint}there are {', '.join(_TABLE)}")
     preset = _TABLE[name]
-    if neuron not in ("lif", "if"):
+    if not _checks.is_one_of(neuron, ("lif", "if")):
         raise ValueError(f"neuron is {neuron!r}, expected 'lif' or 'if'")
     if neuron == "if":
         preset = replace(preset, neuron=IF(preset.neuron.v_th))
     if n_steps is not None:
         preset = replace(preset, recipe=replace(preset.recipe, n_steps=n_steps))
-    if norm not in ("operator", "kernel"):
+    if not _checks.is_one_of(norm, ("operator", "kernel")):
         raise ValueError(f"norm is {norm!r}, expected 'operator' or 'kernel'")
-    if profile not in ("paper", "authors"):
+    if not _checks.is_one_of(profile, ("paper", "authors")):
         raise ValueError(f"profile is {profile!r}, expected 'paper' or 'authors'")
     preset = replace(preset, norm=norm)
     if profile == "authors":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref._checks import positive, whole
+from ide_ref._checks import is_one_of, positive, whole
 
 Product = Callable[[NDArray], NDArray]
 
@@ -311,9 +311,11 @@ def solve(
     ValueError
         For an unknown method, a tolerance that is not positive, no iterations, or arrays that do not fit.
     """
-    if method not in SOLVERS:
+    if not is_one_of(method, SOLVERS):
         raise ValueError(f"solver {method!r} is unknown; expected one of {', '.join(SOLVERS)}")
     tol, max_iter = positive("tol", tol), whole("max_iter", max_iter)
+    if not callable(product):
+        raise ValueError(f"product is of type {type(product).__name__}; expected a callable, v to J v")
     for name, array in (("b", b), ("x0", b if x0 is None else x0)):
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
             shape = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__

@@ -263,6 +263,17 @@ def _invert(table: NDArray[np.int32], n: int) -> NDArray[np.int32]:
     return inverse
 
 
+def _check_windows(cls: type, in_shape: Shape, kernel: int, stride: int, padding: int | None) -> None:
+    """Raise unless windows can slide over a picture of that shape."""
+    if len(_checks.shape(f"in_shape of {cls.__name__}", in_shape)) != 3:
+        raise ValueError(f"{cls.__name__} has in_shape {in_shape}; expected (channels, rows, columns)")
+    if not all(map(_checks.is_whole, (kernel, stride, 0 if padding is None else padding), (1, 1, 0))):
+        raise ValueError(
+            f"{cls.__name__} has kernel {kernel!r}, stride {stride!r}, padding {padding!r}; expected whole numbers: "
+            "kernel and stride of at least 1, padding of at least 0"
+        )
+
+
 @dataclass(frozen=True)
 class _Windowed(Synapse):
     """A synapse whose kernel windows slide over the larger picture."""
@@ -274,14 +285,9 @@ class _Windowed(Synapse):
     def _check(self) -> None:
         """Raise unless both shapes are pictures and the kernel maps one to the other."""
         name = type(self).__name__
-        for label, shape in (("in_shape", self.in_shape), ("out_shape", self.out_shape)):
-            if len(_checks.shape(f"{label} of {name}", shape)) != 3:
-                raise ValueError(f"{name} has {label} {shape}; expected (channels, rows, columns)")
-        if not all(map(_checks.is_whole, (self.kernel, self.stride, self.padding), (1, 1, 0))):
-            raise ValueError(
-                f"{name} has kernel {self.kernel}, stride {self.stride}, padding {self.padding}; expected kernel and "
-                "stride of at least 1, padding of at least 0"
-            )
+        _check_windows(type(self), self.in_shape, self.kernel, self.stride, self.padding)
+        if len(_checks.shape(f"out_shape of {name}", self.out_shape)) != 3:
+            raise ValueError(f"{name} has out_shape {self.out_shape}; expected (channels, rows, columns)")
         fits = tuple(self._size(n) for n in self.in_shape[1:])
         if self.out_shape[1:] != fits:
             raise ValueError(f"{name} maps {self.in_shape[1:]} to {fits}, but out_shape is {self.out_shape}")
@@ -357,6 +363,7 @@ class Conv2d(_Windowed):
         cls, in_shape: Shape, channels: int, *, kernel: int, stride: int = 1, padding: int | None = None
     ) -> Conv2d:
         """The convolution of a picture; padding (k − 1)/2 unless given."""
+        _check_windows(cls, in_shape, kernel, stride, padding)
         padding = (kernel - 1) // 2 if padding is None else padding
         size = [(n + 2 * padding - kernel) // stride + 1 for n in in_shape[1:]]
         return cls(in_shape, (channels, *size), kernel, stride, padding)
@@ -385,9 +392,13 @@ class ConvTranspose2d(_Windowed):
     output_padding: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.output_padding < max(self.stride, 1):
-            raise ValueError(f"output_padding is {self.output_padding}; expected 0 to stride - 1 = {self.stride - 1}")
+        self._check_output_padding(self.output_padding, self.stride)
         self._check()
+
+    @staticmethod
+    def _check_output_padding(output_padding: int, stride: int) -> None:
+        if not (_checks.is_whole(output_padding, 0) and output_padding < stride):
+            raise ValueError(f"output_padding is {output_padding!r}; expected 0 to stride - 1 = {stride - 1}")
 
     def _size(self, n: int) -> int:
         return (n - 1) * self.stride - 2 * self.padding + self.kernel + self.output_padding
@@ -404,6 +415,8 @@ class ConvTranspose2d(_Windowed):
         output_padding: int = 1,
     ) -> ConvTranspose2d:
         """The transposed convolution of a picture; padding (k − 1)/2 unless given."""
+        _check_windows(cls, in_shape, kernel, stride, padding)
+        cls._check_output_padding(output_padding, stride)
         padding = (kernel - 1) // 2 if padding is None else padding
         size = [(n - 1) * stride - 2 * padding + kernel + output_padding for n in in_shape[1:]]
         return cls(in_shape, (channels, *size), kernel, stride, padding, output_padding)
@@ -444,6 +457,7 @@ class AvgPool2d(_Windowed):
     def over(cls, in_shape: Shape, *, kernel: int, stride: int | None = None, padding: int = 0) -> AvgPool2d:
         """The pooling of a picture; stride k unless given."""
         stride = kernel if stride is None else stride
+        _check_windows(cls, in_shape, kernel, stride, padding)
         size = [(n + 2 * padding - kernel) // stride + 1 for n in in_shape[1:]]
         return cls(in_shape, (in_shape[0], *size), kernel, stride, padding)
 

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ide-ref {args.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        return _fail(args.command, f"{error.name} is not installed; pip install 'ide_ref[train]'")
+        return _fail(args.command, f"{error.name} is not installed; {commands.INSTALL}")
     except ValueError as error:
         return _fail(args.command, str(error))
     except OSError as error:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ide_ref.network import Params
     from ide_ref.presets import Preset
 
+CURVES = "curves.png"
+INSTALL = "pip install 'ide_ref[train]'"
+
 
 def add_all(sub: Any) -> None:
     """Add every command to the parser."""
@@ -43,7 +46,7 @@ def add_all(sub: Any) -> None:
     p.add_argument("--seed", type=_seed, default=0, metavar="S")
     p.add_argument("--out", metavar="DIR", help="output folder (default: runs/PRESET-NEURON-sSEED)")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    p.add_argument("--limit", type=_count, metavar="N", help="train and test on the first N samples alone")
+    p.add_argument("--limit", type=_count, metavar="N", help="only the first N training and the first N test images")
     p.add_argument("--batch-size", type=_count, metavar="B")
     p.add_argument("--lr", type=_positive)
     p.add_argument("--warmup-steps", type=_count, metavar="N", help="batches in which the learning rate rises")
@@ -197,6 +200,10 @@ def info(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """``ide-ref train``."""
+    # What is missing is told before anything is written.
+    import safetensors  # noqa: F401
+    import tqdm  # noqa: F401
+
     from ide_ref import figures
     from ide_ref.training import loop
 
@@ -214,6 +221,9 @@ def train(args: argparse.Namespace) -> int:
     preset = replace(preset, recipe=replace(preset.recipe, **changes))
     out = Path(args.out or f"runs/{preset.name}-{preset.neuron.name}-s{args.seed}")
     data = _data(preset, args, preset.recipe.limit)
+    drawn = figures.available()
+    if not drawn:
+        print(f"matplotlib is not installed: no {CURVES} will be drawn; {INSTALL}", file=sys.stderr)
     try:
         result = loop.train(
             preset,
@@ -228,18 +238,19 @@ def train(args: argparse.Namespace) -> int:
         raise RuntimeError(str(error)) from None
     summary = {**result.summary(), "out": str(out)}
     history = result.checkpoint.history
-    if history:
-        figures.training_curves(history, title=f"{preset.name} ({preset.neuron.name.upper()})", path=out / "curves.png")
+    if history and drawn:
+        figures.training_curves(history, title=f"{preset.name} ({preset.neuron.name.upper()})", path=out / CURVES)
     if result.stopped_by is not None:
         again = [*(word for word in args.words if word != "--resume"), "--resume"]
         print(f"stopped and saved; go on with: ide-ref {shlex.join(again)}", file=sys.stderr)
         if args.json:
             _print(args, summary, "")
         return 128 + result.stopped_by
+    files = [loop.RUN, loop.METRICS, loop.CHECKPOINT, *([CURVES] if drawn else [])]
     text = (
         f"test accuracy {summary['last_accuracy']:.2%} (best {summary['best_accuracy']:.2%} in epoch "
         f"{summary['best_epoch']}), {summary['seconds_per_epoch']:.1f} s an epoch\n"
-        f"written: {out}/{{run.json, metrics.jsonl, checkpoint.safetensors, curves.png}}"
+        f"written: {out}/{{{', '.join(files)}}}"
     )
     _print(args, summary, text)
     return 0

@@ -38,6 +38,8 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``ide-ref equilibrium``."""
+    import matplotlib  # noqa: F401  what is missing is told before the run
+
     from ide_ref import figures
     from ide_ref._files import write_atomically
     from ide_ref.cli import commands

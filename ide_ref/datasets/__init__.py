@@ -1,7 +1,7 @@
 """Data sets: readers, the registry, augmentation, and synthetic event recordings.
 
-A leaf of the package: it imports NumPy and the standard library, and pooch only to look into the
-user's cache or to download.
+A leaf of the package: it imports NumPy, the standard library and the checks of arguments, and pooch only to
+look into the user's cache or to download.
 """
 
 from ide_ref.datasets.augment import check_images, normalise, random_crop, random_flip

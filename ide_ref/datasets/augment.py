@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from ide_ref import _checks
+
 
 def check_images(x: ArrayLike, y: ArrayLike, *, n_classes: int, input_shape: Sequence[int]) -> None:
     """Refuse images and labels that a network cannot be trained on.
@@ -28,7 +30,8 @@ def check_images(x: ArrayLike, y: ArrayLike, *, n_classes: int, input_shape: Seq
         pixels, labels out of range: one line that names the argument and the first wrong item.
     """
     images, labels = np.asarray(x), np.asarray(y)
-    shape = tuple(input_shape)
+    shape = _checks.shape("input_shape", input_shape)
+    _checks.whole("n_classes", n_classes)
     if images.dtype.kind not in "uif":
         raise ValueError(f"x has dtype {images.dtype}, expected integers or floats")
     if images.shape[1:] != shape or images.ndim != len(shape) + 1:
@@ -87,15 +90,14 @@ def normalise(
         ``x`` is no batch of images, ``mean`` or ``std`` fits neither form, ``scale`` or ``std`` is not
         positive, or ``dtype`` is not floating.
     """
-    kind = np.dtype(dtype)
-    if kind not in (np.float32, np.float64):
-        raise ValueError(f"dtype is {kind}, expected float32 or float64")
+    kind = _checks.float_type("dtype", dtype)
     _check_batch(x)
-    if not scale > 0:
-        raise ValueError(f"scale is {scale}, expected a positive number")
+    _checks.positive("scale", scale)
     statistics = {}
     for name, value in (("mean", mean), ("std", std)):
-        array = np.asarray(value, np.float64)
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu" or not np.all(np.isfinite(array)):
+            raise ValueError(f"{name} is {value!r}, expected finite numbers")
         if array.shape not in ((), (x.shape[1],)):
             raise ValueError(f"{name} has shape {array.shape}, expected a number or ({x.shape[1]},)")
         statistics[name] = array.astype(kind).reshape(-1, 1, 1)
@@ -133,8 +135,8 @@ def random_crop(x: NDArray[np.generic], rng: np.random.Generator, *, padding: in
         ``x`` is no batch of images or ``padding`` negative.
     """
     _check_batch(x)
-    if padding < 0:
-        raise ValueError(f"padding is {padding}, expected at least 0")
+    _checks.kind("rng", rng, np.random.Generator)
+    padding = _checks.whole("padding", padding, 0)
     n, channels, height, width = x.shape
     padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     top, left = rng.integers(0, 2 * padding, size=(2, n), endpoint=True)
@@ -170,8 +172,9 @@ def random_flip(
         ``x`` is no batch of images or ``probability`` not in [0, 1].
     """
     _check_batch(x)
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability is {probability}, expected 0 to 1")
+    _checks.kind("rng", rng, np.random.Generator)
+    if not (_checks.is_real(probability) and 0 <= probability <= 1):
+        raise ValueError(f"probability is {probability!r}, expected 0 to 1")
     flipped = rng.random(len(x)) < probability
     result = x.copy()
     result[flipped] = x[flipped, :, :, ::-1]
@@ -179,5 +182,8 @@ def random_flip(
 
 
 def _check_batch(x: NDArray[np.generic]) -> None:
+    _checks.kind("x", x, np.ndarray)
     if x.ndim != 4:
         raise ValueError(f"x has shape {x.shape}, expected (B, channels, rows, columns)")
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"x has dtype {x.dtype}, expected real numbers")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
 from ide_ref.datasets.errors import damaged, read_bytes
 
 IMAGE_SHAPE = (3, 32, 32)
@@ -40,7 +41,7 @@ def read_cifar10(
     DataError
         A file that ends inside a record, holds another number of records, or has a label out of range.
     """
-    labels, images = _read(Path(path), (("label", 10),), n_records)
+    labels, images = _read(path, (("label", 10),), n_records)
     return images, labels[:, 0]
 
 
@@ -68,13 +69,16 @@ def read_cifar100(
     DataError
         As :func:`read_cifar10`.
     """
-    labels, images = _read(Path(path), (("coarse label", 20), ("fine label", 100)), n_records)
+    labels, images = _read(path, (("coarse label", 20), ("fine label", 100)), n_records)
     return images, labels[:, 1], labels[:, 0]
 
 
 def _read(
-    path: Path, label_bytes: tuple[tuple[str, int], ...], n_records: int | None
+    path: str | Path, label_bytes: tuple[tuple[str, int], ...], n_records: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    path = _checks.path("path", path)
+    if n_records is not None:
+        _checks.whole("n_records", n_records)
     content = read_bytes(path, "a CIFAR binary batch")
     size = len(label_bytes) + _N_PIXELS
     whole, rest = divmod(len(content), size)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ide_ref import _checks
 from ide_ref.datasets.errors import DataError, damaged, read_bytes
 
 SENSOR_SIZE = 34
@@ -55,7 +56,7 @@ def read_events(path: str | Path) -> Events:
         An empty file or one that ends inside an event, a pixel outside the 34 by 34 sensor, or a time
         before its predecessor's: one line with the file and the byte offset.
     """
-    path = Path(path)
+    path = _checks.path("path", path)
     content = read_bytes(path, "an N-MNIST event file")
     if not content or len(content) % _RECORD:
         raise damaged(path, len(content), "the end of the file", f"a whole number of {_RECORD}-byte events")
@@ -100,6 +101,21 @@ def write_events(path: str | Path, events: Events) -> None:
         Arrays of unequal length, a pixel outside the sensor, a polarity other than 0 or 1, times out
         of range or out of order.
     """
+    path = _checks.path("path", path)
+    _check_events(events)
+    t = np.asarray(events.t)
+    records = np.empty((len(t), _RECORD), np.uint8)
+    records[:, 0] = events.x
+    records[:, 1] = events.y
+    records[:, 2] = np.asarray(events.polarity) << 7 | t >> 16
+    records[:, 3] = t >> 8 & 0xFF
+    records[:, 4] = t & 0xFF
+    path.write_bytes(records.tobytes())
+
+
+def _check_events(events: Events) -> None:
+    """Raise unless the arrays are those of a recording."""
+    _checks.kind("events", events, Events)
     t = np.asarray(events.t)
     columns = {"x": SENSOR_SIZE, "y": SENSOR_SIZE, "polarity": 2, "t": _END_OF_TIME}
     for name, limit in columns.items():
@@ -114,13 +130,6 @@ def write_events(path: str | Path, events: Events) -> None:
             )
     if np.any(t[1:] < t[:-1]):
         raise ValueError("events.t is not in order, expected times that never decrease; sort the events")
-    records = np.empty((len(t), _RECORD), np.uint8)
-    records[:, 0] = events.x
-    records[:, 1] = events.y
-    records[:, 2] = np.asarray(events.polarity) << 7 | t >> 16
-    records[:, 3] = t >> 8 & 0xFF
-    records[:, 4] = t & 0xFF
-    Path(path).write_bytes(records.tobytes())
 
 
 def bin_events(
@@ -151,12 +160,12 @@ def bin_events(
     Raises
     ------
     ValueError
-        ``n_frames`` or ``window`` below 1.
+        ``n_frames`` or ``window`` that is no whole number of at least 1, or events as :func:`write_events` refuses.
     """
-    if n_frames < 1:
-        raise ValueError(f"n_frames is {n_frames}, expected at least 1")
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window} µs, expected at least 1")
+    _checks.whole("n_frames", n_frames)
+    if window is not None:
+        _checks.whole("window", window)
+    _check_events(events)
     x, y, polarity, t = events.x, events.y, events.polarity, events.t
     if window is None:
         frame = t * n_frames // (t[-1] + 1) if len(t) else t
@@ -195,6 +204,12 @@ class EventFrames:
     n_frames: int
     window: int | None = None
     packed: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        _checks.kind("paths", self.paths, tuple)
+        _checks.whole("n_frames", self.n_frames)
+        if self.window is not None:
+            _checks.whole("window", self.window)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -267,7 +282,9 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
     DataError
         A class folder is missing, or none of them holds a ``.bin`` file.
     """
-    base = Path(folder) / split.capitalize()
+    if not _checks.is_one_of(split, ("train", "test")):
+        raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
+    base = _checks.path("folder", folder) / split.capitalize()
     found: list[tuple[str, int, Path]] = []
     for label in range(N_CLASSES):
         class_folder = base / str(label)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ide_ref import _checks
 from ide_ref.datasets.errors import DataError, damaged, read_bytes
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -47,7 +48,7 @@ def read_idx(
         or a broken gzip stream: one line with the file, the byte offset and what was expected. Offsets
         count the decompressed bytes, except where the gzip stream itself is broken.
     """
-    path = Path(path)
+    path = _checks.path("path", path)
     content = read_bytes(path, "an IDX file")
     if content[:2] == _GZIP_MAGIC:
         content = _gunzip(path, content)
@@ -79,7 +80,7 @@ def idx_shape(path: str | Path) -> tuple[int, ...]:
     DataError
         The file cannot be read or does not begin as an IDX file does.
     """
-    path = Path(path)
+    path = _checks.path("path", path)
     try:
         with path.open("rb") as stream:
             begin = stream.read(2 * _LONGEST_HEADER)

@@ -30,6 +30,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ide_ref import _checks
 from ide_ref.datasets.cifar import read_cifar10, read_cifar100
 from ide_ref.datasets.errors import DataError, damaged
 from ide_ref.datasets.events import EventFrames, find_recordings
@@ -301,10 +302,14 @@ class Dataset:
         x : (B, channels, rows, columns) or (B, T, 2, 34, 34) uint8
         y : (B,) int64
         """
-        if split not in _SPLITS:
+        if not _checks.is_one_of(split, _SPLITS):
             raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
         x, y = (self.x_train, self.y_train) if split == "train" else (self.x_test, self.y_test)
         chosen = np.asarray(indices)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+            raise ValueError(f"indices is {chosen.dtype} of shape {chosen.shape}, expected integers of shape (B,)")
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(y):
+            raise ValueError(f"indices reach from {chosen.min()} to {chosen.max()}, expected 0 to {len(y) - 1}")
         return (x.take(chosen) if isinstance(x, EventFrames) else x[chosen]), y[chosen]
 
 
@@ -374,12 +379,12 @@ def load(
         Unknown name, nothing found, or damaged files: one line that says what to do.
     """
     info = _info(name)
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, expected at least 1")
+    if limit is not None:
+        _checks.whole("limit", limit)
     if n_frames is not None and info.form != "events":
         raise ValueError(f"n_frames is {n_frames}, but {name} holds still images; leave it out")
-    if n_frames is not None and n_frames < 1:
-        raise ValueError(f"n_frames is {n_frames}, expected at least 1")
+    if n_frames is not None:
+        _checks.whole("n_frames", n_frames)
     folder, problem = _find(info, data_dir)
     if download and (folder is None or problem):
         folder, problem = fetch(name), ""
@@ -473,14 +478,14 @@ def fetch(name: str, *, cache_dir: str | Path | None = None, progress: bool = Fa
 
 
 def _info(name: str) -> DatasetInfo:
-    if name not in DATASETS:
+    if not _checks.is_one_of(name, DATASETS):
         raise DataError(f"name is {name!r}, expected a data set: {', '.join(DATASETS)}")
     return DATASETS[name]
 
 
 def _roots(data_dir: str | Path | None) -> Iterator[Path]:
     if data_dir is not None:
-        yield Path(data_dir)
+        yield _checks.path("data_dir", data_dir)
     if os.environ.get("IDE_REF_DATA"):
         yield Path(os.environ["IDE_REF_DATA"])
     yield _SYSTEM_ROOT
@@ -505,7 +510,7 @@ def _find(info: DatasetInfo, data_dir: str | Path | None) -> tuple[Path | None, 
     """The first complete folder; or the first one that is not, with its problem; or nothing."""
     if not info.downloads:
         return _EMBEDDED, ""
-    if data_dir is not None and not Path(data_dir).is_dir():
+    if data_dir is not None and not _checks.path("data_dir", data_dir).is_dir():
         raise DataError(f"data_dir is {data_dir}, which is no folder, expected one that holds {info.name}/")
     incomplete: tuple[Path | None, str] = (None, "")
     for root in _roots(data_dir):

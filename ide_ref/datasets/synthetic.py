@@ -16,12 +16,13 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ide_ref import _checks
 from ide_ref.datasets.errors import DataError
 from ide_ref.datasets.events import N_CLASSES, SENSOR_SIZE, Events, write_events
 
@@ -68,13 +69,17 @@ class Sensor:
     sub_frames: int = 32
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            if not _checks.is_real(getattr(self, f.name)):
+                raise ValueError(f"{f.name} is {getattr(self, f.name)!r}, expected a finite number")
+        for name in ("saccade", "sub_frames"):
+            _checks.whole(name, getattr(self, name))
+        _checks.whole("refractory", self.refractory, 0)
         # Each crossing is one pass over the pixels, and single precision has to resolve it.
         if not self.threshold >= 0.01:
             raise ValueError(f"threshold is {self.threshold}, expected at least 0.01")
-        for name in ("floor", "saccade", "sub_frames"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
-        for name in ("mismatch", "refractory", "noise_rate"):
+        _checks.positive("floor", self.floor)
+        for name in ("mismatch", "noise_rate"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if not 0 <= self.amplitude <= 5:
@@ -118,7 +123,8 @@ def record(images: ArrayLike, *, seed: int = 0, sensor: Sensor | None = None) ->
     ValueError
         ``images`` of another shape or type.
     """
-    return list(_record(_check_images(images), seed, 0, sensor or Sensor()))
+    sensor = _check_sensor(seed, sensor)
+    return list(_record(_check_images(images), seed, 0, sensor))
 
 
 def make_recordings(
@@ -161,7 +167,7 @@ def make_recordings(
         The split is there already, or the folder cannot be written.
     """
     pixels, classes = _check_images(images), np.asarray(labels)
-    if split not in ("train", "test"):
+    if not _checks.is_one_of(split, ("train", "test")):
         raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
     if classes.shape != (len(pixels),) or classes.dtype.kind not in "iu":
         raise ValueError(
@@ -171,11 +177,11 @@ def make_recordings(
         raise ValueError(
             f"labels reach from {classes.min()} to {classes.max()}, expected 0 to {N_CLASSES - 1}"
         )
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, expected at least 1")
-    sensor = sensor or Sensor()
+    if limit is not None:
+        _checks.whole("limit", limit)
+    sensor = _check_sensor(seed, sensor)
     n = len(pixels) if limit is None else min(limit, len(pixels))
-    folder = Path(out_dir) / split.capitalize()
+    folder = _checks.path("out_dir", out_dir) / split.capitalize()
     if folder.exists():
         raise DataError(f"{folder}: exists already, expected no such folder; remove it or choose another")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -202,6 +208,14 @@ def make_recordings(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Recordings(folder, n_events)
+
+
+def _check_sensor(seed: int, sensor: Sensor | None) -> Sensor:
+    _checks.whole("seed", seed, 0)
+    if sensor is None:
+        return Sensor()
+    _checks.kind("sensor", sensor, Sensor)
+    return sensor
 
 
 def _check_images(images: ArrayLike) -> NDArray[np.uint8]:

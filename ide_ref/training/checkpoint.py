@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
 from ide_ref._files import write_atomically
 from ide_ref.presets import Preset
 
@@ -67,6 +68,8 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
+    _checks.kind("checkpoint", checkpoint, Checkpoint)
+    path = _checks.path("path", path)
     # safetensors writes the memory as it lies, whatever the strides say.
     tensors = {
         f"{part}/{name}": np.asarray(array, order="C")
@@ -95,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = _checks.path("path", path)
     try:
         _check_header(path)
         with safe_open(path, framework="numpy") as file:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ide_ref import _checks
 from ide_ref.datasets import Dataset, normalise, random_crop, random_flip
 from ide_ref.equilibrium import find_equilibrium
 from ide_ref.network import freeze, read_out
@@ -82,6 +83,10 @@ def load_batch(
     ValueError
         The data set's images do not have the size of the network's input.
     """
+    _checks.kind("preset", preset, Preset)
+    _checks.kind("data", data, Dataset)
+    if rng is not None:
+        _checks.kind("rng", rng, np.random.Generator)
     recipe = preset.recipe
     images, y = data.batch(split, indices)
     x: NDArray[np.generic] = images
@@ -119,12 +124,16 @@ def evaluate(
     between : callable
         Called before each batch; what it raises ends the evaluation.
     """
+    _checks.kind("preset", preset, Preset)
+    _checks.kind("data", data, Dataset)
+    _checks.kind("params", params, Mapping)
     network, n_steps = preset.network, preset.recipe.n_steps
     if batch_size is None:
         batch_size = max(1, min(512, 2**24 // network.state_size))
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    batch_size = _checks.whole("batch_size", batch_size)
     frozen = freeze(network, dict(params), profile=preset.profile)
+    if not _checks.is_one_of(split, ("train", "test")):
+        raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
     n_samples = len(data.y_train if split == "train" else data.y_test)
     loss, correct = 0.0, 0
     spikes = np.zeros(len(network.populations), np.int64)
@@ -155,6 +164,8 @@ def equilibrium_distance(preset: Preset, params: Params, x: NDArray[np.floating]
     NotConverged
         The equilibrium was not found; γ ≥ 1 is the usual reason.
     """
+    _checks.kind("preset", preset, Preset)
+    preset.network.check_params(params)
     exact = {name: array.astype(np.float64) for name, array in params.items()}
     frozen = freeze(preset.network, exact, profile=preset.profile)
     rates = simulate(frozen, x, preset.recipe.n_steps)

@@ -23,6 +23,7 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from ide_ref import _checks
 from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.implicit import backward
@@ -90,6 +91,8 @@ def generator(
 
 def begin(preset: Preset, seed: int) -> Checkpoint:
     """A training before its first batch."""
+    _checks.kind("preset", preset, Preset)
+    _checks.whole("seed", seed, 0)
     recipe, network = preset.recipe, preset.network
     params = network.init(generator(seed, "init"), dtype=recipe.dtype, profile=preset.profile)
     velocity = _optimiser(preset).start(params, network.trainable)
@@ -149,12 +152,13 @@ def train(
     Diverged
         Naming epoch and batch. The last checkpoint stays.
     """
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, expected at least 0")
+    _checks.kind("preset", preset, Preset)
+    _checks.kind("data", data, Dataset)
+    _checks.whole("seed", seed, 0)
+    out = _checks.path("out", out)
     if data.n_classes != preset.n_classes:
         raise ValueError(f"data set {data.name!r} has {data.n_classes} classes, the network {preset.n_classes}")
     load_batch(preset, data, "train", [0])
-    out = Path(out)
     state = _open(preset, seed, out, resume)
     about = _about(preset, data, seed, command, state)
     # The largest file first: when the disk is too full for it, nothing else lies there.

@@ -51,7 +51,7 @@ def cross_entropy(logits: NDArray[np.floating], y: ArrayLike) -> tuple[float, ND
     loss : float
         Natural units, summed in float64.
     gradient : (B, n_classes) array
-        ∂L/∂o in the dtype of `logits`.
+        ∂L/∂o in the dtype of `logits`. Both are NaN where a logit is.
 
     Raises
     ------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ide_ref import _checks
+
 
 def learning_rate(
     base: float, *, epoch: int, step: int, milestones: Sequence[int] = (), gamma: float = 0.1, warmup_steps: int = 0
@@ -23,6 +25,16 @@ def learning_rate(
     Returns
     -------
     float
+
+    Raises
+    ------
+    ValueError
+        `base` or `gamma` is no finite number, `epoch`, `step` or `warmup_steps` no whole number of at least 0.
     """
+    for name, value in (("base", base), ("gamma", gamma)):
+        if not _checks.is_real(value):
+            raise ValueError(f"{name} is {value!r}, expected a finite number")
+    for name, count in (("epoch", epoch), ("step", step), ("warmup_steps", warmup_steps)):
+        _checks.whole(name, count, 0)
     rate = base * gamma ** sum(epoch >= milestone for milestone in milestones)
     return rate * (step + 1) / warmup_steps if step < warmup_steps else rate

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
+
 Arrays = Mapping[str, NDArray[np.floating]]
 
 
@@ -32,13 +34,18 @@ class SGD:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}, expected 0 <= momentum < 1")
-        if not 0 <= self.weight_decay < np.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}, expected a finite number >= 0")
+        if not (_checks.is_real(self.momentum) and 0 <= self.momentum < 1):
+            raise ValueError(f"momentum is {self.momentum!r}, expected 0 <= momentum < 1")
+        if not (_checks.is_real(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay!r}, expected a finite number >= 0")
 
     def start(self, params: Arrays, trainable: Iterable[str]) -> dict[str, NDArray[np.floating]]:
         """The velocity before the first step: a zero for each number of each `trainable` array."""
+        _checks.kind("params", params, Mapping)
+        trainable = tuple(trainable)
+        for name in trainable:
+            if not _checks.is_one_of(name, params):
+                raise ValueError(f"trainable has {name!r}, expected names of params: {', '.join(params)}")
         return {name: np.zeros_like(params[name]) for name in trainable}
 
     def step(
@@ -65,10 +72,18 @@ class SGD:
         Raises
         ------
         ValueError
-            A gradient is missing or has another shape than its parameter.
+            A gradient or a parameter is missing, or has another shape than its velocity; or `rate` is no finite
+            number.
         """
+        for name, arrays in (("params", params), ("velocity", velocity), ("gradients", gradients)):
+            _checks.kind(name, arrays, Mapping)
+        if not _checks.is_real(rate):
+            raise ValueError(f"rate is {rate!r}, expected a finite number")
         new_params, new_velocity = dict(params), {}
         for name, v in velocity.items():
+            if name not in params or np.shape(params[name]) != np.shape(v):
+                given = f"shape {np.shape(params[name])}" if name in params else "nothing"
+                raise ValueError(f"params has {given} for {name!r}, expected shape {np.shape(v)}")
             theta = params[name]
             if name not in gradients or np.shape(gradients[name]) != theta.shape:
                 given = f"shape {np.shape(gradients[name])}" if name in gradients else "nothing"

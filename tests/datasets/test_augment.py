@@ -66,13 +66,13 @@ def test_normalisation_in_closed_form():
             r"x has shape \(3, 7, 9\), expected \(B, channels, rows, columns\)",
         ),
         (lambda x, rng: random_flip(x[0], rng), r"x has shape \(3, 7, 9\)"),
-        (lambda x, rng: random_crop(x, rng, padding=-1), "padding is -1, expected at least 0"),
+        (lambda x, rng: random_crop(x, rng, padding=-1), "padding is -1; expected a whole number of at least 0"),
         (lambda x, rng: random_flip(x, rng, probability=1.5), "probability is 1.5, expected 0 to 1"),
         (lambda x, rng: normalise(x[0], 0, 1), r"x has shape \(3, 7, 9\)"),
         (lambda x, rng: normalise(x, (0, 0), 1), r"mean has shape \(2,\), expected a number or \(3,\)"),
         (lambda x, rng: normalise(x, 0, 0), "std is 0, expected positive numbers"),
-        (lambda x, rng: normalise(x, 0, 1, scale=0), "scale is 0, expected a positive number"),
-        (lambda x, rng: normalise(x, 0, 1, dtype=np.int32), "dtype is int32, expected float32 or float64"),
+        (lambda x, rng: normalise(x, 0, 1, scale=0), "scale is 0; expected a positive, finite number"),
+        (lambda x, rng: normalise(x, 0, 1, dtype=np.int32), "dtype is int32; expected float32 or float64"),
     ],
 )
 def test_wrong_arguments(call, message):

@@ -189,7 +189,7 @@ def test_a_written_set_loads_and_says_that_it_is_synthetic(tmp_path, no_data):
         ({"labels": [1]}, r"labels are int64 of shape \(1,\), expected \(2,\) integers"),
         ({"labels": [1, 10]}, "labels reach from 1 to 10, expected 0 to 9"),
         ({"split": "valid"}, "split is 'valid', expected 'train' or 'test'"),
-        ({"limit": 0}, "limit is 0, expected at least 1"),
+        ({"limit": 0}, "limit is 0; expected a whole number of at least 1"),
         ({"images": np.zeros((2, 28, 28), np.uint8), "sensor": QUIET}, r"images\[0\] gives no event"),
     ],
 )
@@ -226,8 +226,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     ("options", "message"),
     [
         ({"threshold": 0.001}, "threshold is 0.001, expected at least 0.01"),
-        ({"saccade": 0}, "saccade is 0, expected a positive number"),
-        ({"refractory": -1}, "refractory is -1, expected 0 or more"),
+        ({"saccade": 0}, "saccade is 0; expected a whole number of at least 1"),
+        ({"refractory": -1}, "refractory is -1; expected a whole number of at least 0"),
         ({"amplitude": 6.0}, "amplitude is 6.0, expected 0 to 5 pixels"),
     ],
 )

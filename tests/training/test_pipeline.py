@@ -200,7 +200,7 @@ def test_spike_trains_are_trained_on(tmp_path):
 def test_a_batch_of_no_samples_is_refused():
     preset, data = tiny.preset(), tiny.data()
     for size in (0, -5):
-        with pytest.raises(ValueError, match=f"batch_size is {size}, expected at least 1"):
+        with pytest.raises(ValueError, match=f"batch_size is {size}; expected a whole number of at least 1"):
             evaluation.evaluate(preset, loop.begin(preset, 0).params, data, batch_size=size)
 
 
