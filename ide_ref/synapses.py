@@ -263,11 +263,11 @@ def _invert(table: NDArray[np.int32], n: int) -> NDArray[np.int32]:
     return inverse
 
 
-def _check_windows(cls: type, in_shape: Shape, kernel: int, stride: int, padding: int | None) -> None:
+def _check_windows(cls: type, in_shape: Shape, kernel: int, stride: int, padding: int) -> None:
     """Raise unless windows can slide over a picture of that shape."""
     if len(_checks.shape(f"in_shape of {cls.__name__}", in_shape)) != 3:
         raise ValueError(f"{cls.__name__} has in_shape {in_shape}; expected (channels, rows, columns)")
-    if not all(map(_checks.is_whole, (kernel, stride, 0 if padding is None else padding), (1, 1, 0))):
+    if not all(map(_checks.is_whole, (kernel, stride, padding), (1, 1, 0))):
         raise ValueError(
             f"{cls.__name__} has kernel {kernel!r}, stride {stride!r}, padding {padding!r}; expected whole numbers: "
             "kernel and stride of at least 1, padding of at least 0"
@@ -363,7 +363,7 @@ class Conv2d(_Windowed):
         cls, in_shape: Shape, channels: int, *, kernel: int, stride: int = 1, padding: int | None = None
     ) -> Conv2d:
         """The convolution of a picture; padding (k − 1)/2 unless given."""
-        _check_windows(cls, in_shape, kernel, stride, padding)
+        _check_windows(cls, in_shape, kernel, stride, 0 if padding is None else padding)
         padding = (kernel - 1) // 2 if padding is None else padding
         size = [(n + 2 * padding - kernel) // stride + 1 for n in in_shape[1:]]
         return cls(in_shape, (channels, *size), kernel, stride, padding)
@@ -415,7 +415,7 @@ class ConvTranspose2d(_Windowed):
         output_padding: int = 1,
     ) -> ConvTranspose2d:
         """The transposed convolution of a picture; padding (k − 1)/2 unless given."""
-        _check_windows(cls, in_shape, kernel, stride, padding)
+        _check_windows(cls, in_shape, kernel, stride, 0 if padding is None else padding)
         cls._check_output_padding(output_padding, stride)
         padding = (kernel - 1) // 2 if padding is None else padding
         size = [(n - 1) * stride - 2 * padding + kernel + output_padding for n in in_shape[1:]]

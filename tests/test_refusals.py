@@ -417,7 +417,9 @@ def test_every_argument_is_checked_by_name(function, good, name, bad, tmp_path):
     good = {key: places.get(value, value) if isinstance(value, str) else value for key, value in good.items()}
     before = sorted(tmp_path.iterdir())
     for value in bad:
-        with pytest.raises(ValueError, match=r"expected|is unknown|no population|is missing|no such") as refusal:
+        with pytest.raises(
+            ValueError, match=r"expected|is unknown|no population|is missing|no such|leave it out"
+        ) as refusal:
             function(**{**good, name: value})
         message = str(refusal.value)
         known = {name, NAMES.get(name, name), name.rstrip("s"), name.replace("_", " ")}
@@ -428,7 +430,7 @@ def test_every_argument_is_checked_by_name(function, good, name, bad, tmp_path):
 
 @pytest.mark.parametrize(
     ("function", "good"),
-    [pytest.param(f, good, id=described(f)) for f, good, _ in CALLS if not any(value is MISSING for value in good.values())],
+    [pytest.param(f, good, id=described(f)) for f, good, _ in CALLS if not any(v is MISSING for v in good.values())],
 )
 def test_the_calls_do_work_otherwise(function, good, tmp_path):
     checkpoint.save(tmp_path / "saved", STATE)

@@ -345,7 +345,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "no feedback in beta",
         "beta is g itself: (BETA) was not solved, as in a one-step gradient",
-        lambda ctx: ctx.wrong(solver="fixed_point", max_iter=0),
+        lambda ctx: ctx.wrong(beta_at=replace(ctx.linearisation, slope=np.zeros_like(ctx.linearisation.slope))),
     ),
     Mistake(
         "one iteration of beta",
