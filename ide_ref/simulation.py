@@ -101,7 +101,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     else:
         train = np.empty((n_batch, 0, 0), dtype)
 
-    rows, incoming, targets, weights, keeps = _tables(frozen, is_train)
+    rows, incoming, runs, weights, keeps = _tables(frozen, is_train)
     weights_of_rate = net.neuron.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
     n = net.state_size
     u = memory.empty((n_batch, n), dtype)
@@ -120,7 +120,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         net.starts,
         incoming,
         rows,
-        targets,
+        runs,
         weights,
         keeps,
         u,
@@ -141,29 +141,33 @@ def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, 
     """The graph as the rollout kernel reads it: connections sorted by target, arrays laid end to end."""
     net = frozen.network
     rows, incoming = [], [0]
-    targets: list[NDArray] = []
+    runs: list[NDArray] = []
     weights: list[NDArray] = []
     keeps: list[NDArray] = []
-    n_targets = n_weights = n_keeps = 0
+
+    def laid(parts: list[NDArray], part: NDArray) -> int:
+        """Where a part comes to lie behind the others."""
+        at = sum(before.size for before in parts)
+        parts.append(part.ravel())
+        return at
+
     for target in range(len(net.populations)):
         for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
             if end != target or (source < 0 and not is_train):
                 continue
             c = c.simulated
             synapse = c.synapse
-            c_in, c_out = synapse.channels
-            table = synapse.targets
-            keep_at = -1 if c.keep is None else n_keeps
-            n_positions, n_taps = table.shape
-            at = n_targets, n_weights, keep_at
-            rows.append([source, c_in, c_out, n_taps, n_positions, *at, synapse.depthwise])
-            targets.append(table.ravel())
-            weights.append(c.folded_taps.ravel())
-            n_targets += table.size
-            n_weights += weights[-1].size
-            if c.keep is not None:
-                keeps.append(c.keep.ravel())
-                n_keeps += c.keep.size
+            fine, coarse = synapse.runs.fine, synapse.runs.coarse
+            row = np.empty(_rollout.N_COLUMNS, np.int64)
+            row[_rollout.SOURCE] = source
+            row[_rollout.C_IN], row[_rollout.C_OUT] = synapse.channels
+            row[_rollout.N_IN], row[_rollout.N_OUT] = len(synapse.targets), fine.shape[1]
+            row[_rollout.FINE], row[_rollout.N_FINE] = laid(runs, fine), len(fine)
+            row[_rollout.COARSE], row[_rollout.N_COARSE] = laid(runs, coarse), len(coarse)
+            row[_rollout.WEIGHTS] = laid(weights, c.folded_taps)
+            row[_rollout.KEEP] = -1 if c.keep is None else laid(keeps, c.keep)
+            row[_rollout.DEPTHWISE] = synapse.depthwise
+            rows.append(row)
         incoming.append(len(rows))
 
     def joined(parts: list[NDArray], dtype: np.dtype) -> NDArray:
@@ -173,9 +177,9 @@ def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, 
         return np.concatenate(parts, out=out) if parts else out
 
     return (
-        np.array(rows, np.int64).reshape(-1, 9),
+        np.array(rows, np.int64).reshape(-1, _rollout.N_COLUMNS),
         np.array(incoming, np.int64),
-        joined(targets, np.dtype(np.int32)),
+        joined(runs, np.dtype(np.int32)),
         joined(weights, frozen.dtype),
         joined(keeps, frozen.dtype),
     )

@@ -1,8 +1,8 @@
 """Linear maps between populations: apply, adjoint, Hebbian product.
 
-Every synapse is the same object: for each tap, the pairs of positions it joins, and one matrix a tap.
-``Dense`` has one position and one tap; a convolution has k² taps; a transposed convolution has a convolution's
-pairs with the roles exchanged. So the three products are written once for all convolutions, and once, as a
+Every synapse is the same object: for each tap, the positions it joins, and one matrix a tap.
+``Dense`` has one position and one tap; a convolution has k² taps; a transposed convolution joins the same positions
+with the roles exchanged. So the three products are written once for all convolutions, and once, as a
 plain matrix product, for ``Dense``.
 
 Layouts. Weights are stored as the field stores them (``weight_shape``). States are flat arrays (B, n) in
@@ -44,6 +44,45 @@ def from_cells(cells: NDArray, shape: Shape) -> NDArray:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Ranges of input positions that an output position sees through consecutive taps.
+
+    Attributes
+    ----------
+    fine, coarse : (R, Q, 3) arrays
+        First input position of run r of output position q, the one after the last, and what is to be added to an
+        input position for its tap; (0, 0, 0) for none. Fine: a run a tap. Coarse: a run a row of the kernel, where the
+        taps of a row see consecutive positions; otherwise as fine.
+    """
+
+    fine: NDArray[np.int32]
+    coarse: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, sources: NDArray[np.int32], row: int) -> Runs:
+        """Runs of a table (Q, K) of input positions, -1 for none, whose kernel has rows of so many taps."""
+        fine, _ = _joined(sources, 1)
+        coarse, consecutive = _joined(sources, row)
+        return cls(fine, coarse if consecutive else fine)
+
+
+def _joined(sources: NDArray[np.int32], row: int) -> tuple[NDArray[np.int32], bool]:
+    """Runs of ``row`` taps each, and whether all see positions that ascend with the tap, one by one."""
+    n_out, n_taps = sources.shape
+    seen = sources.reshape(n_out, n_taps // row, row)
+    taps = np.arange(n_taps).reshape(n_taps // row, row)
+    offset = taps - seen
+    some = np.any(seen >= 0, axis=2)
+    tap = np.argmax(seen >= 0, axis=2)[:, :, None]
+    first = np.take_along_axis(seen, tap, axis=2)[:, :, 0]
+    added = np.take_along_axis(offset, tap, axis=2)[:, :, 0]
+    last = first + np.sum(seen >= 0, axis=2)
+    consecutive = bool(np.all((seen < 0) | (offset == added[:, :, None])))
+    runs = np.where(some[:, :, None], np.stack([first, last, added], axis=2), 0)
+    return np.ascontiguousarray(runs.transpose(1, 0, 2), np.int32), consecutive
+
+
+@dataclass(frozen=True)
 class Synapse(ABC):
     """A linear map W from shape ``in_shape`` to ``out_shape``.
 
@@ -80,6 +119,11 @@ class Synapse(ABC):
     @abstractmethod
     def targets(self) -> NDArray[np.int32]:
         """(P, K) the output position that input position p reaches through tap k; -1 for none."""
+
+    @property
+    @abstractmethod
+    def runs(self) -> Runs:
+        """What every output position sees, as the kernels read it."""
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -164,6 +208,7 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
 
 _ONE = np.zeros((1, 1), np.int32)  # the table of one position and one tap
 _ONE.flags.writeable = False
+_ONE_RUN = Runs.of(_ONE, 1)
 
 
 @dataclass(frozen=True)
@@ -189,6 +234,10 @@ class Dense(Synapse):
     @property
     def targets(self) -> NDArray[np.int32]:
         return _ONE
+
+    @property
+    def runs(self) -> Runs:
+        return _ONE_RUN
 
     @cached_property
     def _cell_order(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -221,23 +270,6 @@ class Dense(Synapse):
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         # A view of the weight's own layout, so that from_taps has nothing to copy.
         return matmul(post.T, pre).T[None]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The positions that each tap joins.
-
-    Attributes
-    ----------
-    starts : (K + 1,) array
-        Pairs starts[k] .. starts[k + 1] belong to tap k.
-    inputs, outputs : arrays
-        Input and output position of each pair.
-    """
-
-    starts: NDArray[np.int64]
-    inputs: NDArray[np.int32]
-    outputs: NDArray[np.int32]
 
 
 def _windows(picture: Shape, windows: Shape, kernel: int, stride: int, padding: int) -> NDArray[np.int32]:
@@ -302,31 +334,30 @@ class _Windowed(Synapse):
         return _invert(table, math.prod(self.in_shape[1:]))
 
     @cached_property
-    def pairs(self) -> Pairs:
-        """The positions that each tap joins, in the order of the inputs."""
-        tap, position = np.nonzero(self.targets.T >= 0)
-        starts = np.searchsorted(tap, np.arange(self.targets.shape[1] + 1))
-        return Pairs(starts, position.astype(np.int32), self.targets[position, tap])
-
-    @cached_property
     def sources(self) -> NDArray[np.int32]:
         """(Q, K) the input position that reaches output position q through tap k; -1 for none."""
         return _invert(self.targets, math.prod(self.out_shape[1:]))
 
+    @cached_property
+    def runs(self) -> Runs:
+        return Runs.of(self.sources, self.kernel)
+
+    @cached_property
+    def runs_back(self) -> Runs:
+        """What every input position receives in reverse, from output positions."""
+        return Runs.of(self.targets, self.kernel)
+
     def _product(self, taps: NDArray, cells: NDArray, *, reverse: bool) -> NDArray:
         """W s, or Wᵀ v by the transposed taps."""
         _, c_in, c_out = taps.shape
-        pairs = self.pairs
-        reads, writes, table, n_out = (
-            (pairs.outputs, pairs.inputs, self.sources, self.n_in)
-            if reverse
-            else (pairs.inputs, pairs.outputs, self.targets, self.n_out)
-        )
-        cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // c_in, c_in)
+        runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         out = memory.empty((cells.shape[0], n_out // c_out, c_out), np.result_type(cells, taps))
-        kernel = _taps.product_one if len(cells) == 1 else _taps.product
+        cells = np.ascontiguousarray(cells, out.dtype).reshape(len(cells), cells.shape[1] // c_in, c_in)
         weights = memory.aligned(taps, out.dtype)
-        kernel(cells.astype(out.dtype, copy=False), weights, pairs.starts, reads, writes, table, out)
+        if len(cells) == 1:
+            _taps.product_one(cells, weights, runs.fine, runs.coarse, _taps.SHARES, out)
+        else:
+            _taps.product(cells, weights, runs.fine, runs.coarse, out)
         return out.reshape(cells.shape[0], n_out)
 
     def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
@@ -337,18 +368,44 @@ class _Windowed(Synapse):
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
-        out = memory.empty((self.targets.shape[1], c_in, c_out), np.result_type(pre, post))
-        partial = memory.empty((max(1, min(_taps.SLICES, pre.shape[0])), *out.shape), out.dtype)
-        _taps.hebbian(
-            np.ascontiguousarray(pre, out.dtype).reshape(pre.shape[0], -1, c_in),
-            memory.aligned(post, out.dtype).reshape(post.shape[0], -1, c_out),
-            self.pairs.starts,
-            self.pairs.inputs,
-            self.pairs.outputs,
-            partial,
-            out,
-        )
-        return out
+        dtype = np.result_type(pre, post)
+        senders = np.ascontiguousarray(pre, dtype).reshape(pre.shape[0], -1, c_in)
+        receivers = np.ascontiguousarray(post, dtype).reshape(post.shape[0], -1, c_out)
+        # The sparser side is taken event by event; a few samples tell which that is.
+        few = slice(8)
+        if np.count_nonzero(senders[few]) * post[few].size <= np.count_nonzero(receivers[few]) * pre[few].size:
+            out = memory.empty((self.targets.shape[1], c_in, c_out), dtype)
+            _taps.hebbian(senders, receivers, *self._joins, out)
+            return out
+        out = memory.empty((self.targets.shape[1], c_out, c_in), dtype)
+        _taps.hebbian(receivers, senders, *self._joins_back, out)
+        return out.transpose(0, 2, 1)
+
+    @property
+    def _picture(self) -> Shape:
+        """Shape of the side that windows slide over."""
+        return self.in_shape
+
+    def _join(self, table: NDArray[np.int32], n_others: int, shape: Shape) -> tuple[NDArray, NDArray, NDArray]:
+        """What ``_taps.hebbian`` asks for: partners of the positions of ``shape``, their parts, and those of the taps.
+
+        With a stride, a tap meets only those positions of the picture that are congruent to it.
+        """
+        partners = np.ascontiguousarray(np.where(table < 0, n_others, table).T, np.uint32)
+        if shape != self._picture or self.stride == 1:
+            return partners, np.zeros(table.shape[0], np.int64), np.zeros(table.shape[1], np.int64)
+        y, x = np.divmod(np.arange(table.shape[0]), shape[2])
+        r, c = np.divmod(np.arange(table.shape[1]), self.kernel) - np.int64(self.padding)
+        s = self.stride
+        return partners, y % s * s + x % s, r % s * s + c % s
+
+    @cached_property
+    def _joins(self) -> tuple[NDArray, NDArray, NDArray]:
+        return self._join(self.targets, math.prod(self.out_shape[1:]), self.in_shape)
+
+    @cached_property
+    def _joins_back(self) -> tuple[NDArray, NDArray, NDArray]:
+        return self._join(self.sources, math.prod(self.in_shape[1:]), self.out_shape)
 
 
 @dataclass(frozen=True)
@@ -429,6 +486,10 @@ class ConvTranspose2d(_Windowed):
     def out_axis(self) -> int:
         return 1
 
+    @property
+    def _picture(self) -> Shape:
+        return self.out_shape
+
     @cached_property
     def targets(self) -> NDArray[np.int32]:
         return _windows(self.out_shape, self.in_shape, self.kernel, self.stride, self.padding)
@@ -479,23 +540,19 @@ class AvgPool2d(_Windowed):
 
     def _product(self, taps: NDArray, cells: NDArray, *, reverse: bool) -> NDArray:
         n_channels = self.in_shape[0]
-        pairs = self.pairs
-        reads, writes, n_out = (
-            (pairs.outputs, pairs.inputs, self.n_in) if reverse else (pairs.inputs, pairs.outputs, self.n_out)
-        )
+        runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // n_channels, n_channels)
         out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
-        _taps.depthwise(cells.astype(out.dtype, copy=False), factors, pairs.starts, reads, writes, out)
+        _taps.depthwise(cells.astype(out.dtype, copy=False), factors, runs.fine, out)
         return out.reshape(cells.shape[0], n_out)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         n_channels = self.in_shape[0]
-        columns = pre.reshape(pre.shape[0], -1, n_channels)
-        rows = post.reshape(post.shape[0], -1, n_channels)
-        pairs = self.pairs
-        taps = [
-            np.einsum("bpc,bpc->c", columns[:, pairs.inputs[lo:hi]], rows[:, pairs.outputs[lo:hi]])
-            for lo, hi in zip(pairs.starts[:-1], pairs.starts[1:], strict=True)
-        ]
+        senders = pre.reshape(pre.shape[0], -1, n_channels)
+        receivers = post.reshape(post.shape[0], -1, n_channels)
+        taps = []
+        for partner in self.sources.T:
+            seen = partner >= 0
+            taps.append(np.einsum("bpc,bpc->c", senders[:, partner[seen]], receivers[:, seen]))
         return np.stack(taps)[:, None, :]

@@ -3,64 +3,68 @@
 import numpy as np
 from numba import njit, prange
 
-from ide_ref._kernels.events import U, group, propagate, propagate_depthwise
+from ide_ref._kernels.events import BLOCK, JOIN, locate, propagate, propagate_depthwise
+from ide_ref._kernels.rows import at_least, nonzero
 
 # Columns of the connection table.
-SOURCE, C_IN, C_OUT, N_TAPS, N_POSITIONS, TARGETS, WEIGHTS, KEEP, DEPTHWISE = range(9)
+SOURCE, C_IN, C_OUT, N_IN, N_OUT, FINE, N_FINE, COARSE, N_COARSE, WEIGHTS, KEEP, DEPTHWISE, N_COLUMNS = range(13)
 
 
 @njit(cache=True, nogil=True)
-def _propagate(positions, channels, factors, n_groups, row, targets, weights, out):
-    """Add what grouped events bring through the connection of one row of the table."""
-    at = row[TARGETS]
-    n_taps = row[N_TAPS]
-    table = targets[at : at + row[N_POSITIONS] * n_taps].reshape(-1, n_taps)
-    at = row[WEIGHTS]
-    n_rows = n_taps if row[DEPTHWISE] else n_taps * row[C_IN]
-    rows = weights[at : at + n_rows * row[C_OUT]].reshape(n_rows, row[C_OUT])
-    cells = out.reshape(-1, row[C_OUT])
+def _propagate(first, n_events, events, values, row, runs, weights, out, places):
+    """Add what a block's events bring through the connection of one row of the table, to out[places[i]:] each."""
+    n_samples = places.shape[0]
+    total = 0
+    for i in range(n_samples):
+        total += n_events[i]
+    coarse = total < JOIN * row[N_IN] * n_samples and not row[DEPTHWISE]
+    at = row[COARSE] if coarse else row[FINE]
+    n_runs = row[N_COARSE] if coarse else row[N_FINE]
+    table = runs[at : at + 3 * n_runs * row[N_OUT]].reshape(n_runs, row[N_OUT], 3)
     if row[DEPTHWISE]:
-        propagate_depthwise(positions, channels, factors, n_groups, table, rows, cells)
-    else:
-        propagate(positions, channels, factors, n_groups, table, rows, cells)
+        for i in range(n_samples):
+            propagate_depthwise(table, first[i], events, values, weights, row[WEIGHTS], row[C_OUT], out, places[i])
+        return
+    for r in range(n_runs):
+        for i in range(n_samples):
+            propagate(
+                table, r, 0, row[N_OUT], first[i], events, values, row[C_IN], weights, row[WEIGHTS], row[C_OUT], out,
+                places[i],
+            )  # fmt: skip
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _leak(leak, u, drive, v):
-    """v = λ u + F x + b, the part of (STEP) without spikes."""
+def _leak(leak, drive, u):
+    """λ u + F x + b, the part of (STEP) without spikes, in place."""
+    for j in range(u.shape[0]):
+        u[j] = leak * u[j] + drive[j]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_masked(keep, arrived, u):
+    """What dropout lets through of what has arrived."""
+    for j in range(u.shape[0]):
+        u[j] = u[j] + keep[j] * arrived[j]
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def _nearest(v, v_th):
+    """Smallest |v − V_th|."""
+    near = v.dtype.type(np.inf)
     for j in range(v.shape[0]):
-        v[j] = leak * u[j] + drive[j]
+        near = min(near, abs(v[j] - v_th))
+    return near
 
 
 @njit(cache=True, nogil=True)
-def _fire(v, v_th, weight, u, a, near, events):
-    """s = H(v − V_th), u = v − V_th s, the rates' sums and the neurons' smallest |v − V_th|.
-
-    Writes the indices of the spikes and returns their number.
-    """
-    n = v.shape[0]
-    for j in range(n):
-        distance = abs(v[j] - v_th)
-        near[j] = distance if distance < near[j] else near[j]
-    for j in range(n):
-        u[j] = v[j] - v_th if v[j] >= v_th else v[j]
-    for j in range(n):
-        a[j] = a[j] + weight if v[j] >= v_th else a[j]
-    count = U(0)
-    for j in range(U(n)):
-        # Without a branch: a place is written every time, and kept where there was a spike.
-        events[count] = j
-        count += U(v[j] >= v_th)
+def _fire(u, a, at, n, v_th, weight, events, events_at):
+    """s = H(v − V_th) and u = v − V_th s in place of v; the rates' sums. Lists the spikes, returns their number."""
+    count = at_least(u, at, n, v_th, events, events_at)
+    for e in range(events_at, events_at + count):
+        j = at + events[e]
+        u[j] -= v_th
+        a[j] += weight
     return count
-
-
-@njit(cache=True, nogil=True)
-def _aligned(n, kind):
-    """An array (n,) of kind's dtype that begins at a cache line, so that no vector straddles two."""
-    size = kind.itemsize
-    buffer = np.empty(n + 64 // size, kind.dtype)
-    skip = (-buffer.ctypes.data % 64) // size
-    return buffer[skip : skip + n]
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -73,7 +77,7 @@ def rollout(
     starts,
     incoming,
     table,
-    targets,
+    runs,
     weights,
     keep,
     u,
@@ -93,8 +97,8 @@ def rollout(
     rate_weights : (T,)  what a spike of each step adds to its neuron's rate, (RATE).
     starts : (L + 1,)  offsets of the populations in the state.
     incoming : (L + 1,)  rows incoming[l]:incoming[l + 1] of ``table`` end in population l.
-    table : (n_connections, 9)  see the column names above; source -1 is the input.
-    targets, weights, keep : flat arrays the table points into; keep is (B, n_to) per connection.
+    table : (n_connections, N_COLUMNS)  see the column names above; source -1 is the input.
+    runs, weights, keep : flat arrays the table points into; keep is (B, n_to) per connection.
     u, a : (B, n)  overwritten: potential u[T] and average rate a[T].
     n_spikes : (B, L)  overwritten: spikes a population fired in all steps.
     margin : (B,)  overwritten: smallest |v - V_th| met.
@@ -102,69 +106,84 @@ def rollout(
 
     A population's event list is replaced when it has been updated, so a connection from an earlier
     population reads s[t + 1], and one from the same or a later population s[t]: the rule of (LAYERS).
+    Samples go in blocks that share the weights in the caches; a sample's sums do not depend on its block.
     """
     n_batch, n = drive.shape
     n_populations = starts.shape[0] - 1
     n_in = train.shape[2]
     record = spikes.shape[1] > 0
-    largest = n_in
+    largest = 0
     for pop in range(n_populations):
         largest = max(largest, starts[pop + 1] - starts[pop])
-    for b in prange(n_batch):
-        v = _aligned(n, drive)
-        scratch = _aligned(n, drive)
-        near = _aligned(n, drive)
-        near[:] = np.inf
-        events = np.empty(n, np.int32)
-        ones = np.ones(n, drive.dtype)
-        arrived = np.empty(n_in, np.int32)
-        arrived_values = np.empty(n_in, drive.dtype)
-        positions = np.empty(largest, np.uint32)
-        channels = np.empty((largest, 4), np.uint32)
-        factors = np.empty((largest, 4), drive.dtype)
-        n_events = np.zeros(n_populations, np.int64)
-        n_arrived = 0
-        u[b, :] = 0
-        a[b, :] = 0
-        n_spikes[b, :] = 0
+    n_positions = 1
+    for i in range(table.shape[0]):
+        n_positions = max(n_positions, table[i, N_IN])
+    for block in prange((n_batch + BLOCK - 1) // BLOCK):
+        b_first = block * BLOCK
+        size = min(BLOCK, n_batch - b_first)
+        scratch = np.empty((size, largest), drive.dtype)
+        places = np.empty(size, np.int64)
+        first = np.empty((size, n_positions + 1), np.int64)
+        events = np.empty((size, n), np.uint32)
+        ones = np.ones(size * n, drive.dtype)
+        n_events = np.zeros((n_populations, size), np.int64)
+        arrived = np.empty((size, n_in), np.uint32)
+        arrived_values = np.empty((size, n_in), drive.dtype)
+        n_arrived = np.zeros(size, np.int64)
+        for b in range(b_first, b_first + size):
+            u[b, :] = 0
+            a[b, :] = 0
+            n_spikes[b, :] = 0
+            margin[b] = np.inf
         for t in range(rate_weights.shape[0]):
             if n_in > 0:
-                n_arrived = 0
-                for j in range(n_in):
-                    if train[b, t, j] != 0:
-                        arrived[n_arrived] = j
-                        arrived_values[n_arrived] = train[b, t, j]
-                        n_arrived += 1
+                for i in range(size):
+                    x = train[b_first + i, t]
+                    n_arrived[i] = nonzero(x, 0, n_in, x.dtype.type(0), arrived, i * n_in)
+                    for e in range(n_arrived[i]):
+                        arrived_values[i, e] = x[arrived[i, e]]
             for pop in range(n_populations):
                 lo = starts[pop]
                 hi = starts[pop + 1]
-                _leak(leak, u[b, lo:hi], drive[b, lo:hi], v[lo:hi])
-                for i in range(incoming[pop], incoming[pop + 1]):
-                    row = table[i]
+                for b in range(b_first, b_first + size):
+                    _leak(leak, drive[b, lo:hi], u[b, lo:hi])
+                for c in range(incoming[pop], incoming[pop + 1]):
+                    row = table[c]
                     source = row[SOURCE]
                     masked = row[KEEP] >= 0
-                    out = scratch[lo:hi] if masked else v[lo:hi]
-                    if masked:
-                        out[:] = 0
+                    for i in range(size):
+                        if masked:
+                            scratch[i, : hi - lo] = 0
+                            places[i] = i * largest
+                        else:
+                            places[i] = (b_first + i) * n + lo
+                        if source < 0:
+                            locate(arrived.reshape(-1), i * n_in, n_arrived[i], row[C_IN], first[i, : row[N_IN] + 1])
+                        else:
+                            at = i * n + starts[source]
+                            locate(events.reshape(-1), at, n_events[source, i], row[C_IN], first[i, : row[N_IN] + 1])
+                    out = scratch.reshape(-1) if masked else u.reshape(-1)
                     if source < 0:
-                        n_groups = group(
-                            arrived, arrived_values, n_arrived, row[C_IN], positions, channels, factors
-                        )
+                        _propagate(
+                            first, n_arrived, arrived.reshape(-1), arrived_values.reshape(-1), row, runs, weights, out,
+                            places,
+                        )  # fmt: skip
                     else:
-                        sent = events[starts[source] : starts[source + 1]]
-                        n_groups = group(sent, ones, n_events[source], row[C_IN], positions, channels, factors)
-                    _propagate(positions, channels, factors, n_groups, row, targets, weights, out)
+                        _propagate(first, n_events[source], events.reshape(-1), ones, row, runs, weights, out, places)
                     if masked:
-                        offset = row[KEEP] + b * (hi - lo)
-                        for j in range(hi - lo):
-                            v[lo + j] += keep[offset + j] * out[j]
-                n_events[pop] = _fire(
-                    v[lo:hi], v_th, rate_weights[t], u[b, lo:hi], a[b, lo:hi], near[lo:hi], events[lo:hi]
-                )
-                if record:
-                    for e in range(n_events[pop]):
-                        spikes[b, t, lo + events[lo + e]] = 1
-                if record:
-                    potentials[b, t, lo:hi] = u[b, lo:hi]
-                n_spikes[b, pop] += n_events[pop]
-        margin[b] = near.min()
+                        for i in range(size):
+                            at = row[KEEP] + (b_first + i) * (hi - lo)
+                            _add_masked(keep[at : at + hi - lo], scratch[i, : hi - lo], u[b_first + i, lo:hi])
+                for i in range(size):
+                    b = b_first + i
+                    margin[b] = min(margin[b], _nearest(u[b, lo:hi], v_th))
+                    count = _fire(
+                        u.reshape(-1), a.reshape(-1), b * n + lo, hi - lo, v_th, rate_weights[t], events.reshape(-1),
+                        i * n + lo,
+                    )  # fmt: skip
+                    n_events[pop, i] = count
+                    n_spikes[b, pop] += count
+                    if record:
+                        for e in range(count):
+                            spikes[b, t, lo + events[i, lo + e]] = 1
+                        potentials[b, t, lo:hi] = u[b, lo:hi]

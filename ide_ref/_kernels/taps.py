@@ -1,226 +1,173 @@
 """Products along the taps of a connection: apply, adjoint and Hebbian of every convolution.
 
-A population of P positions with C channels is an array (B, P, C). The pairs starts[k] .. starts[k + 1] of
-``reads`` and ``writes`` are the positions that tap k joins; a position is written at most once a tap.
-Exchanging ``reads`` and ``writes`` (and the axes of the weights) transposes the map.
+A population of P positions with C channels is an array (B, P, C). What each output position sees is told by ``runs``,
+see ``events``; exchanging what sends and what receives (and the axes of the weights) transposes the map.
 """
 
 import numpy as np
 from numba import njit, prange
 
-from ide_ref._kernels.events import group_cells, propagate
+from ide_ref._kernels.events import BLOCK, JOIN, locate, propagate
+from ide_ref._kernels.rows import WIDEST, add_rows_through, nonzero
 
-NEAR = 32768  # bytes of a tap's weights that stay in the first-level cache
-DENSE = 0.9  # share of cells that are not 0 up to which events win over blocks where weights stay near
-SPARSE = 0.4  # the same where they do not
-SLICES = 16  # of a batch, whose outer products are summed apart
-
-
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _sample(cells, weights, starts, reads, writes, out):
-    """out[q] = Σ over taps k and pairs (p, q) of cells[p] @ weights[k], for one sample.
-
-    Four pairs by four channels make 16 products of 4 loads of the weights. Channels in which all four cells are
-    0 are passed over: Mβ and rates are sparse, (ACTIVE).
-    """
-    n_taps, c_in, c_out = weights.shape
-    active = np.empty(c_in, np.int64)
-    out[:, :] = 0
-    for k in range(n_taps):
-        w = weights[k]
-        first = starts[k]
-        last = starts[k + 1]
-        fours = last - (last - first) % 4
-        for i in range(first, fours, 4):
-            x0 = cells[reads[i]]
-            x1 = cells[reads[i + 1]]
-            x2 = cells[reads[i + 2]]
-            x3 = cells[reads[i + 3]]
-            o0 = out[writes[i]]
-            o1 = out[writes[i + 1]]
-            o2 = out[writes[i + 2]]
-            o3 = out[writes[i + 3]]
-            n_active = 0
-            for c in range(c_in):
-                active[n_active] = c
-                n_active += (x0[c] != 0) | (x1[c] != 0) | (x2[c] != 0) | (x3[c] != 0)
-            for e in range(0, n_active - 3, 4):
-                c0 = active[e]
-                c1 = active[e + 1]
-                c2 = active[e + 2]
-                c3 = active[e + 3]
-                w0 = w[c0]
-                w1 = w[c1]
-                w2 = w[c2]
-                w3 = w[c3]
-                a00, a01, a02, a03 = x0[c0], x0[c1], x0[c2], x0[c3]
-                a10, a11, a12, a13 = x1[c0], x1[c1], x1[c2], x1[c3]
-                a20, a21, a22, a23 = x2[c0], x2[c1], x2[c2], x2[c3]
-                a30, a31, a32, a33 = x3[c0], x3[c1], x3[c2], x3[c3]
-                for j in range(c_out):
-                    p0 = w0[j]
-                    p1 = w1[j]
-                    p2 = w2[j]
-                    p3 = w3[j]
-                    o0[j] = o0[j] + a00 * p0 + a01 * p1 + a02 * p2 + a03 * p3
-                    o1[j] = o1[j] + a10 * p0 + a11 * p1 + a12 * p2 + a13 * p3
-                    o2[j] = o2[j] + a20 * p0 + a21 * p1 + a22 * p2 + a23 * p3
-                    o3[j] = o3[j] + a30 * p0 + a31 * p1 + a32 * p2 + a33 * p3
-            for e in range(n_active - n_active % 4, n_active):
-                c0 = active[e]
-                a00, a10, a20, a30 = x0[c0], x1[c0], x2[c0], x3[c0]
-                w0 = w[c0]
-                for j in range(c_out):
-                    p0 = w0[j]
-                    o0[j] = o0[j] + a00 * p0
-                    o1[j] = o1[j] + a10 * p0
-                    o2[j] = o2[j] + a20 * p0
-                    o3[j] = o3[j] + a30 * p0
-        for i in range(fours, last):
-            x0 = cells[reads[i]]
-            o0 = out[writes[i]]
-            for c in range(c_in):
-                a00 = x0[c]
-                if a00 != 0:
-                    w0 = w[c]
-                    for j in range(c_out):
-                        o0[j] = o0[j] + a00 * w0[j]
+SHARES = 4  # of one sample's output positions
+CHANNELS = 64  # rows of a weight tile: with WIDEST bytes each they stay in the first-level cache
 
 
 @njit(cache=True, nogil=True)
-def _either(cells, weights, starts, reads, writes, targets, out):
-    """One sample, event by event where that is quicker; the choice depends on the sample alone."""
-    n_positions, c_in = cells.shape
-    n_active = 0
-    for p in range(n_positions):
-        for c in range(c_in):
-            n_active += cells[p, c] != 0
-    near = weights[0].size * weights.itemsize <= NEAR
-    if n_active > (DENSE if near else SPARSE) * cells.size:
-        _sample(cells, weights, starts, reads, writes, out)
-        return
-    largest = n_positions * ((c_in + 3) // 4) + 1
-    positions = np.empty(largest, np.uint32)
-    channels = np.empty((largest, 4), np.uint32)
-    factors = np.empty((largest, 4), cells.dtype)
-    n_groups = group_cells(cells, positions, channels, factors)
-    out[:, :] = 0
-    rows = weights.reshape(weights.shape[0] * c_in, weights.shape[2])
-    propagate(positions, channels, factors, n_groups, targets, rows, out)
+def _list_events(cells, at, events, values):
+    """Events of cells (n,) into events[at:] and values[at:]; returns their number."""
+    n_events = nonzero(cells, 0, cells.shape[0], cells.dtype.type(0), events, at)
+    for e in range(at, at + n_events):
+        values[e] = cells[events[e]]
+    return n_events
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def product(cells, weights, starts, reads, writes, targets, out):
+def product(cells, weights, fine, coarse, out):
     """The map of a batch: cells (B, P, C_in), weights (K, C_in, C_out); overwrites out (B, Q, C_out).
 
-    The pairs starts, reads, writes and the table targets (P, K) say the same twice, tap by tap and position by
-    position.
+    Cells that are 0 are passed over: Mβ and rates are sparse, (ACTIVE). ``fine`` and ``coarse`` say the same with
+    short runs and with long ones.
     """
-    for b in prange(cells.shape[0]):
-        _either(cells[b], weights, starts, reads, writes, targets, out[b])
+    n_batch, n_positions, c_in = cells.shape
+    n_out, c_out = out.shape[1:]
+    n = n_positions * c_in
+    for block in prange((n_batch + BLOCK - 1) // BLOCK):
+        b_first = block * BLOCK
+        size = min(BLOCK, n_batch - b_first)
+        events = np.empty(size * n, np.uint32)
+        values = np.empty(size * n, cells.dtype)
+        first = np.empty((size, n_positions + 1), np.int64)
+        total = 0
+        for i in range(size):
+            n_events = _list_events(cells[b_first + i].reshape(-1), i * n, events, values)
+            locate(events, i * n, n_events, c_in, first[i])
+            out[b_first + i] = 0
+            total += n_events
+        runs = coarse if total < JOIN * n_positions * size else fine
+        for r in range(runs.shape[0]):
+            for i in range(size):
+                at = (b_first + i) * n_out * c_out
+                propagate(runs, r, 0, n_out, first[i], events, values, c_in, weights, 0, c_out, out, at)
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def product_one(cells, weights, fine, coarse, n_parts, out):
+    """The same for one sample, its output positions in n_parts shares."""
+    _, n_positions, c_in = cells.shape
+    n_out, c_out = out.shape[1:]
+    events = np.empty(n_positions * c_in, np.uint32)
+    values = np.empty(n_positions * c_in, cells.dtype)
+    first = np.empty(n_positions + 1, np.int64)
+    n_events = _list_events(cells.reshape(-1), 0, events, values)
+    locate(events, 0, n_events, c_in, first)
+    runs = coarse if n_events < JOIN * n_positions else fine
+    out[:] = 0
+    for part in prange(n_parts):
+        lo = part * n_out // n_parts
+        hi = (part + 1) * n_out // n_parts
+        for r in range(runs.shape[0]):
+            propagate(runs, r, lo, hi, first, events, values, c_in, weights, 0, c_out, out, 0)
 
 
 @njit(cache=True, nogil=True)
-def product_one(cells, weights, starts, reads, writes, targets, out):
-    """The same for one sample, on the calling thread."""
-    _either(cells[0], weights, starts, reads, writes, targets, out[0])
+def _list_by_channel(cells, part_of, events, starts, following, index, values):
+    """Events of cells (P, C) by part of the positions, then channel, then position.
 
-
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _outer(pre, post, reads, writes, first, last, active, w):
-    """Add the outer products of one sample along the pairs first..last of a tap to w (C_in, C_out).
-
-    Four pairs by four channels, as in the product; channels silent at all four positions are passed over.
+    List i = part C + channel gets index[starts[i]:starts[i + 1]] and values, where starts[0] is given.
     """
-    c_in, c_out = w.shape
-    fours = last - (last - first) % 4
-    for i in range(first, fours, 4):
-        x0 = pre[reads[i]]
-        x1 = pre[reads[i + 1]]
-        x2 = pre[reads[i + 2]]
-        x3 = pre[reads[i + 3]]
-        d0 = post[writes[i]]
-        d1 = post[writes[i + 1]]
-        d2 = post[writes[i + 2]]
-        d3 = post[writes[i + 3]]
-        n_active = 0
-        for c in range(c_in):
-            active[n_active] = c
-            n_active += (x0[c] != 0) | (x1[c] != 0) | (x2[c] != 0) | (x3[c] != 0)
-        c_fours = n_active - n_active % 4
-        for e in range(0, c_fours, 4):
-            c0 = active[e]
-            c1 = active[e + 1]
-            c2 = active[e + 2]
-            c3 = active[e + 3]
-            w0 = w[c0]
-            w1 = w[c1]
-            w2 = w[c2]
-            w3 = w[c3]
-            a00, a01, a02, a03 = x0[c0], x1[c0], x2[c0], x3[c0]
-            a10, a11, a12, a13 = x0[c1], x1[c1], x2[c1], x3[c1]
-            a20, a21, a22, a23 = x0[c2], x1[c2], x2[c2], x3[c2]
-            a30, a31, a32, a33 = x0[c3], x1[c3], x2[c3], x3[c3]
-            for j in range(c_out):
-                p0 = d0[j]
-                p1 = d1[j]
-                p2 = d2[j]
-                p3 = d3[j]
-                w0[j] = w0[j] + a00 * p0 + a01 * p1 + a02 * p2 + a03 * p3
-                w1[j] = w1[j] + a10 * p0 + a11 * p1 + a12 * p2 + a13 * p3
-                w2[j] = w2[j] + a20 * p0 + a21 * p1 + a22 * p2 + a23 * p3
-                w3[j] = w3[j] + a30 * p0 + a31 * p1 + a32 * p2 + a33 * p3
-        for e in range(c_fours, n_active):
-            c0 = active[e]
-            w0 = w[c0]
-            a00, a01, a02, a03 = x0[c0], x1[c0], x2[c0], x3[c0]
-            for j in range(c_out):
-                w0[j] = w0[j] + a00 * d0[j] + a01 * d1[j] + a02 * d2[j] + a03 * d3[j]
-    for i in range(fours, last):
-        x0 = pre[reads[i]]
-        d0 = post[writes[i]]
-        for c in range(c_in):
-            a00 = x0[c]
-            if a00 != 0:
-                w0 = w[c]
-                for j in range(c_out):
-                    w0[j] = w0[j] + a00 * d0[j]
+    n_channels = cells.shape[1]
+    flat = cells.reshape(-1)
+    n_events = nonzero(flat, 0, flat.shape[0], flat.dtype.type(0), events, 0)
+    starts[1:] = 0
+    for again in range(2):
+        p = 0
+        for e in range(n_events):
+            cell = np.int64(events[e])
+            while cell >= (p + 1) * n_channels:
+                p += 1
+            i = part_of[p] * n_channels + cell - p * n_channels
+            if again == 0:
+                starts[i + 1] += 1
+            else:
+                index[following[i]] = p
+                values[following[i]] = flat[cell]
+                following[i] += 1
+        if again == 0:
+            for i in range(starts.shape[0] - 1):
+                following[i] = starts[i]
+                starts[i + 1] += starts[i]
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def hebbian(pre, post, starts, reads, writes, partial, out):
-    """out[k, c, :] = Σ over samples and pairs (p, q) of tap k of pre[b, p, c] post[b, q, :].
+def hebbian(cells, others, table, part_of, part_of_tap, out):
+    """out[k, c, :] = Σ over samples and positions p of cells[b, p, c] others[b, table[k, p], :].
 
-    pre (B, P, C_in), post (B, Q, C_out); overwrites out (K, C_in, C_out). The samples are shared out among the
-    slices of partial (S, K, C_in, C_out), whose sum is taken in their order: the same bits from any number of
-    threads.
+    Parameters
+    ----------
+    cells : (B, P, C)  the sparser side, taken event by event.
+    others : (B, Q, D)
+    table : (K, P) unsigned  position on the other side that tap k joins with p; Q for none.
+    part_of, part_of_tap : (P,), (K,)  tap k joins positions p with part_of[p] = part_of_tap[k] alone.
+    out : (K, C, D)  overwritten.
+
+    A tile of out is summed by one task over all samples in their order: the same bits from any number of threads.
     """
-    n_batch, _, c_in = pre.shape
-    n_slices, n_taps, _, _ = partial.shape
-    share = (n_batch + n_slices - 1) // n_slices
-    for i in prange(n_slices):
-        w = partial[i]
-        w[:] = 0
-        active = np.empty(c_in, np.int64)
-        for b in range(i * share, min((i + 1) * share, n_batch)):
-            for k in range(n_taps):
-                _outer(pre[b], post[b], reads, writes, starts[k], starts[k + 1], active, w[k])
-    for k in prange(n_taps):
-        out[k] = partial[0, k]
-        for i in range(1, n_slices):
-            for c in range(c_in):
-                for j in range(out.shape[2]):
-                    out[k, c, j] += partial[i, k, c, j]
+    n_batch, n_positions, n_channels = cells.shape
+    n_others, depth = others.shape[1:]
+    n_taps = table.shape[0]
+    n_lists = (max(part_of.max(), part_of_tap.max()) + 1) * n_channels
+    # A row of zeros behind each sample's stands for no position.
+    rows = np.empty((n_batch, n_others + 1, depth), others.dtype)
+    starts = np.empty((n_batch, n_lists + 1), np.int64)
+    for b in prange(n_batch):
+        rows[b, :n_others] = others[b]
+        rows[b, n_others] = 0
+        n_events = 0
+        for p in range(n_positions):
+            for c in range(n_channels):
+                n_events += cells[b, p, c] != 0
+        starts[b, n_lists] = n_events
+    total = 0
+    for b in range(n_batch):
+        starts[b, 0] = total
+        total += starts[b, n_lists]
+    index = np.empty(total, np.uint32)
+    values = np.empty(total, cells.dtype)
+    for b in prange(n_batch):
+        events = np.empty(n_positions * n_channels, np.uint32)
+        following = np.empty(n_lists, np.int64)
+        _list_by_channel(cells[b], part_of, events, starts[b], following, index, values)
+
+    width = WIDEST // out.itemsize
+    n_columns = (depth + width - 1) // width
+    n_rows = (n_channels + CHANNELS - 1) // CHANNELS
+    for task in prange(n_taps * n_rows * n_columns):
+        k = task // (n_rows * n_columns)
+        c_first = task // n_columns % n_rows * CHANNELS
+        c_last = min(c_first + CHANNELS, n_channels)
+        j = task % n_columns * width
+        part = part_of_tap[k] * n_channels
+        out[k, c_first:c_last, j : j + width] = 0
+        for b in range(n_batch):
+            for c in range(c_first, c_last):
+                add_rows_through(
+                    out, (k * n_channels + c) * depth + j, min(width, depth - j),
+                    rows, b * (n_others + 1) * depth + j, depth,
+                    index, values, starts[b, part + c], starts[b, part + c + 1], table, k * n_positions,
+                )  # fmt: skip
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def depthwise(cells, factors, starts, reads, writes, out):
-    """out[b, q, c] = Σ over taps k and pairs (p, q) of factors[k, c] cells[b, p, c]. Overwrites out."""
+def depthwise(cells, factors, runs, out):
+    """out[b, q, c] = Σ over taps k of factors[k, c] cells[b, p, c], p what q sees through tap k. Overwrites out."""
     for b in prange(cells.shape[0]):
         out[b] = 0
-        for k in range(factors.shape[0]):
-            for i in range(starts[k], starts[k + 1]):
-                x = cells[b, reads[i]]
-                o = out[b, writes[i]]
-                for c in range(factors.shape[1]):
-                    o[c] += factors[k, c] * x[c]
+        for k in range(runs.shape[0]):
+            for q in range(runs.shape[1]):
+                if runs[k, q, 0] < runs[k, q, 1]:
+                    x = cells[b, runs[k, q, 0]]
+                    o = out[b, q]
+                    for c in range(factors.shape[1]):
+                        o[c] += factors[k, c] * x[c]
