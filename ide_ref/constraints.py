@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks
+from ide_ref._kernels import cells as _cells
+from ide_ref._kernels import memory
 
 EPSILON = 1e-5
 """Added to every variance before the root, in simulation, equilibrium and gradient alike."""
@@ -74,7 +76,7 @@ def singular_tolerance(dtype: DTypeLike, *, training: bool = False) -> float:
 
 _LOOKS = (1, 4, 6, 8, 12, 16, 20)
 
-STRAY = 0.1
+STRAY = 0.03
 """Length of the random vector that a search adds to its unit start: see :func:`leading_singular_pair`."""
 
 
@@ -195,9 +197,8 @@ def power_step(
 
 def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
     """Mean and biased variance a channel of cells z (B, n): two (n_channels,) arrays, summed in float64."""
-    columns = z.reshape(-1, n_channels)
-    mean = columns.mean(axis=0, dtype=np.float64)
-    variance = np.square(columns - mean.astype(z.dtype)).mean(axis=0, dtype=np.float64)
+    mean, variance = np.empty(n_channels), np.empty(n_channels)
+    _cells.moments(np.ascontiguousarray(z).reshape(-1, n_channels), mean, variance)
     return mean.astype(z.dtype), variance.astype(z.dtype)
 
 
@@ -207,9 +208,21 @@ def running_update(running: NDArray, batch: NDArray) -> NDArray:
 
 
 def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, dtype: DTypeLike) -> NDArray:
-    """Mask (B, n), one draw a batch: 0 with probability ``rate``, else 1/(1 − rate)."""
-    kept = rng.random(shape, dtype=np.float32) >= rate
-    return kept.astype(dtype) * np.asarray(1.0 / (1.0 - rate), dtype)
+    """Mask (B, n), one draw a batch: 0 with probability ``rate``, to a multiple of 2⁻¹⁶, else 1/(1 − rate)."""
+    bits = rng.integers(0, 1 << 16, shape, dtype=np.uint16)
+    mask = memory.empty(shape, dtype)
+    return np.multiply(bits >= round(rate * (1 << 16)), np.asarray(1.0 / (1.0 - rate), dtype), out=mask)
+
+
+def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None) -> NDArray:
+    """keep ⊙ (scale ⊙ x + shift) of cells (B, n), scale and shift a channel, keep (B, n) or None for 1."""
+    by_channel = (x.shape[0], -1, scale.shape[0])
+    x = np.ascontiguousarray(x).reshape(by_channel)
+    out = memory.empty(x.shape, x.dtype)
+    none = np.empty((0, 0, 0), x.dtype)
+    kept = none if keep is None else np.ascontiguousarray(keep, x.dtype).reshape(by_channel)
+    _cells.affine(x, scale, shift, kept, out)
+    return out.reshape(x.shape[0], -1)
 
 
 @dataclass(frozen=True)
@@ -264,10 +277,14 @@ class BatchNorm:
         delta, z : (B, n) cells
             ∂L/∂y, and the map's output before normalisation.
         """
-        columns = delta.reshape(-1, self.weight.shape[0])
-        z_hat = (z.reshape(columns.shape) - self.mean) / self.deviation
-        d_weight = np.einsum("nc,nc->c", columns, z_hat)
-        return self.linear(delta, z), d_weight, columns.sum(axis=0)
+        n_channels = self.weight.shape[0]
+        columns, rows = (np.ascontiguousarray(v).reshape(-1, n_channels) for v in (delta, z))
+        d_z = memory.empty(rows.shape, rows.dtype)
+        d_weight, d_bias = np.empty(n_channels), np.empty(n_channels)
+        _cells.normalised_back(
+            columns, rows, self.mean, self.deviation, self.weight, self.from_batch, d_z, d_weight, d_bias
+        )
+        return d_z.reshape(delta.shape), d_weight.astype(z.dtype), d_bias.astype(z.dtype)
 
 
 def restrict_pull_back(

@@ -33,7 +33,7 @@ class Sweep:
     Attributes
     ----------
     a, p : (B, n) arrays
-        Rates of all populations, and the pre-activations p with a = σ(p / V_th).
+        Rates of all populations, a = σ(p / V_th) unless they were given, and the pre-activations p.
     connections : tuple of FrozenConnection
         As they are linearised here.
     """
@@ -60,21 +60,23 @@ def sweep(
     drive : (B, n) array
         F x + b of the input connections.
     forward : (B, n) array, optional
-        Rates that forward connections read, in place of those just computed.
+        Rates that forward connections read, in place of those just computed; then p alone is computed.
     sigma : {"clip", "relu"}
         σ of (FP): of discrete time, or of continuous time, where rates have no upper end.
     """
     net = frozen.network
     p = drive.copy()
-    a = np.empty_like(p)
+    a = memory.empty(p.shape, p.dtype) if forward is None else forward
     connections = list(frozen.connections)
     for target in range(len(net.populations)):
         place = net.place(target)
         for i, (source, end) in enumerate(net.ends):
             if end == target and source >= 0:
-                rates = feedback if source >= target else a if forward is None else forward
+                rates = feedback if source >= target else a
                 out, connections[i] = frozen.connections[i].at(rates[:, net.place(source)])
                 p[:, place] += out
+        if forward is not None:
+            continue
         if sigma == "clip":
             a[:, place] = net.neuron.sigma(p[:, place])
         else:
@@ -227,9 +229,9 @@ def linearise(
         raise ValueError(f"a has {len(a)} samples, drive {len(drive)}; expected the same")
     neuron = frozen.network.neuron
     there = sweep(frozen, a, drive, forward=None if recompute else a)
-    slope = neuron.mask(there.p, mask_rule).astype(frozen.dtype)
-    slope /= frozen.dtype.type(neuron.v_th)
-    return Linearisation(frozen, there.connections, slope, there.a if recompute else a, a)
+    inside = neuron.mask(there.p, mask_rule)
+    slope = np.multiply(inside, frozen.dtype.type(1.0) / frozen.dtype.type(neuron.v_th), dtype=frozen.dtype)
+    return Linearisation(frozen, there.connections, slope, there.a, a)
 
 
 def contraction(frozen: Frozen) -> float:

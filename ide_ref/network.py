@@ -451,18 +451,23 @@ class FrozenConnection:
     def normalise(self, z: NDArray) -> NDArray:
         """Output of the connection from its z: keep ⊙ BN(z)."""
         if self.norm is not None:
-            z = (self._by_channel(z) * self.norm.scale + self.norm.shift).reshape(z.shape)
+            return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep)
         return z if self.keep is None else self.keep * z
 
     def linear(self, cells: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
         out = self.synapse.apply(self.taps, cells)
-        if self.norm is not None:
+        if self.norm is not None and self.norm.from_batch and self.z is not None:
             out = self.norm.linear(out, self.z)
+        elif self.norm is not None:
+            return constraints.affine(out, self.norm.scale, np.zeros_like(self.norm.scale), self.keep)
         return out if self.keep is None else self.keep * out
 
     def adjoint(self, cells: NDArray) -> NDArray:
         """Transpose of ``linear``."""
+        if self.norm is not None and not (self.norm.from_batch and self.z is not None):
+            cells = constraints.affine(cells, self.norm.scale, np.zeros_like(self.norm.scale), self.keep)
+            return self.synapse.adjoint(self._taps_in_reverse, cells)
         if self.keep is not None:
             cells = self.keep * cells
         if self.norm is not None:
@@ -496,7 +501,7 @@ class FrozenConnection:
     @cached_property
     def _taps_in_reverse(self) -> NDArray:
         """The taps, laid out in memory so that their transposes are contiguous."""
-        return memory.aligned(self.taps.transpose(0, 2, 1)).transpose(0, 2, 1)
+        return np.ascontiguousarray(self.taps.transpose(0, 2, 1)).transpose(0, 2, 1)
 
     @cached_property
     def folded_taps(self) -> NDArray:
@@ -686,12 +691,18 @@ class Frozen:
         """F x̄ + b of the input connections: (B, *input_shape) to (B, n)."""
         net = self.network
         cells = to_cells(x_mean, net.input_shape)
-        out = np.zeros((x_mean.shape[0], net.state_size), self.dtype)
+        out = memory.empty((x_mean.shape[0], net.state_size), self.dtype)
         # The batch's own z was computed when its statistics were taken.
         known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
+        reached: set[int] = set()
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
             if source < 0:
-                out[:, net.place(target)] += c.normalise(c.z if known and c.z is not None else c.raw(cells))
+                arriving = c.normalise(c.z if known and c.z is not None else c.raw(cells))
+                into = out[:, net.place(target)]
+                np.add(into, arriving, out=into) if target in reached else np.copyto(into, arriving)
+                reached.add(target)
+        for target in set(range(len(net.populations))) - reached:
+            out[:, net.place(target)] = 0
         return out
 
     def constants(self, n_batch: int, *, with_input: bool) -> NDArray:

@@ -109,7 +109,7 @@ class Synapse(ABC):
 
     @abstractmethod
     def to_taps(self, weight: NDArray) -> NDArray:
-        """Weight array to taps (K, C_in, C_out), contiguous."""
+        """Weight array to taps (K, C_in, C_out); may be a view."""
 
     @abstractmethod
     def from_taps(self, taps: NDArray) -> NDArray:
@@ -197,12 +197,14 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; expected (B, n) and (n, m)")
     shape, dtype = (x.shape[0], w.shape[1]), np.result_type(x, w)
     x = np.ascontiguousarray(x, dtype)
-    if x.shape[0] <= _dense.ROWS:
+    if x.shape[0] < _dense.TILE:
         out = np.empty(shape, dtype)
         _dense.matmul_few(x, np.ascontiguousarray(w, dtype), out)
-    else:
-        out = memory.empty(shape, dtype)
-        _dense.matmul(x, memory.aligned(w, dtype), out)
+        return out
+    out = memory.empty(shape, dtype)
+    # A transposed view is read as it lies, without a copy.
+    transposed = w.flags.f_contiguous and not w.flags.c_contiguous
+    _dense.matmul(x, np.ascontiguousarray(w.T if transposed else w, dtype), transposed, out)
     return out
 
 
@@ -249,9 +251,9 @@ class Dense(Synapse):
 
     def to_taps(self, weight: NDArray) -> NDArray:
         if len(self.in_shape) == len(self.out_shape) == 1:
-            return memory.aligned(weight.T)[None]
+            return weight.T[None]
         order_in, order_out = self._cell_order
-        return memory.aligned(weight[np.ix_(order_out, order_in)].T)[None]
+        return weight[np.ix_(order_out, order_in)].T[None]
 
     def from_taps(self, taps: NDArray) -> NDArray:
         if len(self.in_shape) == len(self.out_shape) == 1:

@@ -1,4 +1,4 @@
-"""Events in groups of four: nothing is lost or invented, and they bring what a dense product brings."""
+"""Events and runs: nothing is lost or invented, and they bring what a plain loop over all cells brings."""
 
 import numpy as np
 import pytest
@@ -6,45 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ide_ref._kernels import events, taps
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d
 
 pytestmark = pytest.mark.kernels
 
 
-def scratch(n_positions, n_channels):
-    largest = n_positions * ((n_channels + 3) // 4) + 1
-    return np.empty(largest, np.uint32), np.empty((largest, 4), np.uint32), np.empty((largest, 4))
-
-
 @st.composite
-def sparse_cells(draw):
-    n_positions, n_channels = draw(st.integers(1, 6)), draw(st.integers(1, 11))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    share = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-    return rng.normal(size=(n_positions, n_channels)) * (rng.random((n_positions, n_channels)) < share)
+def synapses(draw):
+    kind = draw(st.sampled_from([Conv2d, ConvTranspose2d]))
+    kernel, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    shape = (draw(st.integers(1, 6)), draw(st.integers(4, 6)), draw(st.integers(4, 6)))
+    channels, padding = draw(st.integers(1, 9)), draw(st.integers(0, kernel - 1))
+    if kind is Conv2d:
+        return Conv2d.over(shape, channels, kernel=kernel, stride=stride, padding=min(padding, kernel // 2))
+    extra = draw(st.integers(0, stride - 1))
+    return ConvTranspose2d.over(shape, channels, kernel=kernel, stride=stride, padding=padding, output_padding=extra)
 
 
-def spread(groups, n_groups, shape):
-    """The cells that groups stand for; every channel of a group adds its value."""
-    positions, channels, factors = groups
-    out = np.zeros(shape)
-    for g in range(n_groups):
-        for i in range(4):
-            out[positions[g], channels[g, i]] += factors[g, i]
-    return out
-
-
-@given(cells=sparse_cells())
-def test_both_ways_of_grouping_hold_the_same_cells(cells):
-    of_cells, of_list = scratch(*cells.shape), scratch(*cells.shape)
-    n = events.group_cells(cells, *of_cells)
-    flat = cells.ravel()
-    indices = np.flatnonzero(flat).astype(np.int32)
-    n_listed = events.group(indices, flat[indices], len(indices), cells.shape[1], *of_list)
-    assert n == n_listed == sum(-(-np.count_nonzero(row) // 4) for row in cells)
-    for groups in (of_cells, of_list):
-        np.testing.assert_array_equal(spread(groups, n, cells.shape), cells)
-    for one, other in zip(of_cells, of_list, strict=True):
-        np.testing.assert_array_equal(one[:n], other[:n])
+def sparse(rng, shape, share):
+    return rng.normal(size=shape) * (rng.random(shape) < share)
 
 
 def plain(cells, weights, targets, n_out):
@@ -58,41 +38,78 @@ def plain(cells, weights, targets, n_out):
     return out
 
 
-@given(cells=sparse_cells(), n_taps=st.integers(1, 3), c_out=st.integers(1, 9), seed=st.integers(0, 99))
-def test_events_and_blocks_bring_what_the_plain_loop_brings(cells, n_taps, c_out, seed):
+@given(synapse=synapses())
+def test_runs_say_what_the_tables_say(synapse):
+    for runs, sources in ((synapse.runs, synapse.sources), (synapse.runs_back, synapse.targets)):
+        for table in (runs.fine, runs.coarse):
+            found = np.full_like(sources, -1)
+            for r, q in np.ndindex(*table.shape[:2]):
+                first, last, offset = table[r, q]
+                for p in range(first, last):
+                    assert found[q, p + offset] == -1
+                    found[q, p + offset] = p
+            np.testing.assert_array_equal(found, sources)
+    # The rows of a window are runs; so are those of its reverse where the stride lets one tap through at most.
+    windowed = synapse.runs if isinstance(synapse, Conv2d) else synapse.runs_back
+    assert windowed.coarse.shape[0] == synapse.kernel
+
+
+@given(synapse=synapses(), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), n=st.integers(1, 9), seed=st.integers(0, 99))
+def test_products_bring_what_the_plain_loop_brings(synapse, share, n, seed):
     rng = np.random.default_rng(seed)
-    n_positions, c_in = cells.shape
-    # A tap joins a position with at most one other, and some with none.
-    targets = np.stack([rng.permutation(n_positions) for _ in range(n_taps)], axis=1).astype(np.int32)
-    targets[rng.random(targets.shape) < 0.3] = -1
-    weights = rng.normal(size=(n_taps, c_in, c_out))
-    expected = plain(cells, weights, targets, n_positions)
-
-    groups = scratch(n_positions, c_in)
-    n = events.group_cells(cells, *groups)
-    out = np.zeros((n_positions, c_out))
-    events.propagate(*groups[:3], n, targets, weights.reshape(-1, c_out), out)
-    np.testing.assert_allclose(out, expected, atol=1e-12)
-
-    tap, reads = np.nonzero(targets.T >= 0)
-    starts = np.searchsorted(tap, np.arange(n_taps + 1))
-    writes = targets[reads, tap]
-    blocks = np.empty_like(out)
-    taps._sample(cells, weights, starts, reads, writes, blocks)
-    np.testing.assert_allclose(blocks, expected, atol=1e-12)
-    either = np.empty_like(out)
-    taps._either(cells, weights, starts, reads, writes, targets, either)
-    np.testing.assert_allclose(either, expected, atol=1e-12)
+    c_in, c_out = synapse.channels
+    taps_ = rng.normal(size=(synapse.kernel**2, c_in, c_out))
+    cells = sparse(rng, (n, len(synapse.targets), c_in), share)
+    found = synapse.apply(taps_, cells.reshape(n, -1)).reshape(n, -1, c_out)
+    # Sample by sample the same bits: neither the block nor the length of the runs changes a sum.
+    for b in range(n):
+        np.testing.assert_allclose(found[b], plain(cells[b], taps_, synapse.targets, found.shape[1]), atol=1e-12)
+        alone = np.empty_like(found[:1])
+        for runs in (synapse.runs.fine, synapse.runs.coarse):
+            taps.product_one(cells[b : b + 1], taps_, runs, runs, 3, alone)
+            np.testing.assert_array_equal(alone[0], found[b])
 
 
-@given(cells=sparse_cells(), seed=st.integers(0, 99))
-def test_depthwise_events_keep_their_channel(cells, seed):
+@given(synapse=synapses(), shares=st.tuples(*[st.sampled_from([0.0, 0.1, 1.0])] * 2), seed=st.integers(0, 99))
+def test_outer_products_are_those_of_the_plain_loop_from_either_side(synapse, shares, seed):
     rng = np.random.default_rng(seed)
-    targets = rng.permutation(len(cells))[:, None].astype(np.int32)
-    weights = rng.normal(size=(1, cells.shape[1]))
-    groups = scratch(*cells.shape)
-    out = np.zeros_like(cells)
-    events.propagate_depthwise(*groups, events.group_cells(cells, *groups), targets, weights, out)
-    expected = np.zeros_like(cells)
-    expected[targets[:, 0]] = cells * weights
-    np.testing.assert_allclose(out, expected, atol=1e-14)
+    c_in, c_out = synapse.channels
+    pre = sparse(rng, (3, len(synapse.targets), c_in), shares[0])
+    post = sparse(rng, (3, len(synapse.sources), c_out), shares[1])
+    expected = np.zeros((synapse.kernel**2, c_in, c_out))
+    for p, k in zip(*np.nonzero(synapse.targets >= 0), strict=True):
+        expected[k] += pre[:, p].T @ post[:, synapse.targets[p, k]]
+    by_senders, by_receivers = np.empty_like(expected), np.empty_like(expected.transpose(0, 2, 1), order="C")
+    taps.hebbian(pre, post, *synapse._joins, by_senders)
+    taps.hebbian(post, pre, *synapse._joins_back, by_receivers)
+    np.testing.assert_allclose(by_senders, expected, atol=1e-12)
+    np.testing.assert_allclose(by_receivers.transpose(0, 2, 1), expected, atol=1e-12)
+    np.testing.assert_allclose(synapse.hebbian(post.reshape(3, -1), pre.reshape(3, -1)), expected, atol=1e-12)
+
+
+@given(counts=st.lists(st.integers(0, 4), min_size=1, max_size=6), at=st.integers(0, 3))
+def test_events_are_located_by_position(counts, at):
+    c_in = 4
+    cells = [p * c_in + c for p, count in enumerate(counts) for c in range(count)]
+    listed = np.array([0] * at + cells, np.uint32)
+    first = np.empty(len(counts) + 1, np.int64)
+    events.locate(listed, at, len(cells), c_in, first)
+    np.testing.assert_array_equal(first, at + np.concatenate([[0], np.cumsum(counts)]))
+
+
+@given(share=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 99))
+def test_depthwise_events_keep_their_channel(share, seed):
+    rng = np.random.default_rng(seed)
+    synapse = AvgPool2d.over((3, 5, 4), kernel=2, padding=1)
+    cells = sparse(rng, (len(synapse.targets), 3), share)
+    factors = rng.normal(size=(4, 3))
+    expected = np.zeros((len(synapse.sources), 3))
+    for p, k in zip(*np.nonzero(synapse.targets >= 0), strict=True):
+        expected[synapse.targets[p, k]] += factors[k] * cells[p]
+    flat = cells.ravel()
+    listed = np.flatnonzero(flat).astype(np.uint32)
+    first = np.empty(len(cells) + 1, np.int64)
+    events.locate(listed, 0, len(listed), 3, first)
+    out = np.zeros(expected.size)
+    events.propagate_depthwise(synapse.runs.fine, first, listed, flat[listed], factors.ravel(), 0, 3, out, 0)
+    np.testing.assert_allclose(out.reshape(expected.shape), expected, atol=1e-14)

@@ -13,8 +13,8 @@ from numba import njit
 
 from ide_ref._kernels.rows import add_rows
 
-JOIN = 8  # events a position below which longer runs win: the output is loaded and stored less often
-BLOCK = 4  # samples that share one tap's weights while these are near
+JOIN = 8
+BLOCK = 4
 
 
 @njit(cache=True, nogil=True)

@@ -60,6 +60,7 @@ def _emit_add_rows(context, builder, signature, args, through):
     size_of = signature.args[0].dtype.bitwidth // 8
     column = cgutils.alloca_once_value(builder, _int(0))
     lanes = WIDEST // size_of
+    leave = builder.append_basic_block()
     # Blocks of 256 bytes as long as they fit, then at most one each of 128, 64, ... down to one element.
     while lanes:
         vector = ir.VectorType(real, lanes) if lanes > 1 else real
@@ -92,10 +93,13 @@ def _emit_add_rows(context, builder, signature, args, through):
         result.add_incoming(before, begin)
         result.add_incoming(after, event)
         builder.store(result, here, align=size_of)
-        builder.store(builder.add(j, _int(lanes)), column)
-        builder.branch(head)
+        following = builder.add(j, _int(lanes))
+        builder.store(following, column)
+        builder.cbranch(builder.icmp_signed("<", following, width), head, leave)
         builder.position_at_end(done)
         lanes //= 2
+    builder.branch(leave)
+    builder.position_at_end(leave)
     return context.get_dummy_value()
 
 

@@ -9,6 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
+from ide_ref._kernels import cells as _cells
+
+_LARGE = 1 << 12
+"""Numbers from which on a kernel, which reads each once, is worth its call."""
 
 Arrays = Mapping[str, NDArray[np.floating]]
 
@@ -88,10 +92,16 @@ class SGD:
             if name not in gradients or np.shape(gradients[name]) != theta.shape:
                 given = f"shape {np.shape(gradients[name])}" if name in gradients else "nothing"
                 raise ValueError(f"gradients has {given} for {name!r}, expected shape {theta.shape}")
-            number = theta.dtype.type
-            v_new = theta * number(self.weight_decay)
-            v_new += gradients[name]
-            v_new += v * number(self.momentum)
-            new_velocity[name] = np.asarray(v_new, theta.dtype)
-            new_params[name] = np.asarray(theta - v_new * number(rate), theta.dtype)
+            new_params[name], new_velocity[name] = self._step(theta, gradients[name], v, rate)
         return new_params, new_velocity
+
+    def _step(self, theta: NDArray, gradient: NDArray, v: NDArray, rate: float) -> tuple[NDArray, NDArray]:
+        dtype = theta.dtype
+        if theta.size < _LARGE:
+            v = np.asarray(v * dtype.type(self.momentum) + (gradient + theta * dtype.type(self.weight_decay)), dtype)
+            return np.asarray(theta - v * dtype.type(rate), dtype), v
+        new_theta, new_v = np.empty(theta.shape, dtype), np.empty(theta.shape, dtype)
+        given = (np.ascontiguousarray(array, dtype).reshape(-1) for array in (theta, gradient, v))
+        numbers = map(dtype.type, (self.momentum, self.weight_decay, rate))
+        _cells.momentum_step(*given, *numbers, new_theta.reshape(-1), new_v.reshape(-1))
+        return new_theta, new_v

@@ -1,0 +1,165 @@
+"""The vector code of the innermost loops against its twins in plain loops, on exact sums and on any numbers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numba import njit
+
+from ide_ref._kernels import dense, rows
+
+pytestmark = pytest.mark.kernels
+
+plain_add_rows = njit(rows._add_rows)
+plain_add_rows_through = njit(rows._add_rows_through)
+plain_tile_product = njit(rows._tile_product)
+plain_copy_panel = njit(rows._copy_panel)
+plain_at_least = njit(rows._at_least)
+plain_nonzero = njit(rows._nonzero)
+
+
+@njit
+def add_rows(out, at, width, w, first, stride, index, values, lo, hi):
+    rows.add_rows(out, at, width, w, first, stride, index, values, lo, hi)
+
+
+@njit
+def add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at):
+    rows.add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at)
+
+
+@njit
+def copy_panel(panel, w, at, stride, depth):
+    rows.copy_panel(panel, w, at, stride, depth)
+
+
+@njit
+def tile_product(out, at, stride, x, x_at, x_stride, panel, depth):
+    rows.tile_product(out, at, stride, x, x_at, x_stride, panel, depth)
+
+
+@njit
+def at_least(values, at, n, bound, found, found_at):
+    return rows.at_least(values, at, n, bound, found, found_at)
+
+
+@njit
+def nonzero(values, at, n, zero, found, found_at):
+    return rows.nonzero(values, at, n, zero, found, found_at)
+
+
+DTYPES = st.sampled_from([np.float32, np.float64])
+
+
+def sixteenths(rng, shape, dtype):
+    """Numbers whose sums and products are exact in either dtype, so that the order of a sum does not matter."""
+    return (rng.integers(-16, 17, shape) / 16).astype(dtype)
+
+
+@given(
+    dtype=DTYPES,
+    width=st.one_of(st.integers(1, 20), st.integers(1, 300)),
+    n_rows=st.integers(1, 9),
+    n_events=st.integers(0, 12),
+    spare=st.integers(0, 5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rows_are_added_where_and_as_often_as_told(dtype, width, n_rows, n_events, spare, seed):
+    rng = np.random.default_rng(seed)
+    stride = width + spare
+    w = sixteenths(rng, (n_rows + 1, stride), dtype)
+    out = sixteenths(rng, width + 2 * spare + 1, dtype)
+    index = rng.integers(0, n_rows, n_events + spare).astype(np.uint32)
+    values = sixteenths(rng, n_events + spare, dtype)
+    where = (spare, width, w, spare, stride, index, values, spare, spare + n_events)
+
+    expected = out.copy()
+    for e in range(spare, spare + n_events):
+        flat = spare + stride * int(index[e])
+        expected[spare : spare + width] += values[e] * w.ravel()[flat : flat + width]
+    for function in (add_rows, plain_add_rows):
+        found = out.copy()
+        function(found, *where)
+        np.testing.assert_array_equal(found, expected)
+
+    table = rng.permutation(n_rows).astype(np.uint32)
+    through = np.argsort(table).astype(np.uint32)[index]  # table[through] = index
+    shifted = np.concatenate([np.full(spare, n_rows, np.uint32), table])
+    for function in (add_rows_through, plain_add_rows_through):
+        found = out.copy()
+        function(found, *where[:5], through, *where[6:], shifted, spare)
+        np.testing.assert_array_equal(found, expected)
+
+
+@given(
+    dtype=DTYPES,
+    depth=st.integers(0, 40),
+    spare=st.integers(0, 7),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_tile_gains_a_product(dtype, depth, spare, seed):
+    rng = np.random.default_rng(seed)
+    lanes = rows.LINE // np.dtype(dtype).itemsize
+    w = sixteenths(rng, (depth + 1, lanes + spare), dtype)
+    panels = []
+    for function in (copy_panel, plain_copy_panel):
+        panel = np.full((depth + 1, lanes), 7, dtype)
+        function(panel, w, 0, lanes + spare, depth)
+        np.testing.assert_array_equal(panel[:depth], w[:depth, :lanes])
+        assert np.all(panel[depth] == 7)
+        panels.append(panel)
+    x = sixteenths(rng, (rows.TILE, depth + spare + 1), dtype)
+    out = sixteenths(rng, (rows.TILE, lanes + spare), dtype)
+    expected = out.copy()
+    expected[:, :lanes] += x[:, :depth] @ w[:depth, :lanes]
+    for function in (tile_product, plain_tile_product):
+        found = out.copy()
+        function(found, 0, lanes + spare, x, 0, depth + spare + 1, panels[0], depth)
+        np.testing.assert_array_equal(found, expected)
+
+
+@given(dtype=DTYPES, n=st.integers(0, 70), at=st.integers(0, 3), seed=st.integers(0, 2**32 - 1))
+def test_searches_find_what_comparisons_find(dtype, n, at, seed):
+    rng = np.random.default_rng(seed)
+    values = rng.choice([-1.0, 0.0, 0.5, 1.0, np.nan, np.inf], size=n + at + 1).astype(dtype)
+    part = values[at : at + n]
+    for functions, bound, expected in (
+        ((at_least, plain_at_least), 0.5, part >= 0.5),
+        ((nonzero, plain_nonzero), 0.0, part != 0),
+    ):
+        for function in functions:
+            found = np.full(n + 2, 99, np.uint32)
+            count = function(values, at, n, dtype(bound), found, 1)
+            np.testing.assert_array_equal(found[1 : 1 + count], np.flatnonzero(expected))
+            assert count == expected.sum()
+            assert found[0] == 99
+            assert np.all(found[1 + count :] == 99)
+
+
+@given(
+    dtype=DTYPES,
+    n_rows=st.integers(1, 40),
+    depth=st.one_of(st.integers(1, 20), st.integers(250, 520)),
+    n_columns=st.integers(1, 40),
+    cut=st.integers(0, 40),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_are_matrix_products_whatever_the_layout_and_the_batch(dtype, n_rows, depth, n_columns, cut, seed):
+    rng = np.random.default_rng(seed)
+    x, w = rng.normal(size=(n_rows, depth)).astype(dtype), rng.normal(size=(depth, n_columns)).astype(dtype)
+    whole = np.empty((n_rows, n_columns), dtype)
+    dense.matmul(x, w, False, whole)
+    exact = x.astype(np.float64) @ w.astype(np.float64)
+    scale = np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64)
+    assert np.all(np.abs(whole - exact) <= depth * np.finfo(dtype).eps * scale)
+    transposed = np.empty_like(whole)
+    dense.matmul(x, np.ascontiguousarray(w.T), True, transposed)
+    np.testing.assert_array_equal(transposed, whole)
+    # The same bits from parts of the batch, and from the kernel for few rows.
+    for part in (slice(0, cut), slice(cut, None)):
+        if len(x[part]):
+            out = np.empty((len(x[part]), n_columns), dtype)
+            dense.matmul(x[part], w, False, out)
+            np.testing.assert_array_equal(out, whole[part])
+            dense.matmul_few(x[part], w, out)
+            np.testing.assert_array_equal(out, whole[part])
