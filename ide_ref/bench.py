@@ -29,6 +29,7 @@ from ide_ref.structure import build
 from ide_ref.training.evaluation import load_batch
 from ide_ref.training.loop import begin, generator
 from ide_ref.training.losses import cross_entropy
+from ide_ref.training.schedule import learning_rate
 from ide_ref.training.sgd import SGD
 
 STAGES = ("freeze", "rollout", "readout", "linearise", "solve", "hebbian", "update")
@@ -280,7 +281,8 @@ def _step(
         times[stage] = now - began
         began = now
 
-    frozen = freeze(network, params, x, training=True, rng=generator(seed, "batch", 0, step))
+    rng = generator(seed, "batch", 0, step)
+    frozen = freeze(network, params, x, training=True, rng=rng, profile=preset.profile)
     lap("freeze")
     rates = simulate(frozen, x, recipe.n_steps)
     lap("rollout")
@@ -297,8 +299,9 @@ def _step(
     lap("hebbian")
     optimiser = SGD(momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     changed = {**params, **frozen.statistics, **statistics}
-    params, velocity = optimiser.step(changed, velocity, {**grads, **found}, rate=recipe.lr)
-    params = network.project(params)
+    lr = learning_rate(recipe.lr, epoch=0, step=step, warmup_steps=recipe.warmup_steps)
+    params, velocity = optimiser.step(changed, velocity, {**grads, **found}, rate=lr)
+    params = network.project(params, profile=preset.profile)
     lap("update")
     return times, params, velocity, rates, solution.n_products
 

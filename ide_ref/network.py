@@ -501,7 +501,7 @@ class FrozenConnection:
     @cached_property
     def _taps_in_reverse(self) -> NDArray:
         """The taps, laid out in memory so that their transposes are contiguous."""
-        return np.ascontiguousarray(self.taps.transpose(0, 2, 1)).transpose(0, 2, 1)
+        return memory.aligned(self.taps.transpose(0, 2, 1)).transpose(0, 2, 1)
 
     @cached_property
     def folded_taps(self) -> NDArray:

@@ -66,7 +66,7 @@ def test_products_bring_what_the_plain_loop_brings(synapse, share, n, seed):
         np.testing.assert_allclose(found[b], plain(cells[b], taps_, synapse.targets, found.shape[1]), atol=1e-12)
         alone = np.empty_like(found[:1])
         for runs in (synapse.runs.fine, synapse.runs.coarse):
-            taps.product_one(cells[b : b + 1], taps_, runs, runs, 3, alone)
+            taps.product_one(cells[b : b + 1], taps_, synapse.runs.fine, runs, 3, alone)
             np.testing.assert_array_equal(alone[0], found[b])
 
 

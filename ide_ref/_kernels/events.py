@@ -13,32 +13,60 @@ from numba import njit
 
 from ide_ref._kernels.rows import add_rows
 
-JOIN = 8
-BLOCK = 4
+JOIN = 8  # events a position below which longer runs win: the output is loaded and stored less often
+BLOCK = 4  # samples that share a tile of weights while it is near
+CHUNK = 64  # most channels of a tile
+COLUMNS = 96  # of a tile
 
 
 @njit(cache=True, nogil=True)
-def locate(events, at, n_events, c_in, first):
-    """first[p] = place of the first event at position p or after it, in a list of n_events from events[at] on."""
+def chunk_of(c_in):
+    """Channels of a tile: the largest divisor of c_in up to CHUNK, unless that is small; then all of them."""
+    if c_in > CHUNK:
+        for size in range(CHUNK, CHUNK // 4, -1):
+            if c_in % size == 0:
+                return size
+    return c_in
+
+
+@njit(cache=True, nogil=True)
+def locate(events, at, n_events, size, first):
+    """first[i] = place of the first event at cell i size or after it, in a list of n_events from events[at] on."""
     e = 0
-    for p in range(first.shape[0]):
-        while e < n_events and events[at + e] < p * c_in:
+    for i in range(first.shape[0]):
+        while e < n_events and events[at + e] < i * size:
             e += 1
-        first[p] = at + e
+        first[i] = at + e
 
 
 @njit(cache=True, nogil=True)
-def propagate(runs, r, q_first, q_last, first, events, values, c_in, weights, w_at, c_out, out, out_at):
-    """Add what events bring along run r of the output positions q_first to q_last to out[out_at:], (Q, C_out).
+def propagate(
+    runs, joined, q_first, q_last, first, size, events, values, c_in, weights, w_at, c_out, out, places
+):  # fmt: skip
+    """Add what events bring to the output positions q_first to q_last of out[places[i]:], (Q, C_out), of each sample i.
 
-    The weight row of tap k and channel c begins at weights[w_at + (k C_in + c) C_out].
+    The weight row of tap k and channel c begins at weights[w_at + (k C_in + c) C_out]. Weights are taken by tiles of
+    one run's taps, ``size`` channels and COLUMNS outputs, and all positions of all samples pass while a tile is in the
+    first-level cache; first[i] locates sample i's events by ``size`` cells. ``joined`` tells that runs have several
+    positions; they take all channels at once.
     """
-    for q in range(q_first, q_last):
-        lo = first[runs[r, q, 0]]
-        hi = first[runs[r, q, 1]]
-        if lo < hi:
-            row = w_at + runs[r, q, 2] * c_in * c_out
-            add_rows(out, out_at + q * c_out, c_out, weights, row, c_out, events, values, lo, hi)
+    n_chunks = c_in // size
+    n_tiles = 1 if joined else n_chunks
+    for j in range(0, c_out, COLUMNS):
+        width = min(COLUMNS, c_out - j)
+        for r in range(runs.shape[0]):
+            for tile in range(n_tiles):
+                for i in range(places.shape[0]):
+                    for q in range(q_first, q_last):
+                        p = runs[r, q, 0]
+                        if p == runs[r, q, 1]:
+                            continue
+                        lo = first[i, p * n_chunks + tile]
+                        hi = first[i, runs[r, q, 1] * n_chunks if joined else p * n_chunks + tile + 1]
+                        if lo < hi:
+                            row = w_at + runs[r, q, 2] * c_in * c_out + j
+                            at = places[i] + q * c_out + j
+                            add_rows(out, at, width, weights, row, c_out, events, values, lo, hi)
 
 
 @njit(cache=True, nogil=True)

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit, prange
 
-from ide_ref._kernels.events import BLOCK, JOIN, locate, propagate, propagate_depthwise
+from ide_ref._kernels.events import BLOCK, JOIN, chunk_of, locate, propagate, propagate_depthwise
 from ide_ref._kernels.rows import at_least, nonzero
 
 # Columns of the connection table.
@@ -11,7 +11,7 @@ SOURCE, C_IN, C_OUT, N_IN, N_OUT, FINE, N_FINE, COARSE, N_COARSE, WEIGHTS, KEEP,
 
 
 @njit(cache=True, nogil=True)
-def _propagate(first, n_events, events, values, row, runs, weights, out, places):
+def _propagate(first, size, n_events, events, values, row, runs, weights, out, places):
     """Add what a block's events bring through the connection of one row of the table, to out[places[i]:] each."""
     n_samples = places.shape[0]
     total = 0
@@ -24,13 +24,12 @@ def _propagate(first, n_events, events, values, row, runs, weights, out, places)
     if row[DEPTHWISE]:
         for i in range(n_samples):
             propagate_depthwise(table, first[i], events, values, weights, row[WEIGHTS], row[C_OUT], out, places[i])
-        return
-    for r in range(n_runs):
-        for i in range(n_samples):
-            propagate(
-                table, r, 0, row[N_OUT], first[i], events, values, row[C_IN], weights, row[WEIGHTS], row[C_OUT], out,
-                places[i],
-            )  # fmt: skip
+    else:
+        joined = coarse and n_runs < row[N_FINE]
+        propagate(
+            table, joined, 0, row[N_OUT], first, size, events, values, row[C_IN], weights, row[WEIGHTS], row[C_OUT],
+            out, places,
+        )  # fmt: skip
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -115,15 +114,15 @@ def rollout(
     largest = 0
     for pop in range(n_populations):
         largest = max(largest, starts[pop + 1] - starts[pop])
-    n_positions = 1
+    n_located = 1
     for i in range(table.shape[0]):
-        n_positions = max(n_positions, table[i, N_IN])
+        n_located = max(n_located, table[i, N_IN] * (table[i, C_IN] // chunk_of(table[i, C_IN])))
     for block in prange((n_batch + BLOCK - 1) // BLOCK):
         b_first = block * BLOCK
         size = min(BLOCK, n_batch - b_first)
         scratch = np.empty((size, largest), drive.dtype)
         places = np.empty(size, np.int64)
-        first = np.empty((size, n_positions + 1), np.int64)
+        first = np.empty((size, n_located + 1), np.int64)
         events = np.empty((size, n), np.uint32)
         ones = np.ones(size * n, drive.dtype)
         n_events = np.zeros((n_populations, size), np.int64)
@@ -151,6 +150,9 @@ def rollout(
                     row = table[c]
                     source = row[SOURCE]
                     masked = row[KEEP] >= 0
+                    # A depthwise connection has as many channels on both sides, and needs every position located.
+                    chunk = row[C_IN] if row[DEPTHWISE] else chunk_of(row[C_IN])
+                    n_first = row[N_IN] * (row[C_IN] // chunk) + 1
                     for i in range(size):
                         if masked:
                             scratch[i, : hi - lo] = 0
@@ -158,18 +160,20 @@ def rollout(
                         else:
                             places[i] = (b_first + i) * n + lo
                         if source < 0:
-                            locate(arrived.reshape(-1), i * n_in, n_arrived[i], row[C_IN], first[i, : row[N_IN] + 1])
+                            locate(arrived.reshape(-1), i * n_in, n_arrived[i], chunk, first[i, :n_first])
                         else:
                             at = i * n + starts[source]
-                            locate(events.reshape(-1), at, n_events[source, i], row[C_IN], first[i, : row[N_IN] + 1])
+                            locate(events.reshape(-1), at, n_events[source, i], chunk, first[i, :n_first])
                     out = scratch.reshape(-1) if masked else u.reshape(-1)
                     if source < 0:
                         _propagate(
-                            first, n_arrived, arrived.reshape(-1), arrived_values.reshape(-1), row, runs, weights, out,
-                            places,
+                            first, chunk, n_arrived, arrived.reshape(-1), arrived_values.reshape(-1), row, runs, weights,
+                            out, places,
                         )  # fmt: skip
                     else:
-                        _propagate(first, n_events[source], events.reshape(-1), ones, row, runs, weights, out, places)
+                        _propagate(
+                            first, chunk, n_events[source], events.reshape(-1), ones, row, runs, weights, out, places
+                        )
                     if masked:
                         for i in range(size):
                             at = row[KEEP] + (b_first + i) * (hi - lo)

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 __all__ = ["TILE", "add_rows", "add_rows_through", "at_least", "copy_panel", "nonzero", "tile_product"]
 
-WIDEST = 256  # bytes of the output held in registers: all of AVX2's but half, which is left for the weights
+WIDEST = 384  # bytes of the output held in registers: twelve of AVX2's sixteen
 LINE = 64  # bytes of a tile's row, and of the vectors that are searched
 TILE = 6  # rows of a tile
 
@@ -59,48 +59,65 @@ def _emit_add_rows(context, builder, signature, args, through):
     real = context.get_data_type(signature.args[0].dtype)
     size_of = signature.args[0].dtype.bitwidth // 8
     column = cgutils.alloca_once_value(builder, _int(0))
-    lanes = WIDEST // size_of
     leave = builder.append_basic_block()
-    # Blocks of 256 bytes as long as they fit, then at most one each of 128, 64, ... down to one element.
-    while lanes:
+    line = LINE // size_of
+    # The widest blocks as long as they fit; then of four, two and one vector of a line; then parts of a line.
+    shapes = [(WIDEST // LINE, line), (4, line), (2, line), (1, line)]
+    while shapes[-1][1] > 1:
+        shapes.append((1, shapes[-1][1] // 2))
+    for n_vectors, lanes in shapes:
         vector = ir.VectorType(real, lanes) if lanes > 1 else real
+        width_here = n_vectors * lanes
         head, begin, event, end, done = (builder.append_basic_block() for _ in range(5))
         builder.branch(head)
         builder.position_at_end(head)
         j = builder.load(column)
-        builder.cbranch(builder.icmp_signed("<=", builder.add(j, _int(lanes)), width), begin, done)
+        builder.cbranch(builder.icmp_signed("<=", builder.add(j, _int(width_here)), width), begin, done)
 
         builder.position_at_end(begin)
-        here, there = _at(builder, out, j, vector), builder.gep(rows, [j])
-        before = builder.load(here, align=size_of)
+        there = builder.gep(rows, [j])
+        places = [_at(builder, out, builder.add(j, _int(v * lanes)), vector) for v in range(n_vectors)]
+        before = [builder.load(place, align=size_of) for place in places]
         builder.cbranch(builder.icmp_signed("<", lo, hi), event, end)
 
         builder.position_at_end(event)
-        e, total = builder.phi(_I64), builder.phi(vector)
+        e = builder.phi(_I64)
+        totals = [builder.phi(vector) for _ in places]
         i = builder.zext(builder.load(builder.gep(index, [e])), _I64)
         if through:
             i = builder.zext(builder.load(builder.gep(table, [i])), _I64)
-        w = builder.load(_at(builder, there, builder.mul(i, stride), vector), align=size_of)
+        row = builder.gep(there, [builder.mul(i, stride)])
         x = _broadcast(builder, builder.load(builder.gep(values, [e])), vector)
-        after = builder.fadd(total, builder.fmul(x, w, flags=_CONTRACT), flags=_CONTRACT)
+        after = []
+        for v, total in enumerate(totals):
+            w = builder.load(_at(builder, row, _int(v * lanes), vector), align=size_of)
+            after.append(builder.fadd(total, builder.fmul(x, w, flags=_CONTRACT), flags=_CONTRACT))
         following = builder.add(e, _int(1))
-        for phi, value, block in ((e, lo, begin), (e, following, event), (total, before, begin), (total, after, event)):
-            phi.add_incoming(value, block)
+        e.add_incoming(lo, begin)
+        e.add_incoming(following, event)
+        for total, first_value, last_value in zip(totals, before, after, strict=True):
+            total.add_incoming(first_value, begin)
+            total.add_incoming(last_value, event)
         builder.cbranch(builder.icmp_signed("<", following, hi), event, end)
 
         builder.position_at_end(end)
-        result = builder.phi(vector)
-        result.add_incoming(before, begin)
-        result.add_incoming(after, event)
-        builder.store(result, here, align=size_of)
-        following = builder.add(j, _int(lanes))
+        _store_either(builder, places, before, begin, after, event, size_of)
+        following = builder.add(j, _int(width_here))
         builder.store(following, column)
         builder.cbranch(builder.icmp_signed("<", following, width), head, leave)
         builder.position_at_end(done)
-        lanes //= 2
     builder.branch(leave)
     builder.position_at_end(leave)
     return context.get_dummy_value()
+
+
+def _store_either(builder, places, before, begin, after, step, align):
+    """Store what comes from one block or from the other."""
+    results = [builder.phi(value.type) for value in before]
+    for result, place, first, last in zip(results, places, before, after, strict=True):
+        result.add_incoming(first, begin)
+        result.add_incoming(last, step)
+        builder.store(result, place, align=align)
 
 
 def _add_rows(out, at, width, rows, first, stride, index, values, lo, hi):
@@ -173,11 +190,7 @@ def _emit_tile_product(context, builder, signature, args):
     builder.cbranch(builder.icmp_signed("<", following, depth), step, end)
 
     builder.position_at_end(end)
-    results = [builder.phi(vector) for _ in places]
-    for result, place, first, last in zip(results, places, before, after, strict=True):
-        result.add_incoming(first, begin)
-        result.add_incoming(last, step)
-        builder.store(result, place, align=size_of)
+    _store_either(builder, places, before, begin, after, step, size_of)
     return context.get_dummy_value()
 
 

@@ -7,7 +7,7 @@ see ``events``; exchanging what sends and what receives (and the axes of the wei
 import numpy as np
 from numba import njit, prange
 
-from ide_ref._kernels.events import BLOCK, JOIN, locate, propagate
+from ide_ref._kernels.events import BLOCK, JOIN, chunk_of, locate, propagate
 from ide_ref._kernels.rows import WIDEST, add_rows_through, nonzero
 
 SHARES = 4  # of one sample's output positions
@@ -33,23 +33,24 @@ def product(cells, weights, fine, coarse, out):
     n_batch, n_positions, c_in = cells.shape
     n_out, c_out = out.shape[1:]
     n = n_positions * c_in
+    chunk = chunk_of(c_in)
     for block in prange((n_batch + BLOCK - 1) // BLOCK):
         b_first = block * BLOCK
         size = min(BLOCK, n_batch - b_first)
         events = np.empty(size * n, np.uint32)
         values = np.empty(size * n, cells.dtype)
-        first = np.empty((size, n_positions + 1), np.int64)
+        places = np.empty(size, np.int64)
+        first = np.empty((size, n_positions * (c_in // chunk) + 1), np.int64)
         total = 0
         for i in range(size):
             n_events = _list_events(cells[b_first + i].reshape(-1), i * n, events, values)
-            locate(events, i * n, n_events, c_in, first[i])
+            locate(events, i * n, n_events, chunk, first[i])
             out[b_first + i] = 0
+            places[i] = (b_first + i) * n_out * c_out
             total += n_events
         runs = coarse if total < JOIN * n_positions * size else fine
-        for r in range(runs.shape[0]):
-            for i in range(size):
-                at = (b_first + i) * n_out * c_out
-                propagate(runs, r, 0, n_out, first[i], events, values, c_in, weights, 0, c_out, out, at)
+        joined = runs.shape[0] < fine.shape[0]
+        propagate(runs, joined, 0, n_out, first, chunk, events, values, c_in, weights, 0, c_out, out, places)
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -59,16 +60,18 @@ def product_one(cells, weights, fine, coarse, n_parts, out):
     n_out, c_out = out.shape[1:]
     events = np.empty(n_positions * c_in, np.uint32)
     values = np.empty(n_positions * c_in, cells.dtype)
-    first = np.empty(n_positions + 1, np.int64)
+    chunk = chunk_of(c_in)
+    first = np.empty((1, n_positions * (c_in // chunk) + 1), np.int64)
     n_events = _list_events(cells.reshape(-1), 0, events, values)
-    locate(events, 0, n_events, c_in, first)
+    locate(events, 0, n_events, chunk, first[0])
     runs = coarse if n_events < JOIN * n_positions else fine
+    joined = runs.shape[0] < fine.shape[0]
+    places = np.zeros(1, np.int64)
     out[:] = 0
     for part in prange(n_parts):
         lo = part * n_out // n_parts
         hi = (part + 1) * n_out // n_parts
-        for r in range(runs.shape[0]):
-            propagate(runs, r, lo, hi, first, events, values, c_in, weights, 0, c_out, out, 0)
+        propagate(runs, joined, lo, hi, first, chunk, events, values, c_in, weights, 0, c_out, out, places)
 
 
 @njit(cache=True, nogil=True)
