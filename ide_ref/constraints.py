@@ -303,5 +303,8 @@ def restrict_pull_back(
         ∂‖W̄‖/∂W̄: left rightᵀ of the leading singular pair, in the weight's layout.
     """
     along = float(np.vdot(d_weight, raw)) / norm
-    factor = raw.dtype.type(float(alpha) / norm)
-    return factor * (d_weight - raw.dtype.type(along) * d_norm), np.asarray(along, raw.dtype)
+    dtype = raw.dtype
+    out = memory.empty(raw.shape, dtype)
+    flat = (np.ascontiguousarray(array, dtype).reshape(-1) for array in (d_weight, d_norm))
+    _cells.take_off(*flat, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))
+    return out, np.asarray(along, dtype)

@@ -10,6 +10,18 @@ from numba import njit, prange
 SLICES = 16
 
 
+@njit(cache=True, nogil=True)
+def _add(row, total):
+    for c in range(row.shape[0]):
+        total[c] += row[c]
+
+
+@njit(cache=True, nogil=True)
+def _add_squares(row, mean, total):
+    for c in range(row.shape[0]):
+        total[c] += (row[c] - mean[c]) ** 2
+
+
 @njit(parallel=True, cache=True, nogil=True)
 def moments(z, mean, variance):
     """Mean and biased variance of each column of z (N, C), in float64: overwrites mean and variance (C,)."""
@@ -21,16 +33,27 @@ def moments(z, mean, variance):
             total[:] = 0
             for row in range(i * n // SLICES, (i + 1) * n // SLICES):
                 if again == 0:
-                    for c in range(n_channels):
-                        total[c] += z[row, c]
+                    _add(z[row], total)
                 else:
-                    for c in range(n_channels):
-                        total[c] += (z[row, c] - mean[c]) ** 2
+                    _add_squares(z[row], mean, total)
         into = variance if again else mean
         into[:] = 0
         for i in range(SLICES):
             for c in range(n_channels):
                 into[c] += partial[i, c] / n
+
+
+@njit(cache=True, nogil=True)
+def _add_products(delta, z, mean, inverse, along, total):
+    for c in range(z.shape[0]):
+        along[c] += delta[c] * ((z[c] - mean[c]) * inverse[c])
+        total[c] += delta[c]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _back(delta, z, mean, scale, constant, slope, d_z):
+    for c in range(z.shape[0]):
+        d_z[c] = scale[c] * (delta[c] - constant[c] - slope[c] * (z[c] - mean[c]))
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -47,12 +70,10 @@ def normalised_back(delta, z, mean, deviation, weight, from_batch, d_z, d_weight
     """
     n, n_channels = z.shape
     partial = np.zeros((SLICES, 2, n_channels))
+    inverse = 1 / deviation
     for i in prange(SLICES):
-        along, total = partial[i, 0], partial[i, 1]
         for row in range(i * n // SLICES, (i + 1) * n // SLICES):
-            for c in range(n_channels):
-                along[c] += delta[row, c] * ((z[row, c] - mean[c]) / deviation[c])
-                total[c] += delta[row, c]
+            _add_products(delta[row], z[row], mean, inverse, partial[i, 0], partial[i, 1])
     d_weight[:] = 0
     d_bias[:] = 0
     for i in range(SLICES):
@@ -69,8 +90,19 @@ def normalised_back(delta, z, mean, deviation, weight, from_batch, d_z, d_weight
             slope[c] = d_weight[c] / (n * deviation[c])
     for i in prange(SLICES):
         for row in range(i * n // SLICES, (i + 1) * n // SLICES):
-            for c in range(n_channels):
-                d_z[row, c] = scale[c] * (delta[row, c] - constant[c] - slope[c] * (z[row, c] - mean[c]))
+            _back(delta[row], z[row], mean, scale, constant, slope, d_z[row])
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _scale(x, scale, shift, out):
+    for c in range(x.shape[0]):
+        out[c] = scale[c] * x[c] + shift[c]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _scale_and_mask(x, scale, shift, keep, out):
+    for c in range(x.shape[0]):
+        out[c] = keep[c] * (scale[c] * x[c] + shift[c])
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -79,15 +111,20 @@ def affine(x, scale, shift, keep, out):
 
     ``out`` may be x.
     """
-    n_channels = x.shape[2]
     for b in prange(x.shape[0]):
         for p in range(x.shape[1]):
             if keep.shape[0] > 0:
-                for c in range(n_channels):
-                    out[b, p, c] = keep[b, p, c] * (scale[c] * x[b, p, c] + shift[c])
+                _scale_and_mask(x[b, p], scale, shift, keep[b, p], out[b, p])
             else:
-                for c in range(n_channels):
-                    out[b, p, c] = scale[c] * x[b, p, c] + shift[c]
+                _scale(x[b, p], scale, shift, out[b, p])
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _momentum(theta, gradient, velocity, momentum, decay, rate, new_theta, new_velocity):
+    for j in range(theta.shape[0]):
+        v = momentum * velocity[j] + (gradient[j] + decay * theta[j])
+        new_velocity[j] = v
+        new_theta[j] = theta[j] - rate * v
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -95,7 +132,25 @@ def momentum_step(theta, gradient, velocity, momentum, decay, rate, new_theta, n
     """v ← μ v + (∇L + κ θ), θ ← θ − η v for flat arrays; overwrites the last two."""
     n = theta.shape[0]
     for i in prange(SLICES):
-        for j in range(i * n // SLICES, (i + 1) * n // SLICES):
-            v = momentum * velocity[j] + (gradient[j] + decay * theta[j])
-            new_velocity[j] = v
-            new_theta[j] = theta[j] - rate * v
+        lo = i * n // SLICES
+        hi = (i + 1) * n // SLICES
+        # Slices of their own: the vectoriser does not see through the loop over threads.
+        _momentum(
+            theta[lo:hi], gradient[lo:hi], velocity[lo:hi], momentum, decay, rate, new_theta[lo:hi], new_velocity[lo:hi]
+        )
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _off(d_weight, d_norm, along, factor, out):
+    for j in range(out.shape[0]):
+        out[j] = factor * (d_weight[j] - along * d_norm[j])
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def take_off(d_weight, d_norm, along, factor, out):
+    """out = factor · (d_weight − along · d_norm) for flat arrays; overwrites out."""
+    n = out.shape[0]
+    for i in prange(SLICES):
+        lo = i * n // SLICES
+        hi = (i + 1) * n // SLICES
+        _off(d_weight[lo:hi], d_norm[lo:hi], along, factor, out[lo:hi])

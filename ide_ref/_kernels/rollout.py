@@ -150,8 +150,8 @@ def rollout(
                     row = table[c]
                     source = row[SOURCE]
                     masked = row[KEEP] >= 0
-                    # A depthwise connection has as many channels on both sides, and needs every position located.
-                    chunk = row[C_IN] if row[DEPTHWISE] else chunk_of(row[C_IN])
+                    # One position alone has no use for weights that stay near; depthwise, channels stay apart anyway.
+                    chunk = row[C_IN] if row[DEPTHWISE] or row[N_IN] == 1 else chunk_of(row[C_IN])
                     n_first = row[N_IN] * (row[C_IN] // chunk) + 1
                     for i in range(size):
                         if masked:
