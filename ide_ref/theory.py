@@ -53,6 +53,13 @@ class OperatorNorm:
     error: float
 
 
+def verdict(contraction: float) -> str:
+    """(COND) in words: whether it holds for a network of this γ, and what that means."""
+    if contraction < 1:
+        return "(COND) holds: the average rates converge to the equilibrium"
+    return "(COND) does not hold: the theorems promise no equilibrium for these weights"
+
+
 @dataclass(frozen=True)
 class Conditions:
     """(COND) and sharper ones, side by side. Each is sufficient where it is below 1.

@@ -36,6 +36,18 @@ def run(capsys):
     return call
 
 
+def test_evaluate_says_so_where_cond_does_not_hold(run, tmp_path):
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(path, begin(replace(tiny.preset(limit=20), neuron=ide_ref.IF(0.3)), 0))
+    status, text, _ = run("evaluate", path)
+    assert status == 0
+    assert "(COND) does not hold: the theorems promise no equilibrium for these weights" in text
+    found = json.loads(run("evaluate", path, "--json")[1])
+    assert found["contraction"] == pytest.approx(3.0, rel=1e-3)
+    assert found["condition_holds"] is False
+    assert "(COND) does not hold" in run("info", path)[1]
+
+
 @pytest.fixture
 def trained(tmp_path):
     path = tmp_path / "tiny.safetensors"
@@ -63,7 +75,10 @@ def test_train_evaluate_and_resume(run, tmp_path):
     out = tmp_path / "run"
     status, text, log = run("train", *SHORT, "--out", out)
     assert status == 0
-    assert re.match(r"test accuracy \d\d\.\d\d% \(best \d\d\.\d\d% in epoch [12]\), \d+\.\d s an epoch\nwritten:", text)
+    said = r"contraction gamma = 0\.\d{4} in operator norms; \(COND\) holds: the average rates converge to the .*\n"
+    assert re.match(
+        rf"test accuracy \d\d\.\d\d% \(best \d\d\.\d\d% in epoch [12]\), \d+\.\d s an epoch\n{said}written:", text
+    )
     assert len(log.splitlines()) == 2
     assert {p.name for p in out.iterdir()} == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "curves.png"}
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
@@ -74,6 +89,7 @@ def test_train_evaluate_and_resume(run, tmp_path):
     assert json.loads(text)["distance_to_equilibrium_rms"] > 0
     status, text, _ = run("evaluate", out / "checkpoint.safetensors")
     assert f"accuracy {last['test_accuracy']:.2%}" in text
+    assert re.search(said.removesuffix(r"\n"), text)
 
     status, text, _ = run("train", *SHORT[:-1], "3", "--out", out, "--resume", "--json")
     assert status == 0
