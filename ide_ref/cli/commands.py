@@ -53,6 +53,10 @@ def add_all(sub: Any) -> None:
     p.add_argument("--dtype", choices=("float32", "float64"))
     p.add_argument("--solver", help="of (BETA): fixed_point, anderson, broyden, gmres, direct")
     p.add_argument("--tol", type=_positive, help="relative residual of (BETA)")
+    p.add_argument("--max-iter", type=_count, metavar="N", help="most products with the transposed Jacobian a step")
+    p.add_argument(
+        "--allow-unconverged", action="store_true", default=None, help="take (BETA) as it is after --max-iter"
+    )
     p.add_argument("--threads", type=_count, metavar="N")
     p.set_defaults(run=train)
 
@@ -205,7 +209,10 @@ def train(args: argparse.Namespace) -> int:
     preset = _preset(args, args.preset)
     changes = {
         name: value
-        for name in ("epochs", "batch_size", "lr", "warmup_steps", "dtype", "solver", "tol", "limit")
+        for name in (
+            *("epochs", "batch_size", "lr", "warmup_steps", "dtype", "limit"),
+            *("solver", "tol", "max_iter", "allow_unconverged"),
+        )
         if (value := getattr(args, name)) is not None
     }
     if args.milestones is not None:

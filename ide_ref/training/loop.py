@@ -29,7 +29,7 @@ from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
 from ide_ref.implicit import backward
 from ide_ref.network import freeze, read_out
-from ide_ref.presets import Preset
+from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import simulate
 from ide_ref.solvers import NotConverged
 from ide_ref.theory import verdict
@@ -248,7 +248,7 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
             allow_unconverged=recipe.allow_unconverged,
         )
     except NotConverged as error:
-        raise _diverged(state, str(error)) from None
+        raise _diverged(state, str(error), _easier(recipe)) from None
     params, velocity = _optimiser(preset).step(
         {**params, **back.statistics}, state.velocity, back.gradients, rate=_rate(state, n_batches)
     )
@@ -299,11 +299,18 @@ def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable
     return replace(state, step=0, totals={}, history=(*state.history, line))
 
 
-def _diverged(state: Checkpoint, problem: str) -> Diverged:
+def _diverged(state: Checkpoint, problem: str, remedy: str = "a smaller learning rate") -> Diverged:
     return Diverged(
         f"epoch {state.epoch + 1}, batch {state.step + 1}: {problem}; the checkpoint after epoch {state.epoch} is "
-        "kept, try a smaller learning rate"
+        f"kept, try {remedy}"
     )
+
+
+def _easier(recipe: Recipe) -> str:
+    """What to try where (BETA) was not solved."""
+    if recipe.dtype == "float32" and recipe.tol < 1e-6:
+        return f"dtype float64, as rounding in float32 leaves more than {recipe.tol:.0e}, or a larger tol"
+    return "a larger tol, another solver or a smaller learning rate"
 
 
 # --- books ------------------------------------------------------------------------------------------

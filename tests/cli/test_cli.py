@@ -247,6 +247,17 @@ def test_a_diverging_training_is_one_line_and_status_one(run, tmp_path):
     assert re.fullmatch(r"ide-ref train: epoch 1, batch \d: .*; the checkpoint after epoch 0 is kept, .*\n", log)
 
 
+def test_an_unsolved_beta_is_status_one_and_is_taken_on_request(run, tmp_path):
+    hard = ("train", *SHORT[:-1], 1, "--tol", "1e-30", "--max-iter", 2)
+    status, _, log = run(*hard, "--out", tmp_path / "a")
+    assert status == 1
+    assert "(BETA): fixed_point stopped after 3 products" in log
+    assert run(*hard, "--allow-unconverged", "--out", tmp_path / "b")[0] == 0
+    line = json.loads((tmp_path / "b" / "metrics.jsonl").read_text())
+    assert line["solver_iterations"] == 2
+    assert line["solver_residual"] > 1e-3
+
+
 def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(run, tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
