@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def is_real(value: object) -> bool:
@@ -60,6 +61,17 @@ def path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
         raise ValueError(f"{name} is of type {type(value).__name__}; expected a path")
     return Path(value)
+
+
+def reals(name: str, value: Any) -> NDArray:
+    """Value as an array of float64; ValueError unless it is one of real numbers."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.empty((), object)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} is a {type(value).__name__} of {array.dtype}; expected an array of real numbers")
+    return array.astype(np.float64, copy=False)
 
 
 def float_type(name: str, value: Any) -> np.dtype:

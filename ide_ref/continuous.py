@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
 from ide_ref._kernels import continuous as _continuous
 from ide_ref.network import Frozen, Network
 from ide_ref.synapses import to_cells
+
+_ROOM = 2**18
+"""Spikes that a run first has room for; it doubles while the budget allows."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,8 @@ def simulate_continuous(
     delay : float
         Δ ≥ 0.
     max_events : int
-        Most spikes of this call. Rates have no upper end here, and with strong feedback they may diverge.
+        Most spikes of this call. Rates have no upper end here, and with strong feedback they may diverge. Memory
+        grows with the spikes there are, not with their budget.
     resume : ContinuousRun, optional
         Go on from where this run stopped, spikes on their way included. The other arguments are those of its
         call but for the times and the input beyond its end. The result is that of the whole run, bit for bit what
@@ -207,16 +212,18 @@ def simulate_continuous(
     ValueError
         For arguments that do not fit.
     """
+    _checks.kind("frozen", frozen, Frozen)
     net = frozen.network
-    times = np.ascontiguousarray(times, np.float64)
+    times = _checks.reals("times", times)
     if times.ndim != 1 or times.size == 0 or not (times[0] > 0 and np.all(np.diff(times) >= 0) and times[-1] < np.inf):
         raise ValueError(f"times has shape {times.shape}; expected at least one, positive, finite and ascending")
-    if not tau > 0:
-        raise ValueError(f"tau is {tau!r}; expected a positive time constant, infinite for IF")
-    if not 0 <= delay < np.inf:
+    times = np.ascontiguousarray(times)
+    tau = time_constant("tau", tau)
+    if not (_checks.is_real(delay) and delay >= 0):
         raise ValueError(f"delay is {delay!r}; expected a finite number of at least 0")
-    if max_events < 1:
-        raise ValueError(f"max_events is {max_events!r}; expected at least 1")
+    max_events = _checks.whole("max_events", max_events)
+    if resume is not None:
+        _checks.kind("resume", resume, ContinuousRun)
     if frozen.batch_size is not None or frozen.dtype != np.float64:
         kind = "evaluation" if frozen.batch_size is None else "a training batch"
         raise ValueError(f"frozen is {frozen.dtype} and made for {kind}; expected float64 for evaluation")
@@ -239,29 +246,36 @@ def simulate_continuous(
             )
     clock, counts = arrays[-2:]
     n_before = int(counts[_continuous.SPIKES])
-    spike_times = np.empty(n_before + max_events)
-    spike_neurons = np.empty(n_before + max_events, np.int64)
     u_samples = np.empty((times.size, n))
+    spike_times, spike_neurons = np.empty(0), np.empty(0, np.int64)
     if resume is not None:
-        spike_times[:n_before], spike_neurons[:n_before] = resume.spike_times, resume.spike_neurons
+        spike_times, spike_neurons = resume.spike_times, resume.spike_neurons
         u_samples[:n_sampled] = resume.u[np.searchsorted(resume.times, times[:n_sampled])]
     u = np.empty(n)
-    _continuous.run(
-        *blocks,
-        drives,
-        edges,
-        input_times,
-        input_sources + n,
-        tau_or_0,
-        v_th,
-        float(delay),
-        times[n_sampled:],
-        spike_times,
-        spike_neurons,
-        u_samples[n_sampled:],
-        u,
-        *arrays,
-    )
+    budget, room = n_before + max_events, n_before
+    while True:
+        room = min(budget, max(2 * room, _ROOM))
+        spike_times, spike_neurons = _with_room(spike_times, room), _with_room(spike_neurons, room)
+        _continuous.run(
+            *blocks,
+            drives,
+            edges,
+            input_times,
+            input_sources + n,
+            tau_or_0,
+            v_th,
+            float(delay),
+            times[n_sampled:],
+            spike_times,
+            spike_neurons,
+            u_samples[n_sampled:],
+            u,
+            *arrays,
+        )
+        if counts[_continuous.STATUS] == _continuous.DONE or room == budget:
+            break
+        # At the instant where the room ended spikes are still to come, so a sample there has not been taken.
+        n_sampled = int(np.searchsorted(times, clock[_continuous.NOW]))
     t_end = float(clock[_continuous.NOW])
     n_spikes = int(counts[_continuous.SPIKES])
     spike_times, spike_neurons = spike_times[:n_spikes].copy(), spike_neurons[:n_spikes].copy()
@@ -269,7 +283,7 @@ def simulate_continuous(
     # At the instant of the stop itself spikes are still to come.
     reached = times if completed else times[times < t_end]
     a = _averages(spike_times, spike_neurons, reached, tau, n)
-    a_delayed = _averages(spike_times, spike_neurons, reached - delay, tau, n)
+    a_delayed = _averages(spike_times, spike_neurons, reached, tau, n, delay)
     recurrent = np.zeros_like(a)
     drive = np.repeat(frozen.constants(1, with_input=True), reached.size, axis=0)
     x_mean = _mean_input(net, x, reached, tau)
@@ -300,6 +314,21 @@ def simulate_continuous(
     )
 
 
+def time_constant(name: str, value: float) -> float:
+    """Value as a float; ValueError unless it is a positive number, which may be infinite, for IF."""
+    infinite = isinstance(value, (float, np.floating)) and value == np.inf
+    if not (infinite or (_checks.is_real(value) and value > 0)):
+        raise ValueError(f"{name} is {value!r}; expected a positive time constant, infinite for IF")
+    return float(value)
+
+
+def _with_room(array: NDArray, n: int) -> NDArray:
+    """A copy with n places, of which the first are the array's."""
+    out = np.empty(n, array.dtype)
+    out[: array.size] = array
+    return out
+
+
 def _check_resumed(run: ContinuousRun, net: Network, tau: float, delay: float, times: NDArray) -> int:
     """How many of the times the run to resume has been at; refuses what does not go on from it."""
     if net != run.network:
@@ -327,7 +356,7 @@ def _inputs(frozen: Frozen, x: NDArray | Pieces | Pulses) -> tuple[NDArray, NDAr
     net = frozen.network
     none = np.empty(0), np.empty(0, np.int64)
     if isinstance(x, Pulses):
-        times, neurons = np.asarray(x.times, np.float64), np.asarray(x.neurons)
+        times, neurons = _checks.reals("times of x", x.times), np.asarray(x.neurons)
         n_in = int(np.prod(net.input_shape))
         if times.ndim != 1 or times.shape != neurons.shape:
             raise ValueError(f"x has {times.shape} times and {neurons.shape} neurons; expected the same number of each")
@@ -337,16 +366,16 @@ def _inputs(frozen: Frozen, x: NDArray | Pieces | Pulses) -> tuple[NDArray, NDAr
             raise ValueError(f"x has neurons outside the input; expected whole numbers from 0 to {n_in - 1}")
         return np.zeros(1), frozen.constants(1, with_input=True), times, _cell_of_input(net)[neurons.astype(np.int64)]
     if isinstance(x, Pieces):
-        edges = np.asarray(x.times, np.float64)
-        values = np.asarray(x.values)
+        edges = _checks.reals("times of x", x.times)
+        values = _checks.reals("values of x", x.values)
         if edges.ndim != 1 or edges.size == 0 or edges[0] != 0 or not np.all(np.diff(edges) > 0):
             raise ValueError("x has times that do not begin at 0 or do not ascend; expected 0 = t_0 < t_1 < ...")
         if values.shape != (edges.size, *net.input_shape):
             raise ValueError(f"x has values of shape {values.shape}; expected {(edges.size, *net.input_shape)}")
         return edges, constant_drive(frozen, values), *none
-    x = np.asarray(x)
+    x = _checks.reals("x", x)
     if x.shape != net.input_shape:
-        raise ValueError(f"x has shape {x.shape}; expected {net.input_shape}, one sample")
+        raise ValueError(f"x has shape {x.shape}; expected {net.input_shape}, one sample (or Pieces, or Pulses)")
     return np.zeros(1), constant_drive(frozen, x[None]), *none
 
 
@@ -379,13 +408,18 @@ def _mean_input(net: Network, x: NDArray | Pieces | Pulses, times: NDArray, tau:
     return np.repeat(cells, times.size, axis=0)
 
 
-def _averages(times: NDArray, neurons: NDArray, samples: NDArray, tau: float, n: int) -> NDArray:
-    """(1/K) Σ κ of each neuron's spikes at each time, (M, n); 0 for times that are not positive."""
+def _averages(
+    times: NDArray, neurons: NDArray, samples: NDArray, tau: float, n: int, delay: float = 0.0
+) -> NDArray:
+    """(1/K) Σ κ of each neuron's spikes up to ``delay`` before each time, (M, n); 0 for times that are not positive.
+
+    The delay is added to the spikes, as the event loop does: taken from the samples it might round otherwise.
+    """
     out = np.empty((samples.size, n))
-    clipped = np.maximum(samples, 0.0)
-    _continuous.weighted_counts(times, neurons, clipped, 0.0 if np.isinf(tau) else float(tau), out)
-    out[samples <= 0] = 0
-    return out / np.where(samples > 0, kernel_total(clipped, tau), 1.0)[:, None]
+    _continuous.weighted_counts(times + delay, neurons, samples, 0.0 if np.isinf(tau) else float(tau), out)
+    since = samples - delay
+    out[since <= 0] = 0
+    return out / np.where(since > 0, kernel_total(np.maximum(since, 0.0), tau), 1.0)[:, None]
 
 
 def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from ide_ref._files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from ide_ref.datasets import Events
@@ -72,9 +74,11 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
     path : path
         Ends in .png or .svg.
     """
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [line["epoch"] for line in history]
     figure, (left, right) = new_figure(2)
-    marker = "o" if len(epochs) < 15 else None
+    marker = _marker(len(epochs))
     # A logarithmic axis has no place for 0.
     for ax, unit, values in (
         (left, "cross-entropy", lambda split: [max(line[f"{split}_loss"], 1e-8) for line in history]),
@@ -83,12 +87,13 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
         ax.plot(epochs, values("train"), color=TRAIN, label="train (with dropout)", marker=marker, markersize=3)
         ax.plot(epochs, values("test"), color=TEST, label="test", marker=marker, markersize=3)
         ax.set_yscale("log")
-        ax.locator_params(axis="x", integer=True)
+        # One epoch has one tick.
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        # Room for the words below the best epoch.
+        ax.margins(y=0.15)
         ax.set_xlabel("epoch", color=MUTED)
         ax.set_ylabel(unit, color=MUTED)
-        ax.yaxis.set_major_formatter(_plain)
-        ax.yaxis.set_minor_formatter(_plain_where_sparse)
-        ax.tick_params(which="minor", labelsize=8, colors=MUTED)
+        _plain_numbers(ax.yaxis)
         for before, after in pairwise(history):
             if after["lr"] < 0.5 * before["lr"]:
                 ax.axvline(before["epoch"] + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
@@ -121,8 +126,8 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
     ----------
     panels : sequence of mapping
         ``name``, ``times`` (K,), ``error``, ``one_step`` and ``iterated`` (B, K) (a line a sample; the median is
-        drawn, and the range of the errors), ``slope`` of the error from time ``slope_from`` on, and ``limit``
-        (K,), its floor or envelope, or None where no condition holds.
+        drawn, and the range of the errors), ``slope`` of the error from time ``slope_from`` on (NaN for none), and
+        ``limit`` (K,), its floor or envelope, or None where no condition holds.
     title : str
         May have a second line.
     path : path
@@ -138,37 +143,49 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.fill_between(times, error.min(axis=0), error.max(axis=0), color=TEST, alpha=0.18, linewidth=0)
-        ax.plot(times, np.median(error, axis=0), color=TEST, label="‖a[t] − a*‖, observed")
-        ax.plot(times, np.median(panel["one_step"], axis=0), color=ACCENT, linewidth=1, label="(ERR), from t − 1 to t")
+        # A run of few steps shows them: one is no line.
+        steps: dict[str, Any] = {"marker": _marker(len(times)), "markersize": 3}
+        ax.plot(times, np.median(error, axis=0), color=TEST, label="‖a[t] − a*‖, observed", **steps)
+        one_step = np.median(panel["one_step"], axis=0)
+        ax.plot(times, one_step, color=ACCENT, linewidth=1, label="(ERR), from t − 1 to t", **steps)
         iterated = np.median(panel["iterated"], axis=0)
         # Beyond (COND) the sum grows without end: only its beginning says something.
         shown = iterated <= 100 * error.max()
-        ax.plot(times[shown], iterated[shown], color=ACCENT, linewidth=1, linestyle="--", label="its sum from t = 0")
+        dashed: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": "--", **steps}
+        ax.plot(times[shown], iterated[shown], label="its sum from t = 0", **dashed)
         if panel["limit"] is not None and panel["name"] == "LIF":
             ax.plot(times, panel["limit"], color=MUTED, linewidth=1, linestyle=":", label="(FLOOR)")
         if panel["name"] == "IF":
             guide = np.median(error, axis=0)[-1] * times[-1] / times
             ax.plot(times, guide, color=MUTED, linewidth=1, linestyle=":", label="1/t")
         ax.set_xlabel("time step t", color=MUTED)
-        slope = f": slope {panel['slope']:.2f} from t = {panel['slope_from']} on" if panel["name"] == "IF" else ""
+        fitted = panel["name"] == "IF" and np.isfinite(panel["slope"])
+        slope = f": slope {panel['slope']:.2f} from t = {panel['slope_from']} on" if fitted else ""
         ax.set_title(f"{panel['name']}{slope}".replace("-", "−"), loc="left", fontsize=10, color=MUTED)
         ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left")
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(_plain)
-            axis.set_minor_formatter("")
+            _plain_numbers(axis)
     axes[0].set_ylabel("distance from a*, in spikes a step", color=MUTED)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     save(figure, path)
 
 
-def _plain(value: float, _: float) -> str:
-    return f"{value:g}"
+def _marker(n_points: int) -> str | None:
+    return "o" if n_points < 15 else None
 
 
-def _plain_where_sparse(value: float, _: float) -> str:
-    """Labels of the minor ticks 2 and 5 of each decade."""
-    leading = f"{value:.0e}"[0]
-    return f"{value:g}" if leading in "25" else ""
+def _plain_numbers(axis: Axis) -> None:
+    """Numbers without powers of ten on a logarithmic axis: the decades', and those between where they are few."""
+
+    def between(value: float, _: float) -> str:
+        low, high = axis.get_view_interval()
+        decades = math.log10(high / low)
+        labelled = "23457" if decades < 1 else "25" if decades < 2 else ""
+        return f"{value:g}" if f"{value:.0e}"[0] in labelled else ""
+
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(between)
+    axis.set_tick_params(which="minor", labelsize=8, labelcolor=MUTED, color=MUTED)
 
 
 def event_picture(events: Events, *, title: str, path: str | Path, n_windows: int = 3) -> None:

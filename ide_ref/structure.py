@@ -10,15 +10,15 @@ from ide_ref.network import INPUT, Connection, Network, Population, Readout
 from ide_ref.neurons import Neuron
 from ide_ref.synapses import Conv2d, ConvTranspose2d, Dense, Shape, Synapse
 
-_LAYER = re.compile(r"(?P<size>\d+)(?:C(?P<kernel>\d+)(?P<mode>[su]?))?")
+_LAYER = re.compile(r"(?P<size>[0-9]+)(?:C(?P<kernel>[0-9]+)(?P<mode>[su]?))?")
+_LAYERS = "'400', '64C5', '64C5s' (stride 2) or '96C3u'"
+_WORD = re.compile(r"[^-()\s]*")
 
 
 def _synapse(token: str, source: Shape, text: str, at: int) -> Synapse:
     match = _LAYER.fullmatch(token)
     if not match or int(match["size"]) == 0:
-        raise ValueError(
-            _point(text, at, f"{token!r} is no layer; expected one like '400', '64C5', '64C5s' (stride 2) or '96C3u'")
-        )
+        raise ValueError(_point(text, at, f"{token!r} is no layer; expected one like {_LAYERS}"))
     size = int(match["size"])
     if match["kernel"] is None:
         return Dense(source, (size,))
@@ -35,6 +35,57 @@ def _synapse(token: str, source: Shape, text: str, at: int) -> Synapse:
 
 def _point(text: str, at: int, message: str) -> str:
     return f"structure {text!r}, position {at + 1}: {message}"
+
+
+def _parse(text: str) -> tuple[list[tuple[str, int]], tuple[str, int] | None]:
+    """Layers and feedback of a structure string, each with its place in it."""
+    at = 0
+
+    def skip_spaces() -> str:
+        """The next character after any spaces; empty at the end."""
+        nonlocal at
+        while text[at : at + 1].isspace():
+            at += 1
+        return text[at : at + 1]
+
+    def found() -> str:
+        return repr(text[at]) if at < len(text) else "the end"
+
+    def layer() -> tuple[str, int]:
+        nonlocal at
+        skip_spaces()
+        start = at
+        at = start + len(_WORD.match(text, start)[0])  # type: ignore[index]  # matches nothing, too
+        if at == start:
+            raise ValueError(_point(text, start, f"found {found()}; expected a layer like {_LAYERS}"))
+        return text[start:at], start
+
+    def expect(character: str, wanted: str) -> None:
+        nonlocal at
+        if skip_spaces() != character:
+            raise ValueError(_point(text, at, f"found {found()}; expected {wanted}"))
+        at += 1
+
+    layers = [layer()]
+    while skip_spaces() == "-":
+        at += 1
+        layers.append(layer())
+    if at == len(text):
+        return layers, None
+    expect("(", "'-' and another layer, or the feedback connection in brackets, as in '400 (F400)'")
+    expect("F", "'F', which begins the feedback connection, as in '400 (F400)'")
+    feedback = layer()
+    expect(")", "')', which ends the feedback connection, one layer")
+    if skip_spaces():
+        raise ValueError(
+            _point(
+                text,
+                at,
+                f"found {found()} after the feedback connection; expected the end (several feedback paths, skips and "
+                "pooling are written as an ide_ref.Network)",
+            )
+        )
+    return layers, feedback
 
 
 def build(
@@ -73,13 +124,11 @@ def build(
     input_shape = _checks.shape("input_shape", input_shape)
     n_classes = _checks.whole("n_classes", n_classes)
     _checks.kind("structure", structure, str)
-    match = re.fullmatch(r"\s*(?P<layers>[^()\s]+)\s*(?:\(\s*F(?P<feedback>[^()\s]+)\s*\))?\s*", structure)
-    if not match:
-        raise ValueError(_point(structure, 0, "expected layers joined by '-', then '(F...)', as in '400 (F400)'"))
+    layers, feedback = _parse(structure)
     populations: list[Population] = []
     connections: list[Connection] = []
-    shape, source, at = input_shape, INPUT, match.start("layers")
-    for i, token in enumerate(match["layers"].split("-")):
+    shape, source = input_shape, INPUT
+    for i, (token, at) in enumerate(layers):
         synapse = _synapse(token, shape, structure, at)
         name = f"a{i + 1}"
         populations.append(Population(name, synapse.out_shape))
@@ -95,15 +144,16 @@ def build(
             )
         )
         shape, source = synapse.out_shape, name
-        at += len(token) + 1
-    if match["feedback"]:
-        synapse = _synapse(match["feedback"], shape, structure, match.start("feedback"))
+    if feedback is not None:
+        token, at = feedback
+        synapse = _synapse(token, shape, structure, at)
         if synapse.out_shape != populations[0].shape:
             raise ValueError(
                 _point(
                     structure,
-                    match.start("feedback"),
-                    f"feedback has shape {synapse.out_shape}, but the first layer has {populations[0].shape}",
+                    at,
+                    f"connection 'feedback' arrives with shape {synapse.out_shape}, but the first layer has "
+                    f"{populations[0].shape}",
                 )
             )
         connections.append(

@@ -18,8 +18,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ide_ref import _checks
 from ide_ref.constraints import leading_singular_pair
-from ide_ref.continuous import ContinuousRun, constant_drive
+from ide_ref.continuous import ContinuousRun, constant_drive, time_constant
 from ide_ref.equilibrium import Equilibrium, find_equilibrium
 from ide_ref.network import Frozen, FrozenConnection, Network
 from ide_ref.simulation import Rates
@@ -51,6 +52,13 @@ class OperatorNorm:
     name: str
     value: float
     error: float
+
+
+def verdict(contraction: float) -> str:
+    """(COND) in words: whether it holds for a network of this γ, and what that means."""
+    if contraction < 1:
+        return "(COND) holds: the average rates converge to the equilibrium"
+    return "(COND) does not hold: the theorems promise no equilibrium for these weights"
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ def conditions(frozen: Frozen) -> Conditions:
     frozen : Frozen
         Dropout masks count with their largest factor.
     """
+    _checks.kind("frozen", frozen, Frozen)
     net = frozen.network
     n = len(net.populations)
     forward, feedback = np.zeros((2, n, n))
@@ -168,6 +177,9 @@ def block_matrix(frozen: Frozen, part: str = "all") -> NDArray:
     part : {"all", "forward", "feedback"}
         Which connections. For small networks: n² numbers. Dropout masks count with their largest factor.
     """
+    _checks.kind("frozen", frozen, Frozen)
+    if not _checks.is_one_of(part, ("all", "forward", "feedback")):
+        raise ValueError(f"part is {part!r}; expected 'all', 'forward' or 'feedback'")
     net = frozen.network
     B = np.zeros((net.state_size, net.state_size))
     for c, (source, target) in _inner(frozen):
@@ -334,6 +346,7 @@ def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
     ValueError
         For a run without recording, or an input that is not the run's.
     """
+    _check_run(frozen, "rates", rates, Rates)
     v_th = frozen.network.neuron.v_th
     parts = []
     balance = of_split = 0.0
@@ -346,6 +359,14 @@ def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
         parts.append((s.a, s.p, u_plus))
     a, p, u_plus = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     return Split(a, p, u_plus, balance, of_split)
+
+
+def _check_run(frozen: Frozen, name: str, run: Rates | ContinuousRun, kind: type) -> None:
+    """Refuse what is no run, or one of another network."""
+    _checks.kind("frozen", frozen, Frozen)
+    _checks.kind(name, run, kind)
+    if run.network != frozen.network:
+        raise ValueError(f"{name} is a run of another network than frozen; expected one of the same")
 
 
 def _potentials(rates: Rates, s: _Stretch) -> NDArray:
@@ -475,17 +496,25 @@ def error_bound(
     NotConverged
         When a* cannot be found.
     """
+    _check_run(frozen, "rates", rates, Rates)
+    if known is not None:
+        _checks.kind("known", known, Conditions)
     net = frozen.network
     v_th = net.neuron.v_th
-    if x_star is not None and frozen.batch_size is not None:
-        raise ValueError("x_star was given, but the network is frozen with a batch's statistics; expected none")
-    star = frozen.check_input(rates.x_mean if x_star is None else x_star)
+    star = rates.x_mean
+    if x_star is not None:
+        if frozen.batch_size is not None:
+            raise ValueError("x_star was given, but the network is frozen with a batch's statistics; expected none")
+        star = _checks.reals("x_star", x_star)
+        if star.shape != rates.x_mean.shape or not np.all(np.isfinite(star)):
+            raise ValueError(f"x_star has shape {star.shape}; expected {rates.x_mean.shape}, finite, a sample a run")
+    star = frozen.check_input(star)
     conditions_ = known or conditions(frozen)
     equilibrium = find_equilibrium(frozen, star, method="newton")
     a_star = equilibrium.a[:, None].astype(np.float64)
     input_star = _input_part(frozen, to_cells(star, net.input_shape)[:, None].astype(np.float64))
     columns = []
-    c = np.zeros((x.shape[0], len(net.populations)))
+    c = np.zeros((len(rates.a), len(net.populations)))
     for s in _replay(frozen, x, rates):
         u_plus = _potentials(rates, s) - s.total * (s.p - np.clip(s.p, 0.0, v_th))
         drift = (1.0 - s.ratio) * _population_norms(net, s.feedback)
@@ -555,6 +584,7 @@ class ContinuousBound:
 
     def floor(self, tau: float) -> NDArray:
         """(N,) limit of the bound: (I − N)⁻¹ c √n/(τ_m V_th), 0 for IF (infinite τ_m)."""
+        tau = time_constant("tau", tau)
         net = self.equilibrium.network
         if self.conditions.block >= 1.0:
             return np.full(len(net.populations), np.inf)
@@ -579,9 +609,13 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     NotConverged
         When a* cannot be found.
     """
+    _check_run(frozen, "run", run, ContinuousRun)
     net, v_th = frozen.network, frozen.network.neuron.v_th
+    star = _checks.reals("x_star", x_star)
+    if star.shape != net.input_shape or not np.all(np.isfinite(star)):
+        raise ValueError(f"x_star has shape {star.shape}; expected {net.input_shape}, finite, one sample")
     conditions_ = conditions(frozen)
-    equilibrium = find_equilibrium(frozen, np.asarray(x_star)[None], method="newton", sigma="relu")
+    equilibrium = find_equilibrium(frozen, star[None], method="newton", sigma="relu")
     drift = (1.0 - run.ratio)[:, None] * run.recurrent
     of_input = run.drive - constant_drive(frozen, equilibrium.x_mean)
     potential = run.u_plus / run.kernel_total[:, None]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from theorems import ends_of, note_tightness, system_of
 
-from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, freeze, simulate
+from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, continuous, freeze, simulate
 from ide_ref.continuous import Pieces, Pulses, kernel_total, simulate_continuous
 from ide_ref.synapses import AvgPool2d, Conv2d
 from ide_ref.theory import conditions, continuous_envelope, continuous_error_bound
@@ -453,6 +453,39 @@ def test_a_run_in_parts_is_the_run_in_one(problem, budget, n_stops):
     np.testing.assert_array_equal(run.u_end, whole.u_end)
 
 
+@given(problem=problems())
+def test_a_sample_at_a_spike_s_own_time_sees_it(problem):
+    """Rates are counted from the noted times, potentials by the event loop: rounding may not part them."""
+    system, x, _, times, tau, delay = problem
+    first = simulate_continuous(system.frozen, x, times, tau=tau, delay=delay)
+    at = first.spike_times[(first.spike_times > 0) & (first.spike_times + delay < times[-1])]
+    run = simulate_continuous(system.frozen, x, np.unique([*at, *(at + delay), times[-1]]), tau=tau, delay=delay)
+    assert run.balance_error <= 1e-10 * max(1, np.abs(run.u).max())
+    assert run.u.max() < system.v_th * (1 + 1e-12)
+
+
+@given(problem=problems(), room=st.integers(1, 40))
+def test_the_room_for_spikes_may_run_out_at_any_time(problem, room):
+    """The kernel goes on in larger arrays; samples at the very instant included."""
+    system, x, _, times, tau, delay = problem
+    once = simulate_continuous(system.frozen, x, times, tau=tau, delay=delay)
+    at_spikes = np.unique(np.concatenate([times[:40], once.spike_times[(once.spike_times > 0)][:40]]))
+    for asked in (times, at_spikes):
+        once = simulate_continuous(system.frozen, x, asked, tau=tau, delay=delay)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(continuous, "_ROOM", room)
+            grown = simulate_continuous(system.frozen, x, asked, tau=tau, delay=delay)
+        for name in ("spike_times", "spike_neurons", "times", "u", "u_end", "a"):
+            np.testing.assert_array_equal(getattr(grown, name), getattr(once, name))
+        assert (grown.completed, grown.t_end, grown.n_deliveries) == (True, once.t_end, once.n_deliveries)
+
+
+def test_a_budget_takes_no_memory_of_its_own():
+    run = simulate_continuous(dense(0, 1), np.ones(1), np.array([10.5]), max_events=10**15)
+    assert run.completed
+    assert run.spike_times.size == 10
+
+
 def test_spikes_on_their_way_arrive_after_the_stop():
     """The two neurons worked by hand, stopped at 2 with the spikes of 2 not yet heard."""
     frozen = dense([[0, -0.5], [0.5, 0]], [[1], [0.25]])
@@ -515,7 +548,7 @@ def test_what_does_not_go_on_from_a_run_is_refused():
         ({"times": np.array([1.0, INF])}, "times has shape"),
         ({"tau": 0.0}, "tau is 0.0; expected a positive time constant"),
         ({"delay": -1.0}, "delay is -1.0; expected a finite number of at least 0"),
-        ({"max_events": 0}, "max_events is 0; expected at least 1"),
+        ({"max_events": 0}, "max_events is 0; expected a whole number of at least 1"),
         ({"x": np.ones(2)}, r"x has shape \(2,\); expected \(1,\), one sample"),
         ({"x": Pieces(np.array([1.0]), np.ones((1, 1)))}, "x has times that do not begin at 0"),
         ({"x": Pieces(np.array([0.0, 0.0]), np.ones((2, 1)))}, "do not ascend"),

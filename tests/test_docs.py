@@ -55,8 +55,15 @@ def test_the_equilibrium_pages_table_is_what_was_measured():
             assert written == pytest.approx(value, rel=0, abs=half_a_digit, nan_ok=True), row
 
 
-def test_the_graph_of_the_networks_page_builds():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/networks.md").read_text(), re.S)[1]
+def test_the_graph_of_the_networks_page_builds_and_its_gradient_is_right(capsys):
+    graph, use = re.findall(r"```python\n(.*?)```", (ROOT / "docs/networks.md").read_text(), re.S)
     names: dict = {}
-    exec(compile(code, "networks.md", "exec"), names)
-    assert names["network"].n_neurons == 256 + 8 * 256 + 8 * 64 + 10
+    exec(compile(graph, "networks.md", "exec"), names)
+    network = names["network"]
+    assert network.n_neurons == 256 + 8 * 256 + 8 * 64 + 10
+    # Two feedback paths and a skip, as the page says.
+    assert network.feedback_sources == (1, 2)
+    assert (0, 2) in network.ends
+    exec(compile(use, "networks.md", "exec"), names)
+    assert names["result"].solution.converged
+    assert "passed" in capsys.readouterr().out

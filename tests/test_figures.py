@@ -1,5 +1,6 @@
 import struct
 
+import numpy as np
 import pytest
 
 from ide_ref import figures
@@ -24,6 +25,49 @@ def test_curves_of_any_training(tmp_path, lines):
     head = (tmp_path / "curves.png").read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
     assert min(struct.unpack(">II", head[16:])) > 400
+
+
+def visible(ax):
+    """Labels of the ticks inside the axes, as they are drawn."""
+    inside = []
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        inside.append([t.label1.get_text() for t in ticks if low <= t.get_loc() <= high and t.label1.get_text()])
+    return inside
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures as they were saved."""
+    kept = []
+    save = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: (save(figure, path), kept.append(figure)))
+    return kept
+
+
+def test_a_single_epoch_is_one_tick_and_its_words_are_inside(tmp_path, drawn):
+    figures.training_curves(history(1), title="digits", path=tmp_path / "curves.png")
+    left, right = drawn[0].axes
+    assert visible(left)[0] == visible(right)[0] == ["1"]
+    words = right.texts[0].get_window_extent()
+    assert right.get_window_extent().contains(*words.min)
+    assert right.get_window_extent().contains(*words.max)
+
+
+@pytest.mark.parametrize(("n_steps", "few"), [(1, True), (7, True), (600, False)])
+def test_a_short_run_is_points_with_numbers_beside_it(tmp_path, drawn, n_steps, few):
+    times = np.unique(np.geomspace(1, n_steps, 100).astype(int))
+    error = 3.0 / times[None]
+    panel = {"times": times, "error": error, "one_step": 1.5 * error, "iterated": 2 * error}
+    panel |= {"limit": 5 * error[0], "slope": -1.0 if n_steps > 40 else np.nan, "slope_from": 1}
+    figures.convergence([panel | {"name": n} for n in ("IF", "LIF")], title="a", path=tmp_path / "c.png")
+    for ax in drawn[0].axes:
+        # A line of one point without a marker would be an empty picture.
+        assert {line.get_marker() for line in ax.lines[:3]} == {"o" if few else "None"}
+        assert min(map(len, visible(ax))) >= (1 if n_steps == 1 else 2)
+    titles = [ax.get_title(loc="left") for ax in drawn[0].axes]
+    assert titles == ["IF" if few else "IF: slope −1.00 from t = 1 on", "LIF"]
 
 
 def test_the_same_numbers_make_the_same_file(tmp_path):

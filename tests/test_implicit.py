@@ -15,11 +15,13 @@ from ide_ref import (
     cross_entropy,
     find_equilibrium,
     freeze,
+    linearise,
     read_out,
     simulate,
+    solve,
 )
 from ide_ref.constraints import running_update
-from ide_ref.solvers import SOLVERS
+from ide_ref.solvers import SOLVERS, require
 from ide_ref.verify import check_gradient
 
 HONEST = [name for name in SOLVERS if name != "halved"]
@@ -112,7 +114,34 @@ def test_beta_and_gradients_of_every_graph_are_the_dense_ones(case, recompute):
             np.testing.assert_allclose(back.gradients[f"{c.name}.bias"], bias, atol=1e-12)
 
 
-@given(case=cases(contractive=True))
+@given(case=cases(max_populations=5), seed=st.integers(0, 2**32 - 1))
+def test_solvers_agree_or_say_that_they_did_not_converge(case, seed):
+    """Whatever the weights, β is that of the dense system where a solver claims it, and one solver always does."""
+    rates = simulate(case.frozen, case.x, case.n_steps)
+    there = linearise(case.frozen, rates.a, case.frozen.drive(rates.x_mean))
+    n = case.network.feedback_size
+    rows = np.stack([there.vjp(np.repeat(unit[None], len(case.x), axis=0)) for unit in np.eye(n)], axis=2)
+    system = np.eye(n) - rows
+    hardness = np.linalg.cond(system)
+    assume(hardness.max() < 1e6)
+    g = np.random.default_rng(seed).normal(size=(len(case.x), n))
+    exact = np.linalg.solve(system, g[:, :, None])[:, :, 0]
+    claimed = []
+    for name in HONEST:
+        solution = solve(name, there.vjp, g, tol=1e-11, max_iter=300)
+        if solution.converged:
+            claimed.append(name)
+            error = np.linalg.norm(solution.x - exact, axis=1)
+            assert np.all(error <= 1e-8 * np.maximum(1, np.linalg.norm(exact, axis=1))), name
+            assert np.all(error <= hardness * 2e-11 * np.linalg.norm(exact, axis=1) + 1e-12), name
+        else:
+            assert np.any(solution.relative > 1e-11), name
+            with pytest.raises(NotConverged, match=rf"{name} stopped after"):
+                require(solution, "(BETA)")
+    assert "direct" in claimed
+
+
+@given(case=cases(contractive=True, max_populations=5))
 def test_solvers_agree(case):
     rates = simulate(case.frozen, case.x, case.n_steps)
     d_logits = loss_gradient(case.frozen, rates, case.y)

@@ -319,18 +319,29 @@ def test_a_structure_string_is_the_network():
     assert (feedback.source, feedback.target) == ("a5", "a1")
     assert all(c.dropout == 0.2 for c in network.connections)
     assert network.readout == Readout("a5", Dense((6, 2, 2), (4,)))
+    spaced = build(" 4C3s - 6C3-8C3s-8C3-6C3(F 4C3u )\n", input_shape=(3, 8, 8), n_classes=4, neuron=IF(), dropout=0.2)
+    assert spaced == network
 
 
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
-        ("", "structure '', position 1: expected layers joined by '-'"),
-        ("4 F4", "structure '4 F4', position 1: expected layers joined by '-'"),
-        ("4 (4)", "position 1: expected layers joined by '-'"),
+        ("", "structure '', position 1: found the end; expected a layer like '400'"),
+        ("  ", "position 3: found the end; expected a layer"),
+        ("4 F4", "structure '4 F4', position 3: found 'F'; expected '-' and another layer, or the feedback connection"),
+        ("4 (4)", "position 4: found '4'; expected 'F', which begins the feedback connection"),
+        ("4 (F4", "position 6: found the end; expected ')', which ends the feedback connection"),
+        ("4 (F4-4)", "position 6: found '-'; expected ')'"),
+        ("4 (F)", "position 5: found ')'; expected a layer"),
+        ("4) (F4)", "position 2: found ')'; expected '-'"),
+        ("4 (F4) (F4)", "position 8: found '(' after the feedback connection; expected the end (several feedback"),
+        ("-4 (F4)", "position 1: found '-'; expected a layer"),
         ("4-x4 (F4)", "position 3: 'x4' is no layer"),
         ("4-0 (F4)", "position 3: '0' is no layer"),
-        ("4--3 (F4)", "position 3: '' is no layer"),
-        ("4-3 (F5)", "position 7: feedback has shape (5,), but the first layer has (4,)"),
+        ("4-４ (F4)", "position 3: '４' is no layer"),
+        ("4--3 (F4)", "position 3: found '-'; expected a layer"),
+        ("4-(F4)", "position 3: found '('; expected a layer"),
+        ("4-3 (F5)", "position 7: connection 'feedback' arrives with shape (5,), but the first layer has (4,)"),
         ("4 (F4C3)", "position 5: '4C3' needs a picture to read, but what is sent has shape (4,)"),
         ("4C3 (F4C3)", "position 1: '4C3' needs a picture to read, but what is sent has shape (3,)"),
         ("4 (F4z)", "position 5: '4z' is no layer"),
@@ -343,7 +354,8 @@ def test_structures_that_do_not_parse_point_at_the_place(structure, message):
 
 def test_pictures_that_do_not_fit_point_at_the_place():
     with pytest.raises(
-        ValueError, match=re.escape("position 13: feedback has shape (4, 6, 6), but the first layer has (4, 5, 5)")
+        ValueError,
+        match=re.escape("position 13: connection 'feedback' arrives with shape (4, 6, 6), but the first layer has (4,"),
     ):
         build("4C3s-4C3s (F4C3u)", input_shape=(1, 9, 9), n_classes=2, neuron=IF())
     with pytest.raises(ValueError, match="position 1: '2C0' does not fit: Conv2d has kernel 0"):

@@ -36,9 +36,11 @@ from ide_ref import (
     solve,
     solve_beta,
 )
+from ide_ref.continuous import Pieces, Pulses, simulate_continuous
 from ide_ref.equilibrium import fixed_point_map
 from ide_ref.profiles import Profile
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, matmul
+from ide_ref.theory import block_matrix, conditions, continuous_error_bound, error_bound, split
 from ide_ref.training import checkpoint, evaluation, loop
 from ide_ref.training.schedule import learning_rate
 
@@ -55,6 +57,12 @@ STATE = loop.begin(TINY, 0)
 VELOCITY = SGD().start(PARAMS, NETWORK.trainable)
 IMAGES = np.zeros((3, 1, 8, 8), np.uint8)
 EVENTS = datasets.Events(np.zeros(2, np.uint8), np.zeros(2, np.uint8), np.zeros(2, np.uint8), np.arange(2))
+
+RECORDED = simulate(FROZEN, X, 4, record=True)
+RUN = simulate_continuous(FROZEN, X[0], np.arange(1.0, 4.0))
+OTHER = build("5 (F5)", input_shape=(3,), n_classes=2, neuron=IF())
+ELSEWHERE = freeze(OTHER, OTHER.init(RNG(0)))
+RECORDED_ELSEWHERE = simulate(ELSEWHERE, X, 4, record=True)
 
 NO_NUMBER = (None, "1", [1.0], np.ones(2), 1j, np.nan, np.inf, True, object())
 NO_POSITIVE = (*NO_NUMBER, 0, -1.0)
@@ -122,6 +130,51 @@ CALLS = [
         AvgPool2d.over,
         {"in_shape": (2, 4, 4), "kernel": 2},
         {"in_shape": (*NO_SHAPE, (3,)), "kernel": NO_COUNT, "padding": NO_WHOLE},
+    ),
+    (
+        simulate_continuous,
+        {"frozen": FROZEN, "x": X[0], "times": np.arange(1.0, 4.0), "tau": 5.0, "delay": 0.1, "max_events": 100},
+        {
+            "frozen": NO_OBJECT,
+            "x": (*NO_ARRAY, X, X[0] * np.nan, Pieces("a", X), Pieces(np.zeros(1), "a"), Pulses("a", np.zeros(1, int))),
+            "times": (*NO_ARRAY[:6], NO_ARRAY[7], np.zeros(2), np.array([2.0, 1.0]), np.array([1.0, np.nan]), [[1.0]]),
+            "tau": (*NO_NUMBER[:6], *NO_NUMBER[7:], 0, -1.0, -np.inf),
+            "delay": (*NO_NUMBER, -1.0),
+            "max_events": NO_COUNT,
+            "resume": NO_OBJECT[1:],
+        },
+    ),
+    (conditions, {"frozen": FROZEN}, {"frozen": NO_OBJECT}),
+    (block_matrix, {"frozen": FROZEN}, {"frozen": NO_OBJECT, "part": NO_NAME}),
+    (
+        split,
+        {"frozen": FROZEN, "x": X, "rates": RECORDED},
+        {"frozen": NO_OBJECT, "x": (*NO_INPUT, X[:2]), "rates": (*NO_OBJECT, RATES, RECORDED_ELSEWHERE)},
+    ),
+    (
+        error_bound,
+        {"frozen": FROZEN, "x": X, "rates": RECORDED},
+        {
+            "frozen": NO_OBJECT,
+            "x": (*NO_INPUT, X[:2]),
+            "rates": (*NO_OBJECT, RATES, RECORDED_ELSEWHERE),
+            "x_star": (*NO_ARRAY[1:], X[:2], X[0], X * np.inf),
+            "known": NO_OBJECT[1:],
+        },
+    ),
+    (
+        continuous_error_bound,
+        {"frozen": FROZEN, "x_star": X[0], "run": RUN},
+        {
+            "frozen": NO_OBJECT,
+            "x_star": (*NO_ARRAY, X, X[0] * np.nan),
+            "run": (*NO_OBJECT, RECORDED, simulate_continuous(ELSEWHERE, X[0], np.ones(1))),
+        },
+    ),
+    (
+        continuous_error_bound(FROZEN, X[0], RUN).floor,
+        {"tau": np.inf},
+        {"tau": (*NO_NUMBER[:6], *NO_NUMBER[7:], 0, -1.0)},
     ),
     (matmul, {"x": X, "w": np.ones((3, 2))}, {"x": (X[0], X[:, :2], np.ones((5, 4))), "w": (X, X[0])}),
     (

@@ -170,6 +170,21 @@ def test_if_stays_below_its_envelope(system):
     np.testing.assert_allclose(envelope * bound.times[:, None], envelope[:, :1] * np.ones_like(envelope), rtol=1e-12)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 0.9, 0.99])
+def test_the_envelope_holds_for_the_slowest_disturbance_it_allows(gamma):
+    """r[t−1] = R/t itself, from either start: drawn runs are gentler, and would not miss one (I − G)⁻¹ of the two."""
+    system = system_of(IF(), [5], [(-1, 0), (0, 0)], np.random.default_rng(0), gamma)
+    found, v_th, times = conditions(system.frozen), system.v_th, np.arange(1, 3001)
+    for start, R in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0)):
+        envelope = theory.if_envelope(found, v_th, np.array([[R]]), np.array([[start]]), times)[0, :, 0]
+        b, series = start, []
+        for t in times:
+            b = gamma * b + R / t / v_th
+            series.append(b)
+        assert np.all(series <= envelope * (1 + 1e-12))
+        assert R == 0 or np.max(series * times) > R / v_th / (1 - gamma)
+
+
 @given(system=systems(constant=True), leak=st.sampled_from([0.5, 0.9, 0.99]))
 def test_lif_stays_below_floor_and_transient(system, leak):
     system = _with_leak(system, leak)

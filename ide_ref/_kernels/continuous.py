@@ -216,7 +216,6 @@ def run(
         if edge < edges.shape[0] and edges[edge] <= t_next:
             kind = EDGE
             t_next = edges[edge]
-        z_next = math.exp((t_next - origin) / tau) if tau > 0 else t_next - origin
         i = heap[0]
         crossing = _crossing(c[i], drive[i], z, v_th, tau)
         while crossing > key[i]:
@@ -224,10 +223,14 @@ def run(
             _sink(heap, place, key, i)
             i = heap[0]
             crossing = _crossing(c[i], drive[i], z, v_th, tau)
-        if crossing < z_next or (kind == SAMPLE and crossing <= z_next and crossing < np.inf):
+        # The time that will be noted decides, not z, which rounds otherwise: a sample at a spike's very time must see
+        # it. Nor may z round a crossing to before the last event's time.
+        t_fires = t
+        if crossing > z:
+            t_fires = max(t, origin + tau * math.log(crossing) if tau > 0 else origin + crossing)
+        if t_fires < t_next or (kind == SAMPLE and t_fires <= t_next):
             z = crossing
-            # The frame's z may round a crossing to before the last event's time.
-            t = max(t, origin + tau * math.log(z) if tau > 0 else origin + z)
+            t = t_fires
             if counts[SPIKES] == spike_times.shape[0]:
                 counts[STATUS] = BUDGET
                 break
@@ -246,7 +249,7 @@ def run(
             work += 1
         else:
             t = t_next
-            z = z_next
+            z = max(z, math.exp((t - origin) / tau) if tau > 0 else t - origin)
             # Beyond the range of exp, or with a new drive, the frame has to move.
             if kind == EDGE or (tau > 0 and z > 1e15):
                 _move(c, lost, drive, t - origin, tau)

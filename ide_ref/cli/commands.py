@@ -53,6 +53,10 @@ def add_all(sub: Any) -> None:
     p.add_argument("--dtype", choices=("float32", "float64"))
     p.add_argument("--solver", help="of (BETA): fixed_point, anderson, broyden, gmres, direct")
     p.add_argument("--tol", type=_positive, help="relative residual of (BETA)")
+    p.add_argument("--max-iter", type=_count, metavar="N", help="most products with the transposed Jacobian a step")
+    p.add_argument(
+        "--allow-unconverged", action="store_true", default=None, help="take (BETA) as it is after --max-iter"
+    )
     p.add_argument("--threads", type=_count, metavar="N")
     p.set_defaults(run=train)
 
@@ -156,13 +160,13 @@ def info(args: argparse.Namespace) -> int:
     """``ide-ref info``."""
     from ide_ref.equilibrium import contraction
     from ide_ref.network import freeze
+    from ide_ref.theory import verdict
 
     preset, params = _network(args, args.preset)
     network = preset.network
     frozen = freeze(network, params)
     gamma = contraction(frozen)
     norms = {c.connection.name: c.operator_norm for c in frozen.connections}
-    holds = gamma < 1
     document = {
         "preset": preset.name,
         "structure": preset.structure,
@@ -175,7 +179,7 @@ def info(args: argparse.Namespace) -> int:
         "parameters": network.n_parameters,
         "operator_norms": norms,
         "contraction": gamma,
-        "condition_holds": holds,
+        "condition_holds": gamma < 1,
     }
     lines = [
         f"{preset.name}: {preset.structure}, {network.neuron.name.upper()} (leak {network.neuron.leak:g}, V_th "
@@ -188,12 +192,7 @@ def info(args: argparse.Namespace) -> int:
     for c in network.connections:
         shapes = f"{'x'.join(map(str, c.synapse.in_shape))} -> {'x'.join(map(str, c.synapse.out_shape))}"
         lines.append(f"{c.name:<12}{c.source:>7}  {c.target:<6}{shapes:>26}  {norms[c.name]:.4f}")
-    verdict = (
-        "(COND) holds: the average rates converge to the equilibrium"
-        if holds
-        else "(COND) does not hold: the theorems promise no equilibrium for these weights"
-    )
-    lines += ["", f"contraction gamma = {gamma:.4f} in operator norms; {verdict}."]
+    lines += ["", f"contraction gamma = {gamma:.4f} in operator norms; {verdict(gamma)}."]
     _print(args, document, "\n".join(lines))
     return 0
 
@@ -210,7 +209,10 @@ def train(args: argparse.Namespace) -> int:
     preset = _preset(args, args.preset)
     changes = {
         name: value
-        for name in ("epochs", "batch_size", "lr", "warmup_steps", "dtype", "solver", "tol", "limit")
+        for name in (
+            *("epochs", "batch_size", "lr", "warmup_steps", "dtype", "limit"),
+            *("solver", "tol", "max_iter", "allow_unconverged"),
+        )
         if (value := getattr(args, name)) is not None
     }
     if args.milestones is not None:
@@ -250,17 +252,28 @@ def train(args: argparse.Namespace) -> int:
     text = (
         f"test accuracy {summary['last_accuracy']:.2%} (best {summary['best_accuracy']:.2%} in epoch "
         f"{summary['best_epoch']}), {summary['seconds_per_epoch']:.1f} s an epoch\n"
+        f"{_condition(summary)}"
         f"written: {out}/{{{', '.join(files)}}}"
     )
     _print(args, summary, text)
     return 0
 
 
+def _condition(summary: dict[str, Any]) -> str:
+    """A line on (COND) after the last epoch; nothing where a training of an earlier version did not note γ."""
+    if summary["contraction"] is None:
+        return ""
+    return f"contraction gamma = {summary['contraction']:.4f} in operator norms; {summary['condition']}\n"
+
+
 def evaluate(args: argparse.Namespace) -> int:
     """``ide-ref evaluate``."""
     import numpy as np
 
+    from ide_ref.equilibrium import contraction
+    from ide_ref.network import freeze
     from ide_ref.solvers import NotConverged
+    from ide_ref.theory import verdict
     from ide_ref.training import checkpoint, evaluation
 
     state = checkpoint.load(args.checkpoint)
@@ -272,6 +285,11 @@ def evaluate(args: argparse.Namespace) -> int:
         distance = evaluation.equilibrium_distance(state.preset, state.params, x.astype(np.float64))
     except NotConverged as error:
         problem = str(error)
+    gamma = (
+        distance.contraction
+        if distance
+        else contraction(freeze(state.preset.network, state.params, profile=state.preset.profile))
+    )
     document = {
         "checkpoint": args.checkpoint,
         "preset": state.preset.name,
@@ -281,21 +299,24 @@ def evaluate(args: argparse.Namespace) -> int:
         "loss": result.loss,
         "firing_rates": result.firing_rates,
         "distance_to_equilibrium_rms": distance.rms if distance else None,
-        "contraction": distance.contraction if distance else None,
+        "contraction": gamma,
+        "condition_holds": gamma < 1,
         "equilibrium_problem": problem,
     }
     rates = "\n".join(
         f"  {name:<6} {rate:.4f} spikes a neuron and step" for name, rate in result.firing_rates.items()
     )
     text = (
-        f"{state.preset.name} after {len(state.history)} epochs, {result.n_samples:,} test images\n"
+        f"{state.preset.name} after {len(state.history)} {'epoch' if len(state.history) == 1 else 'epochs'}, "
+        f"{result.n_samples:,} test {'images' if data.n_frames is None else 'recordings'}\n"
         f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}\nfiring rates\n{rates}\n"
         f"distance of a[T] from the equilibrium: "
     )
     if distance:
-        text += f"{distance.rms:.4f} a neuron (root mean square, {len(x)} images); gamma {distance.contraction:.4f}"
+        text += f"{distance.rms:.4f} a neuron (root mean square, {len(x)} images)"
     else:
         text += f"unknown ({problem})"
+    text += f"\ncontraction gamma = {gamma:.4f} in operator norms; {verdict(gamma)}"
     _print(args, document, text)
     return 0
 

@@ -148,6 +148,8 @@ def _panel(bound: ErrorBound, name: str) -> dict[str, Any]:
     # Two decades, but not the first steps, in which the populations of a deep network wake one by one.
     slope_from = int(max(times[-1] // 100, min(10, times[-1] // 4), 1))
     late = times >= slope_from
+    # A shorter run has only the first steps to fit.
+    long_enough = slope_from >= 10
     # A sample that arrives exactly has no logarithm.
     middle = np.maximum(np.median(error, axis=0)[late], np.finfo(float).tiny)
     limit = bound.envelope() if name == "IF" else np.repeat(bound.floor()[:, None], len(bound.times), axis=1)
@@ -159,7 +161,7 @@ def _panel(bound: ErrorBound, name: str) -> dict[str, Any]:
         "one_step": bound.total("one_step")[:, times - 1],
         "iterated": bound.total("iterated")[:, times - 1],
         "limit": limit if np.all(np.isfinite(limit)) else None,
-        "slope": float(np.polyfit(np.log(times[late]), np.log(middle), 1)[0]) if late.sum() > 1 else float("nan"),
+        "slope": float(np.polyfit(np.log(times[late]), np.log(middle), 1)[0]) if long_enough else float("nan"),
         "slope_from": slope_from,
         "tightness": bound.tightness,
         "violation": bound.violation,
@@ -201,9 +203,8 @@ def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int,
     for p in panels:
         limit = "      none" if p["limit"] is None else f"{p['limit'][-1]:10.3e}"
         last = " ".join(f"{np.median(p[name][:, -1]):10.3e}" for name in ("error", "one_step", "iterated"))
-        lines.append(
-            f"{p['name']:<6}  {last:>33} {limit} {p['slope']:6.2f} {p['tightness']:12.3f} {p['u_plus_sup']:9.2f}"
-        )
+        slope = f"{p['slope']:6.2f}" if np.isfinite(p["slope"]) else "  none"
+        lines.append(f"{p['name']:<6}  {last:>33} {limit} {slope} {p['tightness']:12.3f} {p['u_plus_sup']:9.2f}")
     lines += ["", "population  mean a*   silent  every step"]
     lines += [
         f"{name:<10} {p['mean_rate']:8.4f} {p['silent']:8.1%} {p['saturated']:11.1%}"

@@ -73,6 +73,33 @@ def read_cifar100(
     return images, labels[:, 1], labels[:, 0]
 
 
+def check_size(path: Path, n_records: int, n_labels: int) -> None:
+    """Refuse a file, unread, whose size is not that of so many records with so many label bytes each.
+
+    Raises
+    ------
+    DataError
+        The file is too short or too long.
+    """
+    _n_records(path, path.stat().st_size, n_records, n_labels + _N_PIXELS)
+
+
+def _n_records(path: Path, n_bytes: int, n_records: int | None, size: int) -> int:
+    """How many records a file of so many bytes holds; refuses another number than the given one, and parts."""
+    whole, rest = divmod(n_bytes, size)
+    if n_records is not None and n_bytes > n_records * size:
+        raise damaged(
+            path,
+            n_records * size,
+            f"{n_bytes - n_records * size} trailing bytes",
+            f"the end of the file after {n_records} records of {size} bytes",
+        )
+    if rest or whole == 0 or (n_records is not None and whole < n_records):
+        wanted = "a whole number of records" if n_records is None else f"{n_records} records"
+        raise damaged(path, n_bytes, "the end of the file", f"{wanted} of {size} bytes")
+    return whole
+
+
 def _read(
     path: str | Path, label_bytes: tuple[tuple[str, int], ...], n_records: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -81,17 +108,7 @@ def _read(
         _checks.whole("n_records", n_records)
     content = read_bytes(path, "a CIFAR binary batch")
     size = len(label_bytes) + _N_PIXELS
-    whole, rest = divmod(len(content), size)
-    if n_records is not None and len(content) > n_records * size:
-        raise damaged(
-            path,
-            n_records * size,
-            f"{len(content) - n_records * size} trailing bytes",
-            f"the end of the file after {n_records} records of {size} bytes",
-        )
-    if rest or whole == 0 or (n_records is not None and whole < n_records):
-        wanted = "a whole number of records" if n_records is None else f"{n_records} records"
-        raise damaged(path, len(content), "the end of the file", f"{wanted} of {size} bytes")
+    whole = _n_records(path, len(content), n_records, size)
     records = np.frombuffer(content, np.uint8).reshape(whole, size)
     for column, (name, n_classes) in enumerate(label_bytes):
         wrong = np.flatnonzero(records[:, column] >= n_classes)

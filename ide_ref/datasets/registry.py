@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import _checks
-from ide_ref.datasets.cifar import read_cifar10, read_cifar100
+from ide_ref.datasets.cifar import check_size, read_cifar10, read_cifar100
 from ide_ref.datasets.errors import DataError, damaged
 from ide_ref.datasets.events import EventFrames, find_recordings
 from ide_ref.datasets.idx import idx_shape, read_idx
@@ -104,7 +104,7 @@ class DatasetInfo:
         """One line for those who do not have it."""
         if not self.downloads:
             return "comes with ide_ref"
-        ways = [f"run ide_ref.datasets.fetch({self.name!r})"]
+        ways = [f"run `ide-ref data --download {self.name}`"]
         if self.debian:
             ways.append(f"install Debian's package {self.debian}")
         where = f"the files of {self.homepage} into a folder {self.name}/ below IDE_REF_DATA or --data-dir"
@@ -412,7 +412,7 @@ def load(
 def status(*, data_dir: str | Path | None = None) -> tuple[Status, ...]:
     """For each data set: whether and where it is, and how many items its files announce.
 
-    Reads headers and counts files; damage further inside shows when it is loaded.
+    Reads headers and sizes, and counts files; damage further inside shows when it is loaded.
 
     Parameters
     ----------
@@ -566,7 +566,10 @@ def _count(info: DatasetInfo, folder: Path, split: str) -> int:
         return len(find_recordings(folder, split)[0])
     if info.form == "idx":
         return idx_shape(_idx_file(folder, split, "images-idx3"))[0]
-    return sum(_cifar_files(info, split).values())
+    files = _cifar_files(info, split)
+    for file, n_records in files.items():
+        check_size(folder / file, n_records, 1 + (info.form == "cifar100"))
+    return sum(files.values())
 
 
 def _read_idx(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from numpy.typing import NDArray
 from ide_ref import _checks
 from ide_ref._files import write_atomically
 from ide_ref.presets import Preset
+from ide_ref.theory import verdict
 
 FORMAT_VERSION = 1
+
+CONTRACTION = "contraction_without_dropout"
+"""Name of the trained network's γ in a line of the metrics."""
 
 Arrays = dict[str, NDArray[np.floating]]
 
@@ -58,8 +63,19 @@ class Checkpoint:
         return len(self.history)
 
 
+def contraction_of(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """γ of (COND) after the last epoch; None before any, or where it was not noted."""
+    return history[-1].get(CONTRACTION) if history else None
+
+
+def condition_of(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """(COND) after the last epoch in words; None as in :func:`contraction_of`."""
+    gamma = contraction_of(history)
+    return None if gamma is None else verdict(gamma)
+
+
 def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint, whole or not at all; its header says in words whether (COND) holds.
 
     Raises
     ------
@@ -83,6 +99,7 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         "step": checkpoint.step,
         "totals": checkpoint.totals,
         "history": checkpoint.history,
+        "condition": condition_of(checkpoint.history),
     }
     write_atomically(path, to_bytes(tensors, {"ide_ref": json.dumps(about)}))
 

@@ -26,11 +26,13 @@ import numpy as np
 from ide_ref import _checks
 from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
+from ide_ref.equilibrium import contraction
 from ide_ref.implicit import backward
 from ide_ref.network import freeze, read_out
-from ide_ref.presets import Preset
+from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import simulate
 from ide_ref.solvers import NotConverged
+from ide_ref.theory import verdict
 from ide_ref.training import checkpoint as checkpoints
 from ide_ref.training.checkpoint import Checkpoint
 from ide_ref.training.evaluation import evaluate, load_batch
@@ -69,7 +71,7 @@ class Training:
         return 1 + accuracies.index(max(accuracies)) if accuracies else 0
 
     def summary(self) -> dict[str, Any]:
-        """Last and best test accuracy (0 to 1) and mean seconds an epoch; None before any is finished."""
+        """Last and best test accuracy (0 to 1), mean seconds an epoch, γ and (COND) in words; None before any epoch."""
         history = self.checkpoint.history
         return {
             "epochs": len(history),
@@ -77,6 +79,8 @@ class Training:
             "best_accuracy": history[self.best_epoch - 1]["test_accuracy"] if history else None,
             "best_epoch": self.best_epoch,
             "seconds_per_epoch": sum(line["seconds"] for line in history) / len(history) if history else None,
+            "contraction": checkpoints.contraction_of(history),
+            "condition": checkpoints.condition_of(history),
             "interrupted": self.stopped_by is not None,
         }
 
@@ -121,7 +125,8 @@ def train(
     (spikes a neuron and step while training); ``solver_iterations`` (mean a batch) and ``solver_residual``
     (largest relative residual of (BETA) in the epoch); ``certificate`` and ``contraction`` of the epoch's
     last batch ((CERT), largest of its samples, and (COND), dropout included; null for infinite);
-    ``seconds`` (training) and ``test_seconds``.
+    ``contraction_without_dropout``, γ of the network after the epoch, and ``condition_holds``, whether that is
+    below 1; ``seconds`` (training) and ``test_seconds``.
 
     Parameters
     ----------
@@ -136,7 +141,7 @@ def train(
     command : sequence of str
         For ``run.json``.
     log : text stream, optional
-        Gets a progress bar and a line an epoch.
+        Gets a progress bar and a line an epoch, which says so where (COND) does not hold.
 
     Returns
     -------
@@ -243,7 +248,7 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
             allow_unconverged=recipe.allow_unconverged,
         )
     except NotConverged as error:
-        raise _diverged(state, str(error)) from None
+        raise _diverged(state, str(error), _easier(recipe)) from None
     params, velocity = _optimiser(preset).step(
         {**params, **back.statistics}, state.velocity, back.gradients, rate=_rate(state, n_batches)
     )
@@ -272,6 +277,7 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
 def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable[[], None]) -> Checkpoint:
     began = time.perf_counter()
     tested = evaluate(state.preset, state.params, data, between=check)
+    gamma = contraction(freeze(state.preset.network, state.params, profile=state.preset.profile))
     totals, recipe = state.totals, state.preset.recipe
     line = {
         "epoch": state.epoch + 1,
@@ -285,17 +291,26 @@ def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable
         "solver_residual": totals["residual"],
         "certificate": totals["certificate"] if math.isfinite(totals["certificate"]) else None,
         "contraction": totals["contraction"],
+        checkpoints.CONTRACTION: gamma,
+        "condition_holds": gamma < 1,
         "seconds": totals["seconds"],
         "test_seconds": time.perf_counter() - began,
     }
     return replace(state, step=0, totals={}, history=(*state.history, line))
 
 
-def _diverged(state: Checkpoint, problem: str) -> Diverged:
+def _diverged(state: Checkpoint, problem: str, remedy: str = "a smaller learning rate") -> Diverged:
     return Diverged(
         f"epoch {state.epoch + 1}, batch {state.step + 1}: {problem}; the checkpoint after epoch {state.epoch} is "
-        "kept, try a smaller learning rate"
+        f"kept, try {remedy}"
     )
+
+
+def _easier(recipe: Recipe) -> str:
+    """What to try where (BETA) was not solved."""
+    if recipe.dtype == "float32" and recipe.tol < 1e-6:
+        return f"dtype float64, as rounding in float32 leaves more than {recipe.tol:.0e}, or a larger tol"
+    return "a larger tol, another solver or a smaller learning rate"
 
 
 # --- books ------------------------------------------------------------------------------------------
@@ -341,11 +356,12 @@ def _write_books(out: Path, about: dict[str, Any], state: Checkpoint) -> None:
 
 def _epoch_line(state: Checkpoint) -> str:
     line = state.history[-1]
+    gamma = line[checkpoints.CONTRACTION]
     return (
         f"epoch {line['epoch']:3d}/{state.preset.recipe.epochs}  loss {line['train_loss']:.4f}  "
         f"train {line['train_accuracy']:7.2%}  test {line['test_accuracy']:7.2%}  lr {line['lr']:.3g}  "
-        f"rate {line['firing_rate']:.4f}  gamma {line['contraction']:.3f}  "
-        f"{line['seconds'] + line['test_seconds']:.1f} s"
+        f"rate {line['firing_rate']:.4f}  gamma {gamma:.3f}  {line['seconds'] + line['test_seconds']:.1f} s"
+        + ("" if gamma < 1 else f"  {verdict(gamma)}")
     )
 
 

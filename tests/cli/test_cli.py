@@ -36,6 +36,18 @@ def run(capsys):
     return call
 
 
+def test_evaluate_says_so_where_cond_does_not_hold(run, tmp_path):
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(path, begin(replace(tiny.preset(limit=20), neuron=ide_ref.IF(0.3)), 0))
+    status, text, _ = run("evaluate", path)
+    assert status == 0
+    assert "(COND) does not hold: the theorems promise no equilibrium for these weights" in text
+    found = json.loads(run("evaluate", path, "--json")[1])
+    assert found["contraction"] == pytest.approx(3.0, rel=1e-3)
+    assert found["condition_holds"] is False
+    assert "(COND) does not hold" in run("info", path)[1]
+
+
 @pytest.fixture
 def trained(tmp_path):
     path = tmp_path / "tiny.safetensors"
@@ -63,7 +75,10 @@ def test_train_evaluate_and_resume(run, tmp_path):
     out = tmp_path / "run"
     status, text, log = run("train", *SHORT, "--out", out)
     assert status == 0
-    assert re.match(r"test accuracy \d\d\.\d\d% \(best \d\d\.\d\d% in epoch [12]\), \d+\.\d s an epoch\nwritten:", text)
+    said = r"contraction gamma = 0\.\d{4} in operator norms; \(COND\) holds: the average rates converge to the .*\n"
+    assert re.match(
+        rf"test accuracy \d\d\.\d\d% \(best \d\d\.\d\d% in epoch [12]\), \d+\.\d s an epoch\n{said}written:", text
+    )
     assert len(log.splitlines()) == 2
     assert {p.name for p in out.iterdir()} == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "curves.png"}
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
@@ -74,6 +89,7 @@ def test_train_evaluate_and_resume(run, tmp_path):
     assert json.loads(text)["distance_to_equilibrium_rms"] > 0
     status, text, _ = run("evaluate", out / "checkpoint.safetensors")
     assert f"accuracy {last['test_accuracy']:.2%}" in text
+    assert re.search(said.removesuffix(r"\n"), text)
 
     status, text, _ = run("train", *SHORT[:-1], "3", "--out", out, "--resume", "--json")
     assert status == 0
@@ -229,6 +245,17 @@ def test_a_diverging_training_is_one_line_and_status_one(run, tmp_path):
     assert status == 1
     assert text == ""
     assert re.fullmatch(r"ide-ref train: epoch 1, batch \d: .*; the checkpoint after epoch 0 is kept, .*\n", log)
+
+
+def test_an_unsolved_beta_is_status_one_and_is_taken_on_request(run, tmp_path):
+    hard = ("train", *SHORT[:-1], 1, "--tol", "1e-30", "--max-iter", 2)
+    status, _, log = run(*hard, "--out", tmp_path / "a")
+    assert status == 1
+    assert "(BETA): fixed_point stopped after 3 products" in log
+    assert run(*hard, "--allow-unconverged", "--out", tmp_path / "b")[0] == 0
+    line = json.loads((tmp_path / "b" / "metrics.jsonl").read_text())
+    assert line["solver_iterations"] == 2
+    assert line["solver_residual"] > 1e-3
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(run, tmp_path, monkeypatch):

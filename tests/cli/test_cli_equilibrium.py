@@ -41,6 +41,9 @@ def test_the_table_says_what_holds(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "digits, freshly drawn" in text
     assert "a condition holds: the theorems apply" in text
+    # Too short for a slope; the one of one step is not shown as a number, nor drawn as one.
+    assert [line.split()[5] for line in text.splitlines() if line.startswith(("IF", "LIF"))] == ["none", "none"]
+    assert "slope" not in (tmp_path / "equilibrium.svg").read_text()
     assert "T = 20; written:" in text
     assert "population  mean a*   silent  every step\na1 " in text
 

@@ -139,6 +139,16 @@ def test_cifar_files_of_another_size_are_refused(tmp_path, no_data, change):
     write_cifar(folder, CIFAR10_SIZES | {"data_batch_4.bin": 10_000 + change}, 1)
     with pytest.raises(DataError, match=r"data_batch_4.bin: byte \d+: found .* 10000 records of 3073 bytes"):
         load("cifar10", data_dir=tmp_path)
+    # Its size gives it away, so the list of what was found does not call it usable.
+    (report,) = (s for s in status(data_dir=tmp_path) if s.info.name == "cifar10")
+    assert (report.found, report.n_train) == (False, 0)
+    assert "data_batch_4.bin: byte" in report.problem
+
+
+def test_a_cifar100_file_of_another_size_is_no_usable_one(tmp_path, no_data):
+    write_cifar(tmp_path / "cifar100", CIFAR100_SIZES | {"test.bin": 10_001}, 2)
+    (report,) = (s for s in status(data_dir=tmp_path) if s.info.name == "cifar100")
+    assert "test.bin: byte 30740000: found 3074 trailing bytes" in report.problem
 
 
 def test_the_first_complete_folder_in_the_search_order_wins(tmp_path, no_data, write_mnist, monkeypatch):
@@ -176,7 +186,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, 
         f"fashion-mnist was not found below {tmp_path}, {tmp_path / 'no-system-data'}, "
     )
     assert "Debian's package dataset-fashion-mnist" in message
-    assert "fetch('fashion-mnist')" in message
+    assert "run `ide-ref data --download fashion-mnist`" in message
     assert "\n" not in message
 
 

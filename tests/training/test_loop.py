@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+from safetensors import safe_open
 
-from ide_ref import cross_entropy, freeze, read_out, simulate
+from ide_ref import LIF, cross_entropy, freeze, read_out, simulate
 from ide_ref.datasets import augment
+from ide_ref.equilibrium import contraction
 from ide_ref.presets import Preset
 from ide_ref.training import checkpoint, loop
 from ide_ref.training.evaluation import equilibrium_distance, evaluate, load_batch
@@ -137,9 +139,13 @@ def test_the_metrics_are_what_the_files_give(straight, data):
     assert last["solver_residual"] <= state.preset.recipe.tol
     # α is at most 1 and V_th is 2; a kept neuron's mask is 1/(1 - 0.2).
     assert 0 < last["contraction"] <= 0.625 * (1 + 1e-4)
+    gamma = contraction(freeze(state.preset.network, state.params))
+    assert last["contraction_without_dropout"] == gamma <= 0.5 * (1 + 1e-4)
+    assert last["condition_holds"] is True
     assert set(last) == {
         *("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "firing_rate", "contraction"),
         *("solver_iterations", "solver_residual", "certificate", *TIMES),
+        *("contraction_without_dropout", "condition_holds"),
     }
 
 
@@ -233,8 +239,12 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(data, tmp_path):
 
 
 def test_a_solver_that_does_not_converge_stops_with_its_place(data, tmp_path):
-    with pytest.raises(loop.Diverged, match=r"^epoch 1, batch 1: \(BETA\): fixed_point stopped after"):
-        loop.train(tiny.preset(tol=1e-30, max_iter=3), data, out=tmp_path)
+    remedies = {"float32": "dtype float64, as rounding in float32 leaves more than", "float64": "a larger tol"}
+    for dtype, remedy in remedies.items():
+        with pytest.raises(
+            loop.Diverged, match=rf"^epoch 1, batch 1: \(BETA\): fixed_point stopped after.* is kept, try {remedy}"
+        ):
+            loop.train(tiny.preset(tol=1e-30, max_iter=3, dtype=dtype), data, out=tmp_path / dtype)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
@@ -257,6 +267,40 @@ def test_the_log_has_a_line_an_epoch(data, tmp_path):
     log = io.StringIO()
     loop.train(tiny.preset(), data, out=tmp_path, log=log)
     assert [line.split()[1] for line in log.getvalue().splitlines()] == ["1/3", "2/3", "3/3"]
+
+
+def test_log_books_and_checkpoint_say_in_words_whether_cond_holds(data, tmp_path):
+    # α starts at 0.9, so γ is 0.9/V_th or more until it falls.
+    words = {2.0: "(COND) holds: the average rates", 0.3: "(COND) does not hold: the theorems promise no equilibrium"}
+    for v_th, said in words.items():
+        log, out = io.StringIO(), tmp_path / str(v_th)
+        preset = replace(tiny.preset(epochs=1, lr=1e-3, solver="direct"), neuron=LIF(0.9, v_th))
+        result = loop.train(preset, data, out=out, log=log)
+        gamma = contraction(freeze(preset.network, result.checkpoint.params))
+        assert gamma == pytest.approx(0.9 / v_th, rel=0.01)
+        (line,) = log.getvalue().splitlines()
+        assert f"gamma {gamma:.3f}" in line
+        # A line that says it at each epoch would only be noise where it holds.
+        assert ("(COND)" in line) == (gamma >= 1) == line.endswith("no equilibrium for these weights")
+        assert result.checkpoint.history[-1]["condition_holds"] is (gamma < 1)
+        run = json.loads((out / "run.json").read_text())["result"]
+        assert run["contraction"] == gamma
+        assert run["condition"].startswith(said)
+        with safe_open(out / loop.CHECKPOINT, framework="numpy") as file:
+            assert json.loads(file.metadata()["ide_ref"])["condition"] == run["condition"]
+
+
+def test_a_training_whose_lines_lack_the_contraction_goes_on(straight, data, tmp_path):
+    """Checkpoints of earlier versions did not note γ without dropout."""
+    state = straight[0].checkpoint
+    new = {"contraction_without_dropout", "condition_holds"}
+    old = tuple({name: line[name] for name in line.keys() - new} for line in state.history)
+    checkpoint.save(tmp_path / loop.CHECKPOINT, replace(state, history=old))
+    result = loop.train(tiny.preset(), data, out=tmp_path, seed=1, resume=True)
+    assert result.summary()["contraction"] is None
+    assert result.summary()["condition"] is None
+    more = loop.train(tiny.preset(epochs=4), data, out=tmp_path, seed=1, resume=True)
+    assert more.summary()["condition"].startswith("(COND) holds")
 
 
 def test_wrong_arguments(straight, data, tmp_path):
