@@ -162,6 +162,18 @@ def test_bad_arrays_are_named_in_their_row():
     assert not compare(ours, theirs).same
 
 
+def test_wrong_arguments():
+    *_, ours = situation(DENSE)
+    with pytest.raises(ValueError, match="theirs is a list; expected a mapping of parameter names to gradients"):
+        compare(ours, list(ours.values()))
+    with pytest.raises(ValueError, match="ours is a NoneType"):
+        compare(None, ours)
+    with pytest.raises(ValueError, match="context is a tuple; expected a Context"):
+        compare(ours, ours, context=(1, 2))
+    with pytest.raises(ValueError, match="tol is nan; expected a positive"):
+        compare(ours, ours, tol=float("nan"))
+
+
 class OnlyDLPack:
     def __init__(self, array):
         self.array = array
