@@ -618,13 +618,17 @@ class ConformanceReport:
     def table(self) -> str:
         """The report as text."""
         lines = []
+        partial: dict[tuple[str, ...], list[str]] = {}
         for result in self.results:
             if result.divergence is not None:
                 lines.append(f"FAILED  {result.divergence}")
             elif not result.compared:
                 lines.append(f"FAILED  case {result.case}: nothing to compare")
             elif not result.complete:
-                lines.append(f"agrees  case {result.case}, as far as it goes: {', '.join(result.compared)}")
+                partial.setdefault(result.compared, []).append(result.case)
+        for stages, names in partial.items():
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"agrees  case {names[0]}{others}, as far as it goes: {', '.join(stages)}")
         good = sum(result.passed for result in self.results)
         whole = sum(result.passed and result.complete for result in self.results)
         lines.append(f"{good} of {len(self.results)} cases agree, {whole} of them through every stage")

@@ -166,6 +166,14 @@ def test_partial_ports_go_as_far_as_they_go(case):
     assert not check(case, {}).passed
 
 
+def test_partial_ports_take_a_line_together(pack):
+    report = run_port(lambda case: {"x_mean": case.expected["x_mean"]}, directory=pack, stages=("x_mean",))
+    assert report.table().splitlines() == [
+        f"agrees  case {TRAIN} and 2 more, as far as it goes: x_mean",
+        "3 of 3 cases agree, 0 of them through every stage",
+    ]
+
+
 def test_bad_outputs_are_named_with_the_case(case):
     def told(change):
         out = {key: value.copy() for key, value in case.expected.items()}
