@@ -186,6 +186,10 @@ class _NormWithoutMean(BatchNorm):
         along = np.einsum("nc,nc->c", columns, z_hat)
         return ((columns - z_hat * (along / columns.shape[0])) * self.scale).reshape(v.shape)
 
+    def pull_back(self, delta: NDArray, z: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        _, d_weight, d_bias = super().pull_back(delta, z)
+        return self.linear(delta, z), d_weight, d_bias
+
 
 def _fields(c: FrozenConnection) -> dict[str, Any]:
     names = ("connection", "taps", "bias", "norm", "keep", "singular", "z", "couples", "simulated_norm")
