@@ -4,10 +4,14 @@ import importlib
 import json
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from ide_ref.cli import main
 
 ROOT = Path(__file__).parent.parent
 ROWS = re.findall(r"^\| (\([A-Z-]+\)) \|.*\| (`[^|]+) \|$", (ROOT / "docs/equations.md").read_text(), re.M)
@@ -67,3 +71,83 @@ def test_the_graph_of_the_networks_page_builds_and_its_gradient_is_right(capsys)
     exec(compile(use, "networks.md", "exec"), names)
     assert names["result"].solution.converged
     assert "passed" in capsys.readouterr().out
+
+
+def _blocks(page, language="python"):
+    """The page's code blocks, in one namespace as a reader pastes them."""
+    text = (ROOT / "docs" / page).read_text()
+    if language == "shell":
+        return [line.strip() for line in re.findall(r"^    (ide-ref .*)$", text, re.M)]
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def test_check_your_gradient_from_start_to_end(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    said = []
+    for block in _blocks("check-your-gradient.md"):
+        exec(compile(block, "check-your-gradient.md", "exec"), names)
+        said.append(capsys.readouterr().out)
+    assert "tolerance 1e-09: passed" in said[0]
+    assert "linear cell" in said[1]
+    assert "looks like: half of beta: beta is half as large as it should be" in said[2]
+    assert said[3].count("the parts add up to") == 2
+    assert "fixed_point  converged" in said[4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["budget.png", "steps.png"]
+    small = next(line for line in _blocks("check-your-gradient.md", "shell") if "--small" in line)
+    assert main([*small.split()[1:], "--coordinates", "0", "--directions", "1", "--n-steps", "3"]) == 0
+
+
+def test_port_to_a_gpu_from_start_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make, compare = _blocks("port-to-a-gpu.md", "shell")
+    assert main(make.split()[1:]) == 0
+    page = (ROOT / "docs/port-to-a-gpu.md").read_text()
+    cases, megabytes = re.search(r"writes (\d+) cases \((\d+) MB", page).groups()
+    assert capsys.readouterr().out.startswith(f"{cases} cases, {megabytes}.")
+    in_process, through_files, conftest, test = _blocks("port-to-a-gpu.md")
+    names: dict = {}
+    exec(compile(in_process, "port-to-a-gpu.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert all(f"    {line}\n" in page for line in printed.splitlines())
+    exec(compile(through_files, "port-to-a-gpu.md", "exec"), names)
+    assert main(compare.split()[1:]) == 0
+    assert "82 of 82 cases agree" in capsys.readouterr().out
+    # As a suite of its own, in a process of its own: a whole port is asked for, and this one has a single stage.
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "test_port.py").write_text(in_process.split("report =")[0] + test)
+    words = [sys.executable, "-m", "pytest", "-q", "--conformance-pack=pack", "-k", "dropout"]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "stage weight, feedback: 'weight/feedback' is missing" in found.stdout
+    (tmp_path / "test_port.py").write_text(
+        in_process.split("report =")[0] + test.replace("(conformance_case))", '(conformance_case), stages=["x_mean"])')
+    )
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+    assert "2 passed, 80 deselected" in found.stdout
+
+
+def test_the_budgets_of_the_gradient_page_are_what_was_measured():
+    page = (ROOT / "docs/check-your-gradient.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|(.*)\|$", page.split("| IF: finite T")[1].split("With IF neurons")[0], re.M)
+    assert [int(n_steps) for n_steps, _ in rows] == [1, 2, 5, 10, 20, 50, 100, 200]
+    finite = {}
+    for column, neuron in enumerate(("if", "lif")):
+        file = ROOT / f"docs/results/gradient-budget/fashion-mnist-400-{neuron}.json"
+        budgets = {b["n_steps"]: b for b in json.loads(file.read_text())["budget"]["over_time"]}
+        for n_steps, cells in rows:
+            b = budgets[int(n_steps)]
+            norms = {part["name"]: part["norm"] for part in b["parts"]}
+            written = [float(cell) for cell in cells.split("|")][4 * column : 4 * column + 4]
+            assert written[:3] == pytest.approx([norms[k] for k in ("finite T", "masks", "solver")], rel=5.1e-2)
+            assert written[3] == pytest.approx(b["cosine"], abs=5.1e-5)
+        assert max(b["closure"] for b in budgets.values()) <= 3e-16
+        finite[neuron] = [budgets[t]["parts"][1]["norm"] for t in (1, 5, 20, 200)]
+        assert budgets[1]["parts"][1]["name"] == "finite T"
+    # The part of finite T falls, for IF to nothing and for LIF to its floor.
+    for values in finite.values():
+        assert values == sorted(values, reverse=True)
+    assert finite["if"][-1] < 1e-2 * finite["if"][0]
+    assert finite["lif"][-1] > 5 * finite["if"][-1]

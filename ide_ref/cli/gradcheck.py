@@ -10,6 +10,7 @@ from typing import Any
 
 _SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "direct")
 _TOL = {"central": 1e-7, "cell": 1e-9}
+_TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -18,6 +19,7 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
 
     p = sub.add_parser("gradcheck", parents=parents, help="implicit gradient against differences")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
+    p.add_argument("--small", action="store_true", help="the preset's structure in small, on drawn inputs: no data set")
     p.add_argument("--samples", type=commands._count, default=8, metavar="N", help="batch size (default 8)")
     p.add_argument(
         "--method",
@@ -33,6 +35,12 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--solver", choices=_SOLVERS, default="gmres", help="of (BETA) (default gmres)")
     p.add_argument("--evaluation", action="store_true", help="running statistics and no dropout, as in evaluation")
     p.add_argument("--sweep", metavar="FILE", help="draw the error over the step, a V, to a .png or .svg file")
+    p.add_argument(
+        "--budget", metavar="FILE", help="draw what separates training's gradient from the exact one, over T"
+    )
+    p.add_argument(
+        "--times", metavar="T,T", help="of the budget (default: 14 from 1 to 200; for trains, to their length)"
+    )
     p.add_argument("--parameter", metavar="NAME", help="of the sweep's direction (default: all together)")
     p.add_argument("--seed", type=commands._seed, default=0)
     p.set_defaults(run=run)
@@ -45,24 +53,35 @@ def run(args: argparse.Namespace) -> int:
     from ide_ref import figures
     from ide_ref.cli import commands
     from ide_ref.training.evaluation import load_batch
-    from ide_ref.verify import check_gradient, sweep_steps
+    from ide_ref.verify import check_gradient, explain_over_time, small, sweep_steps, table_over_time
 
-    figure = None if args.sweep is None else Path(args.sweep)
+    figure, budget = _figure("--sweep", args.sweep), _figure("--budget", args.budget)
     if figure is None and args.parameter is not None:
         raise ValueError("--parameter says where --sweep FILE goes; give both")
-    if figure is not None and figure.suffix not in (".png", ".svg"):
-        raise ValueError(f"--sweep is {args.sweep!r}; expected a file that ends in .png or .svg")
+    times = None if args.times is None else _times(args.times)
+    if budget is None and times is not None:
+        raise ValueError("--times are those of --budget FILE; give both")
     if args.coordinates == args.directions == 0:
         raise ValueError("--coordinates and --directions are both 0; expected something to check")
-    preset, params = commands._network(args, args.network)
+    if args.small:
+        preset = small.shrink(commands._preset(args, args.network))
+    else:
+        preset, params = commands._network(args, args.network)
     preset = replace(preset, recipe=replace(preset.recipe, dtype="float64"))
     network = preset.network
     if args.parameter is not None and args.parameter not in network.trainable:
         raise ValueError(f"--parameter is {args.parameter!r}; expected one of {', '.join(network.trainable)}")
-    if figure is not None:
-        figure.parent.mkdir(parents=True, exist_ok=True)
-    data = commands._data(preset, args, args.samples)
-    x, y = load_batch(preset, data, "train", np.arange(min(args.samples, len(data.y_train))))
+    longest = preset.recipe.n_steps if preset.recipe.input == "spikes" else None
+    if budget is not None and longest is not None and times is not None and max(times) > longest:
+        raise ValueError(f"--times has {max(times)}; expected at most {longest}, the frames of an input (--n-steps)")
+    for path in (figure, budget):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if args.small:
+        params, x, y = small.draw(preset, args.samples, seed=args.seed)
+    else:
+        data = commands._data(preset, args, args.samples)
+        x, y = load_batch(preset, data, "train", np.arange(min(args.samples, len(data.y_train))))
     report = check_gradient(
         network,
         params,
@@ -89,5 +108,43 @@ def run(args: argparse.Namespace) -> int:
         figures.step_sweep(sweep, title=title, path=figure)
         document["sweep"] = {**sweep.to_dict(), "parameter": args.parameter, "figure": str(figure)}
         text += f"\n\n{title}: relative error over the step, * beyond a kink\n{sweep.table()}\nwritten: {figure}"
+    if budget is not None:
+        recipe = preset.recipe
+        budgets = explain_over_time(
+            network,
+            params,
+            x,
+            y,
+            times or [t for t in _TIMES if longest is None or t <= longest],
+            solver=recipe.solver,
+            tol=recipe.tol,
+            max_iter=recipe.max_iter,
+            profile=preset.profile,
+            training=not args.evaluation,
+            seed=args.seed,
+        )
+        title = f"{preset.name} ({network.neuron.name.upper()}), {len(y)} samples"
+        figures.budget_over_time(budgets, title=title, path=budget)
+        document["budget"] = {"over_time": [b.to_dict() for b in budgets], "figure": str(budget)}
+        text += (
+            f"\n\nwhat separates training's gradient ({recipe.solver}, tolerance {recipe.tol:g}) from the exact one\n"
+            f"{table_over_time(budgets)}\nwritten: {budget}"
+        )
     commands._print(args, document, text)
     return 0 if report.passed else 1
+
+
+def _figure(option: str, name: str | None) -> Path | None:
+    if name is not None and Path(name).suffix not in (".png", ".svg"):
+        raise ValueError(f"{option} is {name!r}; expected a file that ends in .png or .svg")
+    return None if name is None else Path(name)
+
+
+def _times(text: str) -> tuple[int, ...]:
+    try:
+        times = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        times = ()
+    if not times or times[0] < 1:
+        raise ValueError(f"--times is {text!r}; expected numbers of steps like 1,10,100")
+    return times

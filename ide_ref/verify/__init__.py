@@ -1,6 +1,6 @@
 """Is a gradient right, and if not: how wrong, where, and because of what?"""
 
-from ide_ref.verify.budget import Budget, Part, explain_gradient, explain_over_time
+from ide_ref.verify.budget import Budget, Part, explain_gradient, explain_over_time, table_over_time
 from ide_ref.verify.compare import MISTAKES, Comparison, Context, Mistake, compare
 from ide_ref.verify.conformance import ConformanceReport, Divergence, run_port
 from ide_ref.verify.gradient import GradientReport, GradientRow, StepSweep, check_gradient, sweep_steps
@@ -27,4 +27,5 @@ __all__ = [
     "explain_over_time",
     "run_port",
     "sweep_steps",
+    "table_over_time",
 ]

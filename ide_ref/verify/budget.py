@@ -108,6 +108,12 @@ class Budget:
         return _part("whole error", "training gradient minus exact gradient", error, self.exact)
 
     @property
+    def cosine(self) -> float:
+        """Cosine between the training gradient and the exact one, over all parameters together."""
+        dot = sum(float(np.vdot(self.training[name], self.exact[name])) for name in self.exact)
+        return _angle(_norm(self.training), _norm(self.exact), dot)
+
+    @property
     def closure(self) -> float:
         """‖Σ parts − whole‖ over the exact gradient's norm: how well the budget adds up."""
         rest = {
@@ -129,7 +135,8 @@ class Budget:
             lines.append(f"{part.name:<{width}}  {part.norm:>8.1e}  {part.cosine:>8.4f}  {where}")
         lines.append(
             f"T = {self.n_steps}: |a[T] - a*| {self.distance:.2e} (certified {self.rates_certificate:.2e}); gamma "
-            f"{self.contraction:.4f}; the parts add up to {self.closure:.1e}"
+            f"{self.contraction:.4f}; cosine of the training gradient with the exact one {self.cosine:.4f}; the parts "
+            f"add up to {self.closure:.1e}"
         )
         lines.append(
             f"certified errors: a* {self.equilibrium_certificate:.1e}, exact beta {self.exact_certificate:.1e}, "
@@ -146,6 +153,7 @@ class Budget:
         return {
             "n_steps": self.n_steps,
             "closure": plain(self.closure),
+            "cosine": plain(self.cosine),
             "distance": plain(self.distance),
             "contraction": plain(self.contraction),
             "certificates": {
@@ -416,3 +424,26 @@ def explain_over_time(
         )
         for t in n_steps
     )
+
+
+def table_over_time(budgets: Sequence[Budget]) -> str:
+    """The result of :func:`explain_over_time` as text: a line a T, a column a part.
+
+    Numbers are norms relative to the exact gradient; ``cosine`` is that of the training gradient with it. Parts that
+    are 0 throughout are left out.
+    """
+    if not budgets:
+        raise ValueError("budgets is empty; expected what explain_over_time returns")
+    parts = [p.name for p in budgets[0].parts if any(b.part(p.name).norm > 0 for b in budgets)]
+    widths = [max(len(name), 11) for name in (*parts, "whole error")]
+    titles = [f"{name:>{width}}" for name, width in zip((*parts, "whole error"), widths, strict=True)]
+    lines = ["  ".join([f"{'T':>5}", *titles, "   cosine", "|a[T] - a*|"])]
+    for b in budgets:
+        norms = [*(b.part(name).norm for name in parts), b.total.norm]
+        cells = [f"{norm:>{width}.1e}" for norm, width in zip(norms, widths, strict=True)]
+        lines.append("  ".join([f"{b.n_steps:>5}", *cells, f"{b.cosine:>9.4f}", f"{b.distance:>11.1e}"]))
+    closure, gamma = max(b.closure for b in budgets), budgets[-1].contraction
+    a_star, beta = (max(getattr(b, f"{which}_certificate") for b in budgets) for which in ("equilibrium", "exact"))
+    lines.append(f"norms relative to the exact gradient's; the parts add up to {closure:.1e}")
+    lines.append(f"gamma {gamma:.4f}; certified errors: a* {a_star:.1e}, exact beta {beta:.1e}")
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
 from ide_ref.constraints import BatchNorm, restrict_pull_back
 from ide_ref.equilibrium import Equilibrium, Linearisation, linearise
 from ide_ref.implicit import hebbian, solve_beta
@@ -184,6 +185,10 @@ class _NormWithoutMean(BatchNorm):
         z_hat = (z.reshape(columns.shape) - self.mean) / self.deviation
         along = np.einsum("nc,nc->c", columns, z_hat)
         return ((columns - z_hat * (along / columns.shape[0])) * self.scale).reshape(v.shape)
+
+    def pull_back(self, delta: NDArray, z: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        _, d_weight, d_bias = super().pull_back(delta, z)
+        return self.linear(delta, z), d_weight, d_bias
 
 
 def _fields(c: FrozenConnection) -> dict[str, Any]:
@@ -619,7 +624,20 @@ def compare(
     -------
     Comparison
         Arrays that are missing, misshapen or not finite are reported in their row, not raised.
+
+    Raises
+    ------
+    ValueError
+        Where `ours` or `theirs` is no mapping, or one of our own arrays is none.
     """
+    for argument, given in (("ours", ours), ("theirs", theirs)):
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                f"{argument} is a {type(given).__name__}; expected a mapping of parameter names to gradients"
+            )
+    if context is not None and not isinstance(context, Context):
+        raise ValueError(f"context is a {type(context).__name__}; expected a Context")
+    _checks.positive("tol", tol)
     rows: dict[str, ComparedRow] = {}
     mine = {name: np.asarray(as_array(name, value), np.float64) for name, value in ours.items()}
     usable: dict[str, NDArray] = {}

@@ -500,6 +500,19 @@ def _problem(
     return replace(problem, theta={**theta, **problem.freeze(theta).statistics})
 
 
+def _free(network: Network, theta: Params) -> tuple[str, ...]:
+    """Trainable parameters that can move both ways: all but an α that has arrived at its clamp.
+
+    Training ends there as a rule. A direction that moved it along with all others would be beyond a kink at every step.
+    """
+    clamped = {
+        f"{c.name}.alpha"
+        for c in network.connections
+        if c.restriction is not None and abs(float(theta[f"{c.name}.alpha"])) >= c.restriction.c
+    }
+    return tuple(name for name in network.trainable if name not in clamped)
+
+
 def nearest_kink(state: Equilibrium) -> Kink:
     """The neuron whose pre-activation is closest to 0 or V_th at an equilibrium.
 
@@ -576,7 +589,7 @@ def check_gradient(
     n_coordinates : int
         Coordinates drawn a parameter (all, where it has fewer); 0 for none.
     n_directions : int
-        Random directions a parameter, and as many through all parameters together; 0 for none.
+        Random directions a parameter, and as many through all parameters together, but an α at its clamp; 0 for none.
     seed : int
         Of the draws and of the dropout masks.
     step : float, optional
@@ -649,7 +662,7 @@ def check_gradient(
         rows.append(check.row(name, "coordinates", tasks))
         tasks = _directions(rng, theta, found, (name,), n_directions, first, overall)
         rows.append(check.row(name, "directions", tasks))
-    tasks = _directions(rng, theta, found, network.trainable, n_directions, first, overall)
+    tasks = _directions(rng, theta, found, _free(network, theta), n_directions, first, overall)
     rows.append(check.row("(all)", "directions", tasks))
     rows = [row for row in rows if row.checked + row.set_aside + row.unresolved]
     return GradientReport(
@@ -753,7 +766,7 @@ def sweep_steps(
     network, params, x, y, seed, training
         As in :func:`check_gradient`.
     parameter : str, optional
-        The direction's parameter; all of them by default.
+        The direction's parameter; by default all of them, but an α at its clamp.
     steps : sequence of float
         Lengths of the perturbation along a direction of unit length.
 
@@ -768,7 +781,7 @@ def sweep_steps(
     state = problem.solve(problem.freeze(problem.theta))
     _, d_logits = problem.loss(state)
     ours = backward(state.frozen, state, d_logits, solver="gmres", tol=1e-12, max_iter=2000).gradients
-    names = network.trainable if parameter is None else (parameter,)
+    names = _free(network, problem.theta) if parameter is None else (parameter,)
     direction = _draw(np.random.default_rng(seed), problem.theta, names)
     value = _dot(direction, ours)
     curves: dict[str, tuple[int, Method]] = {

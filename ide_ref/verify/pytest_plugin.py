@@ -14,7 +14,7 @@ The test runs once a case: of the pack given with ``--conformance-pack=DIR``, or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -42,11 +42,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def check_conformance(conformance_case: Case) -> Callable[[Mapping[str, Any]], None]:
-    """A function that takes the port's outputs for ``conformance_case`` and fails with the first divergence."""
+def check_conformance(conformance_case: Case) -> Callable[..., None]:
+    """A function that takes the port's outputs for ``conformance_case`` and fails with the first divergence.
 
-    def check(outputs: Mapping[str, Any]) -> None:
-        result = conformance.check(conformance_case, outputs)
+    Its ``stages`` are those of :func:`ide_ref.verify.conformance.check`.
+    """
+
+    def check(outputs: Mapping[str, Any], *, stages: Sequence[str] | None = None) -> None:
+        result = conformance.check(conformance_case, outputs, stages=stages)
         if not result.passed:
             pytest.fail(str(result.divergence or f"case {result.case}: nothing to compare"), pytrace=False)
 

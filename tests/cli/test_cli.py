@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 import ide_ref
+from ide_ref import presets
 from ide_ref.cli import main
 from ide_ref.training import checkpoint
 from ide_ref.training.loop import begin
@@ -188,6 +189,37 @@ def test_gradcheck_draws_the_steps(run, trained, tmp_path):
         assert errors[0] > 100 * min(kept)
 
 
+def test_gradcheck_draws_the_budget_over_time(run, trained, tmp_path):
+    figure = tmp_path / "new" / "budget.png"
+    words = ("gradcheck", trained, "--samples", 4, "--coordinates", 0, "--budget", figure)
+    status, text, _ = run(*words, "--times", "40,1,5")
+    assert status == 0
+    assert f"written: {figure}" in text
+    assert "what separates training's gradient" in text
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    status, text, _ = run(*words, "--times", "40,1,5", "--json")
+    budget = json.loads(text)["budget"]
+    assert (status, budget["figure"]) == (0, str(figure))
+    assert [line["n_steps"] for line in budget["over_time"]] == [1, 5, 40]
+    assert all(line["closure"] <= 1e-10 for line in budget["over_time"])
+    finite = [part["norm"] for line in budget["over_time"] for part in line["parts"] if part["name"] == "finite T"]
+    assert finite[0] > finite[1] > finite[2] > 0
+    whole = [line["n_steps"] for line in json.loads(run(*words, "--json")[1])["budget"]["over_time"]]
+    assert (whole[0], whole[-1]) == (1, 200)
+
+
+@pytest.mark.parametrize("preset", [name for name in presets.names() if not name.startswith("cifar100")])
+def test_gradcheck_of_small_structures_needs_no_data(run, tmp_path, preset):
+    # The method's accuracy itself is held in tests/verify; here one difference a parameter is enough.
+    words = ("--small", "--method", "cell", "--coordinates", 0, "--directions", 1, "--n-steps", 3, "--samples", 3)
+    status, text, error = run("gradcheck", preset, *words, "--data-dir", tmp_path / "none", "--json")
+    assert status == 0, error
+    found = json.loads(text)
+    assert found["preset"] == f"{preset} in small"
+    assert found["max_direction_error"] <= 1e-9
+    assert found["checked"] == len(found["parameters"])
+
+
 def test_data_lists_what_is_there_and_how_to_get_the_rest(run):
     status, text, _ = run("data", "--json")
     assert status == 0
@@ -224,6 +256,12 @@ def test_data_lists_what_is_there_and_how_to_get_the_rest(run):
         ("gradcheck digits --parameter W", "--parameter says where --sweep FILE goes; give both"),
         ("gradcheck digits --sweep {tmp}/steps.pdf", "expected a file that ends in .png or .svg"),
         ("gradcheck digits --sweep {tmp}/s.png --parameter W", "--parameter is 'W'; expected one of input.weight,"),
+        ("gradcheck digits --budget {tmp}/b.pdf", "b.pdf'; expected a file that ends in .png or .svg"),
+        ("gradcheck digits --times 1,2", "--times are those of --budget FILE; give both"),
+        ("gradcheck digits --budget {tmp}/b.png --times 0,2", "--times is '0,2'; expected numbers of steps like 1,10"),
+        ("gradcheck digits --budget {tmp}/b.png --times few", "--times is 'few'; expected numbers of steps"),
+        ("gradcheck nmnist-64c5 --small --budget {tmp}/b.png --times 31", "--times has 31; expected at most 30"),
+        ("gradcheck {tmp}/file --small", "no preset is called"),
         ("gradcheck digits --sweep {tmp}/file/s.png", "/file: File exists; give another place"),
     ],
 )

@@ -62,6 +62,7 @@ def gradient(frozen, state, x, d_logits, mistake=None):
     }.get(mistake, lambda: a)()
     means = {
         "last frame for the mean input": lambda: to_cells(frames[:, -1], net.input_shape),
+        "input summed": lambda: x_mean * sum(leak**i for i in range(n_steps)),
         "plain mean of the input": lambda: to_cells(frames.mean(axis=1), net.input_shape),
     }.get(mistake, lambda: x_mean)()
     d_logits = d_logits * {"sum loss": n_batch, "sign": -1}.get(mistake, 1)

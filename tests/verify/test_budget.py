@@ -8,7 +8,7 @@ from small import STRUCTURES, problem
 
 import ide_ref
 from ide_ref.profiles import Profile, authors
-from ide_ref.verify import explain_gradient, explain_over_time
+from ide_ref.verify import explain_gradient, explain_over_time, table_over_time
 
 
 def training_gradient(args, n_steps, profile=None, **options):
@@ -63,6 +63,19 @@ def test_finite_time_falls_over_time():
     for budget in budgets:
         # (CERT) holds for the rates too.
         assert budget.distance <= budget.rates_certificate
+    cosines = [budget.cosine for budget in budgets]
+    assert cosines[0] < cosines[1] < cosines[2] < 1
+    assert cosines[2] > 0.999
+    lines = table_over_time(budgets).splitlines()
+    assert lines[0].split()[:6] == ["T", "finite", "T", "masks", "solver", "whole"]
+    for line, budget, norm in zip(lines[1:4], budgets, norms, strict=True):
+        cells = line.split()
+        assert cells[0] == str(budget.n_steps)
+        assert cells[1] == f"{norm:.1e}"
+        assert cells[5] == f"{budget.cosine:.4f}"
+    assert "the parts add up to" in lines[4]
+    with pytest.raises(ValueError, match="budgets is empty"):
+        table_over_time(())
 
 
 def test_batch_norm_and_sweep_have_their_parts():

@@ -143,6 +143,19 @@ def test_a_clamped_alpha_is_set_aside_or_taken_from_inside():
     assert sided.passed, sided.table()
 
 
+def test_an_alpha_at_its_clamp_does_not_spoil_what_goes_through_all_parameters():
+    """Found on a trained network, whose α is 1: every step through all parameters crossed the clamp."""
+    args = problem("fashion-mnist-400", alpha=1.0)
+    report = check_gradient(*args, n_coordinates=0, n_directions=2)
+    whole = next(r for r in report.rows if r.parameter == "(all)")
+    assert (whole.checked, whole.set_aside) == (2, 0), report.table()
+    assert report.passed, report.table()
+    sweep = sweep_steps(*args, steps=(1e-3,))
+    assert not sweep.crossed["linear cell"].any()
+    assert sweep.errors["linear cell"][0] < 1e-7
+    assert sweep_steps(*args, steps=(1e-3,), parameter="feedback.alpha").crossed["linear cell"].all()
+
+
 def test_a_kink_closer_than_every_step_is_never_averaged_over():
     network, params, x, y = problem("fashion-mnist-400", dropout=0.0, batch_norm=False)
     bias = params["input.bias"].copy()
