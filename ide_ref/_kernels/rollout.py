@@ -167,8 +167,8 @@ def rollout(
                     out = scratch.reshape(-1) if masked else u.reshape(-1)
                     if source < 0:
                         _propagate(
-                            first, chunk, n_arrived, arrived.reshape(-1), arrived_values.reshape(-1), row, runs, weights,
-                            out, places,
+                            first, chunk, n_arrived, arrived.reshape(-1), arrived_values.reshape(-1), row, runs,
+                            weights, out, places,
                         )  # fmt: skip
                     else:
                         _propagate(
