@@ -10,21 +10,23 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref import _checks
 from ide_ref.continuous import simulate_continuous
 from ide_ref.datasets import Dataset, EventFrames, load
 from ide_ref.equilibrium import linearise
 from ide_ref.implicit import hebbian, solve_beta
-from ide_ref.network import Network, Params, freeze, read_out
+from ide_ref.network import INPUT, Network, Params, freeze, read_out
 from ide_ref.neurons import IF
 from ide_ref.presets import Preset
-from ide_ref.simulation import simulate
+from ide_ref.simulation import Rates, simulate
 from ide_ref.structure import build
 from ide_ref.training.evaluation import load_batch
 from ide_ref.training.loop import begin, generator
@@ -54,6 +56,8 @@ class Timing:
         Median seconds of the rollout and the readout of a frozen network, evaluation mode.
     dense_equivalent : float
         D, seconds.
+    dense_forward : float
+        Seconds that the forward pass takes with dense products at ``matrix_rate``, and nothing else.
     matrix_rate : float
         Multiply-adds a second times two of the float32 matrix product.
     firing_rate : float
@@ -80,6 +84,7 @@ class Timing:
     slowest: float
     forward: float
     dense_equivalent: float
+    dense_forward: float
     matrix_rate: float
     firing_rate: float
     events_per_second: float
@@ -93,13 +98,19 @@ class Timing:
         return self.step / self.dense_equivalent
 
     @property
+    def forward_ratio(self) -> float:
+        """Samples a second forward, over those of the dense products."""
+        return self.dense_forward / self.forward
+
+    @property
     def samples_per_second(self) -> float:
         """Trained samples a second."""
         return self.batch_size / self.step
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and derived figures, fit for JSON."""
-        return {**asdict(self), "ratio": self.ratio, "samples_per_second": self.samples_per_second}
+        derived = ("ratio", "samples_per_second", "forward_ratio")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
 def machine() -> dict[str, Any]:
@@ -112,6 +123,7 @@ def machine() -> dict[str, Any]:
 
     return {
         "cpu": cpu_model(),
+        "threads": most_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -119,6 +131,13 @@ def machine() -> dict[str, Any]:
         "numba": numba.__version__,
         "ide_ref": __version__,
     }
+
+
+def most_threads() -> int:
+    """Threads that the kernels, and the matrix product, have."""
+    from numba import config
+
+    return int(config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
@@ -138,11 +157,53 @@ def matrix_rate() -> float:
     return 2.0 * MATRIX**3 / median_seconds(lambda: a @ a, 7)
 
 
+EVENT_LIMITS = {"16 KiB": 64, "256 KiB": 1024, "4 MiB": 16384}
+"""Weights of so many rows of 64 numbers: they fit the first-level cache, the second, and neither."""
+
+
+def event_limits() -> dict[str, float]:
+    """Synaptic events a second of one thread where nothing but weights is read, by the size of the weights.
+
+    The kernel of the rollout, on 40 events in every output position.
+    """
+    from ide_ref._kernels import events as kernel
+    from ide_ref._kernels import memory
+
+    rng = np.random.default_rng(0)
+    n_positions, n_events, width = 256, 40, 64
+    positions = np.arange(n_positions, dtype=np.int32)
+    runs = np.stack([positions, positions + 1, -positions], axis=1)[None]
+    first = (np.arange(n_positions + 1, dtype=np.int64) * n_events)[None]
+    ones = np.ones(n_positions * n_events, np.float32)
+    places = np.zeros(1, np.int64)
+    out = memory.empty((n_positions, width), np.float32)
+    out[:] = 0
+    found = {}
+    for name, n_rows in EVENT_LIMITS.items():
+        weights = memory.empty(n_rows * width, np.float32)
+        weights[:] = 0
+        channels = np.sort(rng.integers(0, n_rows, (n_positions, n_events)), axis=1)
+        cells = (channels + positions[:, None] * n_rows).astype(np.uint32).ravel()
+        call = partial(
+            kernel.propagate, runs, False, 0, n_positions, first, n_rows, cells, ones, n_rows, weights, 0, width,
+            out.reshape(-1), places,
+        )  # fmt: skip
+        seconds = median_seconds(call, 101)
+        found[name] = n_positions * n_events * width / seconds
+    return found
+
+
+def dense_forward(network: Network, n_steps: int, batch_size: int, rate: float) -> float:
+    """Seconds of T dense sweeps and the drive at the rate of a matrix product."""
+    products = (c.synapse.n_multiplications * (1 if c.source == INPUT else n_steps) for c in network.connections)
+    return 2.0 * batch_size * sum(products) / rate
+
+
 def dense_equivalent(network: Network, n_steps: int, batch_size: int, rate: float, *, spike_input: bool) -> float:
     """D in seconds: dense products for T forward and 31 backward sweeps, the drive and its gradient."""
     sweep = drive = 0
     for c in network.connections:
-        if c.source == "input":
+        if c.source == INPUT:
             drive += c.synapse.n_multiplications
         else:
             sweep += c.synapse.n_multiplications
@@ -181,9 +242,9 @@ def run(
     warm_up: int = 20,
     repeats: int = 10,
     seed: int = 0,
-    threads: int | None = None,
+    threads: Sequence[int] = (),
     rate: float | None = None,
-) -> Timing:
+) -> list[Timing]:
     """Time training steps of a preset, after real training steps that bring it to its usual activity.
 
     Parameters
@@ -192,47 +253,71 @@ def run(
         Its recipe says batch size, dtype, solver and tolerance.
     data_dir : str, optional
     warm_up, repeats : int
-        Steps not counted, and counted.
+        Steps not counted, and counted for each number of threads.
     seed : int
-    threads : int, optional
-        Of the kernels; all by default.
+    threads : sequence of int
+        Of the kernels, one after another; all there are by default.
     rate : float, optional
         Matrix-product rate measured before.
 
     Returns
     -------
-    Timing
+    list of Timing
+        One for each number of threads.
     """
     import numba
 
     if warm_up < 1 or repeats < 1:
         raise ValueError(f"warm_up is {warm_up} and repeats {repeats}; expected at least 1")
-    if threads is not None:
-        numba.set_num_threads(threads)
+    most = most_threads()
+    threads = tuple(threads) or (most,)
+    if not all(_checks.is_whole(n) and n <= most for n in threads):
+        raise ValueError(f"threads is {threads!r}; expected whole numbers from 1 to {most}")
     rate = matrix_rate() if rate is None else rate
     data = find_data(preset, data_dir)
     state = begin(preset, seed)
+    order = generator(seed, "order").permutation(len(data.y_train))
+    size = preset.recipe.batch_size
+    found: list[Timing] = []
     params: Params = state.params
     velocity: Mapping[str, NDArray] = state.velocity
-    order = generator(seed, "order").permutation(len(data.y_train))
-    records: list[dict[str, float]] = []
-    sweeps: list[int] = []
-    size = preset.recipe.batch_size
-    rates = None
-    x = None
-    for step in range(warm_up + repeats):
-        first = step * size % max(1, len(order) - size + 1)
-        x, y = load_batch(preset, data, "train", order[first : first + size])
-        times, params, velocity, rates, products = _step(preset, params, velocity, x, y, seed, step)
-        if step >= warm_up:
-            records.append(times)
-            sweeps.append(products)
-    if rates is None or x is None:
-        raise RuntimeError("no step was run")
+    step = 0
+    before = numba.get_num_threads()
+    try:
+        for n_threads in threads:
+            numba.set_num_threads(n_threads)
+            records: list[dict[str, float]] = []
+            sweeps: list[int] = []
+            for _ in range((0 if found else warm_up) + repeats):
+                first = step * size % max(1, len(order) - size + 1)
+                x, y = load_batch(preset, data, "train", order[first : first + size])
+                times, params, velocity, rates, products = _step(preset, params, velocity, x, y, seed, step)
+                step += 1
+                records.append(times)
+                sweeps.append(products)
+            found.append(
+                _timing(preset, params, x, records[-repeats:], sweeps[-repeats:], rates, n_threads, rate, data.name)
+            )
+    finally:
+        numba.set_num_threads(before)
+    return found
+
+
+def _timing(
+    preset: Preset,
+    params: Params,
+    x: NDArray,
+    records: list[dict[str, float]],
+    sweeps: list[int],
+    rates: Rates,
+    threads: int,
+    rate: float,
+    data: str,
+) -> Timing:
     totals = [sum(r.values()) for r in records]
     network, n_steps = preset.network, preset.recipe.n_steps
     frozen = freeze(network, params)
-    forward = median_seconds(lambda: read_out(frozen, simulate(frozen, x, n_steps)), repeats)
+    forward = median_seconds(lambda: read_out(frozen, simulate(frozen, x, n_steps)), len(records))
     stages = {name: float(np.median([r[name] for r in records])) for name in STAGES}
     return Timing(
         preset=preset.name,
@@ -240,7 +325,7 @@ def run(
         dtype=preset.recipe.dtype,
         n_steps=n_steps,
         batch_size=len(x),
-        threads=numba.get_num_threads(),
+        threads=threads,
         stages=stages,
         step=float(np.median(totals)),
         fastest=min(totals),
@@ -249,12 +334,13 @@ def run(
         dense_equivalent=dense_equivalent(
             network, n_steps, len(x), rate, spike_input=preset.recipe.input == "spikes"
         ),
+        dense_forward=dense_forward(network, n_steps, len(x), rate),
         matrix_rate=rate,
         firing_rate=float(rates.n_spikes.sum()) / (rates.a.size * n_steps),
         events_per_second=_events(network, rates.n_spikes) / stages["rollout"],
         sweeps=float(np.mean(sweeps)),
         peak_mebibytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
-        data=data.name,
+        data=data,
     )
 
 
@@ -306,16 +392,17 @@ def _step(
     return times, params, velocity, rates, solution.n_products
 
 
-def table(timings: list[Timing]) -> str:
-    """Timings as text."""
+def table(timings: list[Timing], limits: Mapping[str, float]) -> str:
+    """Timings and what ``event_limits`` found, as text."""
     lines = [
         f"{'preset':<20}{'dtype':>8}{'thr':>4}{'step ms':>10}{'D ms':>9}{'ratio':>7}{'smp/s':>9}{'fwd ms':>9}"
-        f"{'events/s':>10}{'sweeps':>7}{'peak MiB':>9}"
+        f"{'fwd/dense':>10}{'events/s':>10}{'sweeps':>7}{'peak MiB':>9}"
     ]
     for t in timings:
         lines.append(
             f"{t.preset:<20}{t.dtype:>8}{t.threads:>4}{1e3 * t.step:>10.1f}{1e3 * t.dense_equivalent:>9.1f}"
-            f"{t.ratio:>7.2f}{t.samples_per_second:>9.0f}{1e3 * t.forward:>9.1f}{t.events_per_second:>10.2e}"
+            f"{t.ratio:>7.2f}{t.samples_per_second:>9.0f}{1e3 * t.forward:>9.1f}"
+            f"{t.forward_ratio:>10.2f}{t.events_per_second:>10.2e}"
             f"{t.sweeps:>7.1f}{t.peak_mebibytes:>9.0f}"
         )
         stages = "  ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in t.stages.items())
@@ -325,6 +412,8 @@ def table(timings: list[Timing]) -> str:
         )
     if timings:
         lines.append(f"matrix product (float32, n = {MATRIX}): {timings[0].matrix_rate / 1e9:.0f} GFLOP/s")
+    found = ", ".join(f"{rate / 1e9:.1f} from weights of {size}" for size, rate in limits.items())
+    lines.append(f"10⁹ synaptic events a second a thread at most (float32): {found}")
     return "\n".join(lines)
 
 

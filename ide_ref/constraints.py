@@ -217,11 +217,11 @@ def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, 
 def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None) -> NDArray:
     """keep ⊙ (scale ⊙ x + shift) of cells (B, n), scale and shift a channel, keep (B, n) or None for 1."""
     by_channel = (x.shape[0], -1, scale.shape[0])
-    x = np.ascontiguousarray(x).reshape(by_channel)
-    out = memory.empty(x.shape, x.dtype)
+    cells = np.ascontiguousarray(x).reshape(by_channel)
+    out = memory.empty(cells.shape, x.dtype)
     none = np.empty((0, 0, 0), x.dtype)
     kept = none if keep is None else np.ascontiguousarray(keep, x.dtype).reshape(by_channel)
-    _cells.affine(x, scale, shift, kept, out)
+    _cells.affine(cells, scale, shift, kept, out)
     return out.reshape(x.shape[0], -1)
 
 
@@ -305,6 +305,6 @@ def restrict_pull_back(
     along = float(np.vdot(d_weight, raw)) / norm
     dtype = raw.dtype
     out = memory.empty(raw.shape, dtype)
-    flat = (np.ascontiguousarray(array, dtype).reshape(-1) for array in (d_weight, d_norm))
-    _cells.take_off(*flat, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))
+    change, direction = (np.ascontiguousarray(array, dtype).reshape(-1) for array in (d_weight, d_norm))
+    _cells.take_off(change, direction, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))
     return out, np.asarray(along, dtype)

@@ -289,3 +289,35 @@ def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path)
         ax.legend(frameon=False, fontsize=8, labelcolor=MUTED)
     left.set_title(title, loc="left", fontsize=11)
     save(figure, path)
+
+
+def roofline(
+    points: Sequence[tuple[str, float, float]], *, limits: Mapping[str, float], dense: float, path: str | Path
+) -> None:
+    """Multiplications a second that events stand for, against the share of neurons that fire.
+
+    Parameters
+    ----------
+    points : sequence of (label, share, events a second and thread)
+    limits : mapping of str to float
+        Most synaptic events a second and thread, by the size of the weights.
+    dense : float
+        Multiply-adds a second and thread of a dense matrix product.
+    path : path
+        Its suffix decides the format.
+    """
+    import numpy as np
+
+    figure, (ax,) = new_figure(width=6.4, height=4.0)
+    shares = np.array([p[1] for p in points])
+    span = np.geomspace(min(0.01, 0.7 * shares.min()), 1.0, 50)
+    for shade, (size, rate) in zip((1.0, 0.6, 0.35), limits.items(), strict=False):
+        ax.loglog(span, rate / span / 1e9, color=TEST, alpha=shade, linewidth=1, label=f"events, weights of {size}")
+    ax.axhline(dense / 1e9, color=ACCENT, linewidth=1, label="dense matrix product")
+    for (label, share, rate), marker in zip(points, "os^Dv<>PX*" * len(points), strict=False):
+        ax.loglog([share], [rate / share / 1e9], marker, color=MUTED, markersize=6, label=label)
+    ax.set_xlabel("spikes a neuron and step", color=MUTED)
+    ax.set_ylabel("10⁹ dense multiply-adds a second and thread", color=MUTED)
+    ax.legend(frameon=False, fontsize=7, labelcolor=MUTED)
+    ax.set_title("What event-driven rollouts do in place of", loc="left", fontsize=11)
+    save(figure, path)

@@ -42,7 +42,8 @@ class Recipe:
     input : {"static", "spikes"}
         A constant image for all time steps, or a train of frames.
     solver, tol, max_iter, allow_unconverged
-        How (BETA) is solved: see `ide_ref.backward`.
+        How (BETA) is solved: see `ide_ref.backward`. `tol` is the loosest that cost no accuracy where it was measured
+        (docs/results); the library's own default is made for checking.
     dtype : {"float32", "float64"}
         Of parameters and of all computation.
     limit : int or None
@@ -70,7 +71,7 @@ class Recipe:
     flip: bool = False
     input: Literal["static", "spikes"] = "static"
     solver: str = "fixed_point"
-    tol: float = 1e-4
+    tol: float = 1e-1
     max_iter: int = 200
     allow_unconverged: bool = False
     dtype: str = "float32"
@@ -195,6 +196,7 @@ _CIFAR = Recipe(
     flip=True,
     # Hidden connections are not restricted, so the plain iteration may not converge.
     solver="anderson",
+    tol=1e-2,
 )
 
 # Presets with LIF neurons; `load` puts IF neurons in their place on request.

@@ -24,6 +24,7 @@ from ide_ref import _checks
 from ide_ref._kernels import dense as _dense
 from ide_ref._kernels import memory
 from ide_ref._kernels import taps as _taps
+from ide_ref._kernels.rows import TILE
 
 Shape = tuple[int, ...]
 
@@ -197,7 +198,7 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; expected (B, n) and (n, m)")
     shape, dtype = (x.shape[0], w.shape[1]), np.result_type(x, w)
     x = np.ascontiguousarray(x, dtype)
-    if x.shape[0] < _dense.TILE:
+    if x.shape[0] < TILE:
         out = np.empty(shape, dtype)
         _dense.matmul_few(x, np.ascontiguousarray(w, dtype), out)
         return out

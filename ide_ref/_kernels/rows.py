@@ -8,6 +8,8 @@ loops below, which tests hold it against, and which takes its place where Numba 
 Arrays are given whole, C-contiguous, with places in them counted flat: a slice would cost more than the loop it is for.
 """
 
+from collections.abc import Callable
+
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
@@ -313,12 +315,15 @@ def _vector_nonzero(context, values, at, n, zero, found, found_at):
     return signature, lambda *given: _emit_search(*given, predicate=_une)
 
 
-if config.BOUNDSCHECK or config.DISABLE_JIT:
-    _twin = njit(cache=True, nogil=True)
-    add_rows, add_rows_through = _twin(_add_rows), _twin(_add_rows_through)
-    copy_panel, tile_product = _twin(_copy_panel), _twin(_tile_product)
-    at_least, nonzero = _twin(_at_least), _twin(_nonzero)
-else:
-    add_rows, add_rows_through = _vector_add_rows, _vector_add_rows_through
-    copy_panel, tile_product = _vector_copy_panel, _vector_tile_product
-    at_least, nonzero = _vector_at_least, _vector_nonzero
+def _choose(plain: Callable, vector: Callable) -> Callable:
+    """The vector code, or its twin where Numba checks bounds or does not compile."""
+    checked = getattr(config, "BOUNDSCHECK", None) or getattr(config, "DISABLE_JIT", 0)
+    return njit(cache=True, nogil=True)(plain) if checked else vector
+
+
+add_rows = _choose(_add_rows, _vector_add_rows)
+add_rows_through = _choose(_add_rows_through, _vector_add_rows_through)
+copy_panel = _choose(_copy_panel, _vector_copy_panel)
+tile_product = _choose(_tile_product, _vector_tile_product)
+at_least = _choose(_at_least, _vector_at_least)
+nonzero = _choose(_nonzero, _vector_nonzero)

@@ -75,11 +75,12 @@ def add_all(sub: Any) -> None:
     p.add_argument("--steps", type=_count, default=10, metavar="N", help="steps timed (default 10)")
     p.add_argument("--warm-up", type=_count, default=20, metavar="N", help="training steps before (default 20)")
     p.add_argument("--batch-size", type=_count, default=128, metavar="B")
-    p.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    p.add_argument("--dtype", choices=("float32", "float64"), nargs="+", default=["float32"], help="one or both")
     p.add_argument("--solver", help="of (BETA)")
     p.add_argument("--tol", type=_positive, help="relative residual of (BETA)")
     p.add_argument("--seed", type=_seed, default=0)
-    p.add_argument("--threads", type=_count, metavar="N")
+    p.add_argument("--threads", dest="thread_counts", type=_count, metavar="N", nargs="+", default=[])
+    p.add_argument("--figure", metavar="FILE", help="draw the rates of events against the machine's limits (PNG, SVG)")
     p.add_argument("--continuous", action="store_true", help="spikes a second in continuous time instead")
     p.set_defaults(run=bench)
 
@@ -336,18 +337,41 @@ def bench(args: argparse.Namespace) -> int:
         _print(args, document, benchmark.continuous_table(runs))
         return 0
     rate = benchmark.matrix_rate()
+    limits = benchmark.event_limits()
     timings = []
     for name in args.presets or ("digits", "fashion-mnist-400", "mnist-64c5"):
-        preset = _preset(args, name)
-        changes = {n: v for n in ("batch_size", "dtype", "solver", "tol") if (v := getattr(args, n)) is not None}
-        preset = replace(preset, recipe=replace(preset.recipe, **changes))
-        timings.append(
-            benchmark.run(
-                preset, data_dir=args.data_dir, warm_up=args.warm_up, repeats=args.steps, seed=args.seed, rate=rate
+        for dtype in args.dtype:
+            preset = _preset(args, name)
+            changes = {n: v for n in ("batch_size", "solver", "tol") if (v := getattr(args, n)) is not None}
+            preset = replace(preset, recipe=replace(preset.recipe, dtype=dtype, **changes))
+            timings += benchmark.run(
+                preset,
+                data_dir=args.data_dir,
+                warm_up=args.warm_up,
+                repeats=args.steps,
+                seed=args.seed,
+                threads=args.thread_counts,
+                rate=rate,
             )
+    document = {
+        "machine": benchmark.machine(),
+        "seed": args.seed,
+        "event_limits": limits,
+        "timings": [t.to_dict() for t in timings],
+    }
+    if args.figure:
+        from ide_ref import figures
+
+        figures.roofline(
+            [
+                (f"{t.preset}, {t.dtype}, {t.threads} threads", t.firing_rate, t.events_per_second / t.threads)
+                for t in timings
+            ],
+            limits=limits,
+            dense=rate / 2 / benchmark.most_threads(),
+            path=args.figure,
         )
-    document = {"machine": benchmark.machine(), "seed": args.seed, "timings": [t.to_dict() for t in timings]}
-    _print(args, document, benchmark.table(timings))
+    _print(args, document, benchmark.table(timings, limits))
     return 0
 
 

@@ -101,7 +101,7 @@ class SGD:
             v = np.asarray(v * dtype.type(self.momentum) + (gradient + theta * dtype.type(self.weight_decay)), dtype)
             return np.asarray(theta - v * dtype.type(rate), dtype), v
         new_theta, new_v = np.empty(theta.shape, dtype), np.empty(theta.shape, dtype)
-        given = (np.ascontiguousarray(array, dtype).reshape(-1) for array in (theta, gradient, v))
-        numbers = map(dtype.type, (self.momentum, self.weight_decay, rate))
-        _cells.momentum_step(*given, *numbers, new_theta.reshape(-1), new_v.reshape(-1))
+        old, change, speed = (np.ascontiguousarray(array, dtype).reshape(-1) for array in (theta, gradient, v))
+        momentum, decay, rate = map(dtype.type, (self.momentum, self.weight_decay, rate))
+        _cells.momentum_step(old, change, speed, momentum, decay, rate, new_theta.reshape(-1), new_v.reshape(-1))
         return new_theta, new_v
