@@ -1,11 +1,14 @@
 """The vector code of the innermost loops against its twins in plain loops, on exact sums and on any numbers."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
+from ide_ref import _kernels
 from ide_ref._kernels import dense, rows
 
 pytestmark = pytest.mark.kernels
@@ -163,3 +166,12 @@ def test_products_are_matrix_products_whatever_the_layout_and_the_batch(dtype, n
             np.testing.assert_array_equal(out, whole[part])
             dense.matmul_few(x[part], w, out)
             np.testing.assert_array_equal(out, whole[part])
+
+
+def test_compiled_kernels_older_than_any_source_are_forgotten(tmp_path):
+    (tmp_path / "__pycache__").mkdir()
+    for name, time in (("a.py", 100), ("b.py", 200), ("__pycache__/a.nbi", 150), ("__pycache__/b.nbi", 250)):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (time, time))
+    _kernels._forget_stale(tmp_path)
+    assert [path.name for path in (tmp_path / "__pycache__").iterdir()] == ["b.nbi"]
