@@ -127,7 +127,8 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
     panels : sequence of mapping
         ``name``, ``times`` (K,), ``error``, ``one_step`` and ``iterated`` (B, K) (a line a sample; the median is
         drawn, and the range of the errors), ``slope`` of the error from time ``slope_from`` on (NaN for none), and
-        ``limit`` (K,), its floor or envelope, or None where no condition holds.
+        ``limit`` (K,), its floor or envelope, or None where no condition holds. A panel without ``error`` has
+        ``residual`` (B, K), how far the rates are from solving (FP), and nothing of a* is drawn.
     title : str
         May have a second line.
     path : path
@@ -137,7 +138,9 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
 
     figure, axes = new_figure(len(panels), height=3.9)
     for ax, panel in zip(axes, panels, strict=True):
-        times, error = np.asarray(panel["times"]), np.asarray(panel["error"])
+        times = np.asarray(panel["times"])
+        found = panel.get("error") is not None
+        error = np.asarray(panel["error"] if found else panel["residual"])
         if ax is not axes[0]:
             ax.sharey(axes[0])
         ax.set_xscale("log")
@@ -145,7 +148,15 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
         ax.fill_between(times, error.min(axis=0), error.max(axis=0), color=TEST, alpha=0.18, linewidth=0)
         # A run of few steps shows them: one is no line.
         steps: dict[str, Any] = {"marker": _marker(len(times)), "markersize": 3}
-        ax.plot(times, np.median(error, axis=0), color=TEST, label="‖a[t] − a*‖, observed", **steps)
+        observed = "‖a[t] − a*‖, observed" if found else "‖f(a[t]) − a[t]‖, observed"
+        ax.plot(times, np.median(error, axis=0), color=TEST, label=observed, **steps)
+        ax.set_xlabel("time step t", color=MUTED)
+        for axis in (ax.xaxis, ax.yaxis):
+            _plain_numbers(axis)
+        if not found:
+            ax.set_title(panel["name"], loc="left", fontsize=10, color=MUTED)
+            ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left")
+            continue
         one_step = np.median(panel["one_step"], axis=0)
         ax.plot(times, one_step, color=ACCENT, linewidth=1, label="(ERR), from t − 1 to t", **steps)
         iterated = np.median(panel["iterated"], axis=0)
@@ -158,14 +169,12 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
         if panel["name"] == "IF":
             guide = np.median(error, axis=0)[-1] * times[-1] / times
             ax.plot(times, guide, color=MUTED, linewidth=1, linestyle=":", label="1/t")
-        ax.set_xlabel("time step t", color=MUTED)
         fitted = panel["name"] == "IF" and np.isfinite(panel["slope"])
         slope = f": slope {panel['slope']:.2f} from t = {panel['slope_from']} on" if fitted else ""
         ax.set_title(f"{panel['name']}{slope}".replace("-", "−"), loc="left", fontsize=10, color=MUTED)
         ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left")
-        for axis in (ax.xaxis, ax.yaxis):
-            _plain_numbers(axis)
-    axes[0].set_ylabel("distance from a*, in spikes a step", color=MUTED)
+    drawn = {"distance from a*" if panel.get("error") is not None else "residual of (FP)" for panel in panels}
+    axes[0].set_ylabel(f"{' or '.join(sorted(drawn))}, in spikes a step", color=MUTED)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     save(figure, path)
 

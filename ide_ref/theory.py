@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from ide_ref import _checks
 from ide_ref.constraints import leading_singular_pair
 from ide_ref.continuous import ContinuousRun, constant_drive, time_constant
-from ide_ref.equilibrium import Equilibrium, find_equilibrium
+from ide_ref.equilibrium import Equilibrium, find_equilibrium, sweep
 from ide_ref.network import Frozen, FrozenConnection, Network
 from ide_ref.simulation import Rates
 from ide_ref.synapses import to_cells
@@ -146,8 +146,8 @@ def conditions(frozen: Frozen) -> Conditions:
     elementwise = None
     if net.state_size <= EXACT_SIZE:
         parts = np.abs(np.stack([block_matrix(frozen, part) for part in ("forward", "feedback")])) / net.neuron.v_th
-        sweep = np.linalg.solve(np.eye(net.state_size) - parts[0], parts[1])
-        elementwise = float(np.max(np.abs(np.linalg.eigvals(sweep))))
+        once = np.linalg.solve(np.eye(net.state_size) - parts[0], parts[1])
+        elementwise = float(np.max(np.abs(np.linalg.eigvals(once))))
     return Conditions(tuple(norms), paper, block, elementwise, _stacked_norm(frozen), forward, feedback)
 
 
@@ -486,7 +486,7 @@ def error_bound(
     Returns
     -------
     ErrorBound
-        Also where no condition holds: the inequality is true then too, but its sum grows.
+        Also where no condition holds: the inequality is true then too, for any a*, but its sum grows.
 
     Raises
     ------
@@ -510,7 +510,8 @@ def error_bound(
             raise ValueError(f"x_star has shape {star.shape}; expected {rates.x_mean.shape}, finite, a sample a run")
     star = frozen.check_input(star)
     conditions_ = known or conditions(frozen)
-    equilibrium = find_equilibrium(frozen, star, method="newton")
+    # Where (COND) holds there is one a*. Beyond it the run's own rates lead to one, mostly, when zero rates do not.
+    equilibrium = find_equilibrium(frozen, star, method="newton", start=rates.a)
     a_star = equilibrium.a[:, None].astype(np.float64)
     input_star = _input_part(frozen, to_cells(star, net.input_shape)[:, None].astype(np.float64))
     columns = []
@@ -531,6 +532,46 @@ def error_bound(
     one_step = before @ conditions_.propagation.T + r @ conditions_.resolvent.T
     iterated = _iterate(conditions_, r, start[:, 0])
     return ErrorBound(error, one_step, iterated, drift, of_input, potential, c, equilibrium, conditions_)
+
+
+def fixed_point_residual(frozen: Frozen, x: NDArray, rates: Rates, times: ArrayLike) -> NDArray:
+    """‖f(a[t]) − a[t]‖₂ over all populations: how far the rates of a run are from solving (FP).
+
+    It needs no a*, so it can be told where none was found.
+
+    Parameters
+    ----------
+    frozen : Frozen
+    x : (B, *input_shape) or (B, T, *input_shape) array
+        The input of the run; x* is its x̄ over the whole run.
+    rates : Rates
+        From ``simulate(..., record=True)``.
+    times : (K,) ints
+        t from 1 to T, ascending.
+
+    Returns
+    -------
+    (B, K) array
+
+    Raises
+    ------
+    ValueError
+        For a run without recording, an input that is not the run's, or times that are not of the run.
+    """
+    _check_run(frozen, "rates", rates, Rates)
+    wanted = _checks.reals("times", times)
+    if wanted.ndim != 1 or not wanted.size or not np.all(np.isin(wanted, np.arange(1, rates.n_steps + 1))):
+        raise ValueError(f"times has shape {wanted.shape}; expected whole numbers from 1 to {rates.n_steps}, ascending")
+    if np.any(np.diff(wanted) <= 0):
+        raise ValueError(f"times is not ascending; expected whole numbers from 1 to {rates.n_steps} in order")
+    wanted = wanted.astype(np.int64)
+    drive = frozen.drive(frozen.check_input(rates.x_mean))
+    columns = []
+    for s in _replay(frozen, x, rates):
+        for t in wanted[(wanted > s.lo) & (wanted <= s.hi)]:
+            a = s.a[:, t - 1 - s.lo].astype(frozen.dtype)
+            columns.append(np.linalg.norm(sweep(frozen, a, drive).a - a, axis=1))
+    return np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True)

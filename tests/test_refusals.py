@@ -40,7 +40,7 @@ from ide_ref.continuous import Pieces, Pulses, simulate_continuous
 from ide_ref.equilibrium import fixed_point_map
 from ide_ref.profiles import Profile
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, matmul
-from ide_ref.theory import block_matrix, conditions, continuous_error_bound, error_bound, split
+from ide_ref.theory import block_matrix, conditions, continuous_error_bound, error_bound, fixed_point_residual, split
 from ide_ref.training import checkpoint, evaluation, loop
 from ide_ref.training.schedule import learning_rate
 
@@ -160,6 +160,16 @@ CALLS = [
             "rates": (*NO_OBJECT, RATES, RECORDED_ELSEWHERE),
             "x_star": (*NO_ARRAY[1:], X[:2], X[0], X * np.inf),
             "known": NO_OBJECT[1:],
+        },
+    ),
+    (
+        fixed_point_residual,
+        {"frozen": FROZEN, "x": X, "rates": RECORDED, "times": [1, 4]},
+        {
+            "frozen": NO_OBJECT,
+            "x": (*NO_INPUT, X[:2]),
+            "rates": (*NO_OBJECT, RATES, RECORDED_ELSEWHERE),
+            "times": (*NO_ARRAY, [], [0], [5], [1.5], [2, 1], [1, 1], [[1]], [np.nan]),
         },
     ),
     (

@@ -360,6 +360,23 @@ def test_wrong_arguments_are_named():
         bound.total("floor")
 
 
+@given(system=systems())
+def test_the_residual_of_a_run_s_rates_is_the_map_written_out(system):
+    rates = simulate(system.frozen, system.x, system.n_steps, record=True)
+    times = np.unique([1, (system.n_steps + 1) // 2, system.n_steps])
+    found = theory.fixed_point_residual(system.frozen, system.x, rates, times)
+    leak, v_th = system.neuron.leak, system.v_th
+    weights = leak ** np.arange(system.n_steps - 1, -1, -1.0)
+    d = np.einsum("t,bti->bi", weights / weights.sum(), system.inputs()) @ system.F.T + system.b
+    for k, t in enumerate(times):
+        a = np.einsum("t,btn->bn", weights[-t:] / weights[-t:].sum(), rates.spikes[:, :t].astype(float))
+        p, new = d.copy(), np.zeros_like(a)
+        for to in system.places:
+            p[:, to] += new @ system.forward[to].T + a @ system.feedback[to].T
+            new[:, to] = np.clip(p[:, to], 0, v_th) / v_th
+        np.testing.assert_allclose(found[:, k], np.linalg.norm(new - a, axis=1), atol=1e-11)
+
+
 def test_a_batch_keeps_its_own_average():
     network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
     x = np.random.default_rng(0).normal(size=(5, 3))

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from ide_ref.equilibrium import Equilibrium
-    from ide_ref.network import Params
+    from ide_ref.network import Frozen, Params
     from ide_ref.presets import Preset
+    from ide_ref.simulation import Rates
     from ide_ref.theory import Conditions, ErrorBound
 
 _RECORDED = 2**26  # numbers kept of a run, two a neuron and step
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from ide_ref.network import freeze
     from ide_ref.neurons import IF, LIF
     from ide_ref.simulation import simulate
+    from ide_ref.solvers import NotConverged
     from ide_ref.theory import conditions, error_bound
 
     preset, params, fresh = _network(args)
@@ -64,10 +67,15 @@ def run(args: argparse.Namespace) -> int:
         frozen = freeze(replace(preset, neuron=neuron).network, params)
         print(f"{neuron.name.upper()}: {n_steps} steps of {len(x)} samples", file=sys.stderr)
         rates = simulate(frozen, x, n_steps, record=True)
-        panels.append(_panel(error_bound(frozen, x, rates, known=found), neuron.name.upper()))
+        try:
+            panels.append(_panel(error_bound(frozen, x, rates, known=found), neuron.name.upper()))
+        except NotConverged as error:
+            panels.append(_observed(frozen, x, rates, neuron.name.upper(), str(error)))
     title = f"{preset.name}, {'freshly drawn' if fresh else 'trained'}"
+    missing = [p["name"] for p in panels if p["problem"]]
+    verdict = _verdict(found) + (f"; no a* was found for {' and '.join(missing)}" if missing else "")
     for suffix in ("png", "svg"):
-        figures.convergence(panels, title=f"{title}\n{_verdict(found)}", path=out / f"equilibrium.{suffix}")
+        figures.convergence(panels, title=f"{title}\n{verdict}", path=out / f"equilibrium.{suffix}")
     document = {
         "network": args.network,
         "structure": preset.structure,
@@ -143,7 +151,7 @@ def _panel(bound: ErrorBound, name: str) -> dict[str, Any]:
     """What is drawn and written of one neuron."""
     import numpy as np
 
-    times = np.unique(np.round(np.geomspace(1, len(bound.times), _POINTS)).astype(int))
+    times = _times(len(bound.times))
     error = bound.total("error")[:, times - 1]
     # Two decades, but not the first steps, in which the populations of a deep network wake one by one.
     slope_from = int(max(times[-1] // 100, min(10, times[-1] // 4), 1))
@@ -168,6 +176,28 @@ def _panel(bound: ErrorBound, name: str) -> dict[str, Any]:
         "u_plus_sup": float(bound.u_plus_sup.max()),
         "equilibrium_residual": float(bound.equilibrium.residual.max()),
         "populations": _populations(bound.equilibrium),
+        "problem": None,
+    }
+
+
+def _times(n_steps: int) -> NDArray[np.int64]:
+    """The steps that are drawn and written."""
+    import numpy as np
+
+    return np.unique(np.round(np.geomspace(1, n_steps, _POINTS)).astype(np.int64))
+
+
+def _observed(frozen: Frozen, x: NDArray, rates: Rates, name: str, problem: str) -> dict[str, Any]:
+    """The same where no a* was found: how far the rates are from solving (FP)."""
+    from ide_ref.theory import fixed_point_residual
+
+    times = _times(rates.n_steps)
+    return {
+        "name": name,
+        "times": times,
+        "residual": fixed_point_residual(frozen, x, rates, times),
+        "firing_rates": rates.mean_spikes,
+        "problem": problem,
     }
 
 
@@ -199,16 +229,29 @@ def _plain(value: Any) -> Any:
 def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int, out: Path) -> str:
     import numpy as np
 
-    lines = [title, verdict, "", "neuron  ‖a[T]−a*‖      (ERR)        sum      limit  slope  error/bound  sup |u⁺|"]
-    for p in panels:
+    lines = [title, verdict]
+    known = [p for p in panels if not p["problem"]]
+    if known:
+        lines += ["", "neuron  ‖a[T]−a*‖      (ERR)        sum      limit  slope  error/bound  sup |u⁺|"]
+    for p in known:
         limit = "      none" if p["limit"] is None else f"{p['limit'][-1]:10.3e}"
         last = " ".join(f"{np.median(p[name][:, -1]):10.3e}" for name in ("error", "one_step", "iterated"))
         slope = f"{p['slope']:6.2f}" if np.isfinite(p["slope"]) else "  none"
         lines.append(f"{p['name']:<6}  {last:>33} {limit} {slope} {p['tightness']:12.3f} {p['u_plus_sup']:9.2f}")
-    lines += ["", "population  mean a*   silent  every step"]
-    lines += [
-        f"{name:<10} {p['mean_rate']:8.4f} {p['silent']:8.1%} {p['saturated']:11.1%}"
-        for name, p in panels[0]["populations"].items()
-    ]
+    for p in panels:
+        if p["problem"]:
+            middle = np.median(p["residual"], axis=0)
+            rates = ", ".join(f"{name} {rate:.4f}" for name, rate in p["firing_rates"].items())
+            lines += [
+                "",
+                f"{p['name']}: no a* was found ({p['problem']}). Observed: ‖f(a[t])−a[t]‖ went from {middle[0]:.3e} at "
+                f"t = 1 to {middle[-1]:.3e} at t = {n_steps}; spikes a neuron and step: {rates}",
+            ]
+    if known:
+        lines += ["", "population  mean a*   silent  every step"]
+        lines += [
+            f"{name:<10} {p['mean_rate']:8.4f} {p['silent']:8.1%} {p['saturated']:11.1%}"
+            for name, p in known[0]["populations"].items()
+        ]
     lines += ["", f"T = {n_steps}; written: {out}/{{equilibrium.png, equilibrium.svg, equilibrium.json}}"]
     return "\n".join(lines)

@@ -47,6 +47,9 @@ def test_evaluate_says_so_where_cond_does_not_hold(run, tmp_path):
     assert found["contraction"] == pytest.approx(3.0, rel=1e-3)
     assert found["condition_holds"] is False
     assert "(COND) does not hold" in run("info", path)[1]
+    # Beyond (COND) the sweep goes on for ever here (γ = 5); Newton's method finds a* from the rates.
+    checkpoint.save(path, begin(replace(tiny.preset(limit=20), neuron=ide_ref.IF(0.18)), 0))
+    assert json.loads(run("evaluate", path, "--json")[1])["distance_to_equilibrium_rms"] > 0
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """``ide-ref equilibrium``: figure, numbers, verdict."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from ide_ref import LIF, figures, presets
 from ide_ref.cli import commands, main
-from ide_ref.training import loop
+from ide_ref.training import checkpoint, loop
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
@@ -73,6 +74,27 @@ def test_beyond_cond_the_report_and_the_figure_say_so(tmp_path, capsys, monkeypa
     assert (written["neurons"][0]["limit"] is None) == (v_th < 0.9)
     for neuron in written["neurons"]:
         assert np.all(np.array(neuron["error"]) <= np.array(neuron["one_step"]) + 1e-11)
+
+
+def test_where_no_equilibrium_is_found_the_report_says_what_was_observed(tmp_path, capsys):
+    """γ = 90: neither theorem nor a*, and still a report, a figure and exit status 0."""
+    preset = replace(presets.load("digits"), neuron=LIF(0.95, 0.01))
+    checkpoint.save(tmp_path / "c.safetensors", loop.begin(preset, 0))
+    words = ["--n-steps", "50", "--samples", "2", "--out", str(tmp_path)]
+    assert main(["equilibrium", str(tmp_path / "c.safetensors"), *words]) == 0
+    text = capsys.readouterr().out
+    assert "no condition holds: the theorems do not apply" in text
+    for name in ("IF", "LIF"):
+        said = r"no a\* was found \(equilibrium: residual .*\)\. Observed: ‖f\(a\[t\]\)"
+        assert re.search(rf"^{name}: {said}", text, re.M)
+    assert "population  mean a*" not in text
+    written = json.loads((tmp_path / "equilibrium.json").read_text())
+    assert written["conditions"]["paper"] == pytest.approx(90, rel=1e-3)
+    for neuron in written["neurons"]:
+        assert np.shape(neuron["residual"]) == (2, len(neuron["times"]))
+        assert neuron["residual"][0][-1] < 0.2 * neuron["residual"][0][0]
+        assert 0 < neuron["firing_rates"]["a1"] < 1
+    assert (tmp_path / "equilibrium.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_wrong_use_is_one_line(tmp_path, capsys):
