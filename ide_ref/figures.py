@@ -162,8 +162,9 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
         iterated = np.median(panel["iterated"], axis=0)
         # Beyond (COND) the sum grows without end: only its beginning says something.
         shown = iterated <= 100 * error.max()
-        dashed: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": "--", **steps}
-        ax.plot(times[shown], iterated[shown], label="its sum from t = 0", **dashed)
+        if shown.sum() > 1 or len(times) == 1:
+            dashed: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": "--", **steps}
+            ax.plot(times[shown], iterated[shown], label="its sum from t = 0", **dashed)
         if panel["limit"] is not None and panel["name"] == "LIF":
             ax.plot(times, panel["limit"], color=MUTED, linewidth=1, linestyle=":", label="(FLOOR)")
         if panel["name"] == "IF":
@@ -173,8 +174,9 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
         slope = f": slope {panel['slope']:.2f} from t = {panel['slope_from']} on" if fitted else ""
         ax.set_title(f"{panel['name']}{slope}".replace("-", "−"), loc="left", fontsize=10, color=MUTED)
         ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left")
-    drawn = {"distance from a*" if panel.get("error") is not None else "residual of (FP)" for panel in panels}
-    axes[0].set_ylabel(f"{' or '.join(sorted(drawn))}, in spikes a step", color=MUTED)
+    drawn = {"distance from a*, in " if panel.get("error") is not None else "residual of (FP), in " for panel in panels}
+    # Where the panels differ, their legends say what each shows.
+    axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes a step", color=MUTED)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     save(figure, path)
 

@@ -94,7 +94,9 @@ def test_where_no_equilibrium_is_found_the_report_says_what_was_observed(tmp_pat
         assert np.shape(neuron["residual"]) == (2, len(neuron["times"]))
         assert neuron["residual"][0][-1] < 0.2 * neuron["residual"][0][0]
         assert 0 < neuron["firing_rates"]["a1"] < 1
-    assert (tmp_path / "equilibrium.png").read_bytes()[:4] == b"\x89PNG"
+    drawn = (tmp_path / "equilibrium.svg").read_text()
+    assert "(COND) 90: the theorems do not apply, this is what was observed; no a* was found for IF and LIF" in drawn
+    assert "residual of (FP), in spikes a step" in drawn
 
 
 def test_wrong_use_is_one_line(tmp_path, capsys):
