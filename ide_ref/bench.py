@@ -26,7 +26,7 @@ from ide_ref.implicit import hebbian, solve_beta
 from ide_ref.network import INPUT, Network, Params, freeze, read_out
 from ide_ref.neurons import IF
 from ide_ref.presets import Preset
-from ide_ref.simulation import Rates, simulate
+from ide_ref.simulation import simulate
 from ide_ref.structure import build
 from ide_ref.training.evaluation import load_batch
 from ide_ref.training.loop import begin, generator
@@ -291,12 +291,12 @@ def run(
             for _ in range((0 if found else warm_up) + repeats):
                 first = step * size % max(1, len(order) - size + 1)
                 x, y = load_batch(preset, data, "train", order[first : first + size])
-                times, params, velocity, rates, products = _step(preset, params, velocity, x, y, seed, step)
+                times, params, velocity, n_spikes, products = _step(preset, params, velocity, x, y, seed, step)
                 step += 1
                 records.append(times)
                 sweeps.append(products)
             found.append(
-                _timing(preset, params, x, records[-repeats:], sweeps[-repeats:], rates, n_threads, rate, data.name)
+                _timing(preset, params, x, records[-repeats:], sweeps[-repeats:], n_spikes, n_threads, rate, data.name)
             )
     finally:
         numba.set_num_threads(before)
@@ -309,7 +309,7 @@ def _timing(
     x: NDArray,
     records: list[dict[str, float]],
     sweeps: list[int],
-    rates: Rates,
+    n_spikes: NDArray,
     threads: int,
     rate: float,
     data: str,
@@ -336,8 +336,8 @@ def _timing(
         ),
         dense_forward=dense_forward(network, n_steps, len(x), rate),
         matrix_rate=rate,
-        firing_rate=float(rates.n_spikes.sum()) / (rates.a.size * n_steps),
-        events_per_second=_events(network, rates.n_spikes) / stages["rollout"],
+        firing_rate=float(n_spikes.sum()) / (len(x) * network.state_size * n_steps),
+        events_per_second=_events(network, n_spikes) / stages["rollout"],
         sweeps=float(np.mean(sweeps)),
         peak_mebibytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
         data=data,
@@ -355,7 +355,7 @@ def _events(network: Network, n_spikes: NDArray) -> float:
 
 def _step(
     preset: Preset, params: Params, velocity: Mapping[str, NDArray], x: NDArray, y: NDArray, seed: int, step: int
-) -> tuple[dict[str, float], Params, Mapping[str, NDArray], Any, int]:
+) -> tuple[dict[str, float], Params, Mapping[str, NDArray], NDArray, int]:
     """One training step, stage by stage: the calls of ``implicit.backward`` with a clock between them."""
     recipe, network = preset.recipe, preset.network
     times: dict[str, float] = {}
@@ -380,6 +380,8 @@ def _step(
     _, delta, solution = solve_beta(
         at, g, solver=recipe.solver, tol=recipe.tol, max_iter=recipe.max_iter, allow_unconverged=True
     )
+    # As in ``implicit.backward``: what is no longer needed goes before the outer products come.
+    del g
     lap("solve")
     found, statistics = hebbian(at, delta, rates.x_mean)
     lap("hebbian")
@@ -389,7 +391,7 @@ def _step(
     params, velocity = optimiser.step(changed, velocity, {**grads, **found}, rate=lr)
     params = network.project(params, profile=preset.profile)
     lap("update")
-    return times, params, velocity, rates, solution.n_products
+    return times, params, velocity, rates.n_spikes, solution.n_products
 
 
 def table(timings: list[Timing], limits: Mapping[str, float]) -> str:

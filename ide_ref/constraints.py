@@ -216,13 +216,13 @@ def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, 
 
 def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None) -> NDArray:
     """keep ⊙ (scale ⊙ x + shift) of cells (B, n), scale and shift a channel, keep (B, n) or None for 1."""
-    by_channel = (x.shape[0], -1, scale.shape[0])
+    by_channel = (x.shape[0], x.shape[1] // scale.shape[0], scale.shape[0])
     cells = np.ascontiguousarray(x).reshape(by_channel)
     out = memory.empty(cells.shape, x.dtype)
     none = np.empty((0, 0, 0), x.dtype)
     kept = none if keep is None else np.ascontiguousarray(keep, x.dtype).reshape(by_channel)
     _cells.affine(cells, scale, shift, kept, out)
-    return out.reshape(x.shape[0], -1)
+    return out.reshape(x.shape)
 
 
 @dataclass(frozen=True)

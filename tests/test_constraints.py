@@ -9,6 +9,7 @@ from ide_ref import Restriction
 from ide_ref.constraints import (
     EPSILON,
     BatchNorm,
+    affine,
     batch_statistics,
     dropout_mask,
     leading_singular_pair,
@@ -270,3 +271,13 @@ def test_bounds_of_alpha_are_positive(c):
 def test_norms_have_names():
     with pytest.raises(ValueError, match="norm is 'frobenius'; expected 'operator' or 'kernel'"):
         Restriction(norm="frobenius")
+
+
+@given(n=st.integers(0, 5), n_positions=st.integers(1, 4), masked=st.booleans(), seed=seeds)
+def test_affine_maps_scale_shift_and_mask_by_channel(n, n_positions, masked, seed):
+    rng = np.random.default_rng(seed)
+    x, scale, shift = rng.normal(size=(n, 3 * n_positions)), rng.normal(size=3), rng.normal(size=3)
+    keep = rng.integers(0, 2, x.shape) * 1.25 if masked else None
+    expected = x * np.tile(scale, n_positions) + np.tile(shift, n_positions)
+    found = affine(x, scale, shift, keep)
+    np.testing.assert_allclose(found, expected if keep is None else keep * expected, atol=1e-14)

@@ -67,3 +67,16 @@ def test_the_rate_falls_after_each_milestone():
 def test_the_rate_rises_to_its_value_within_the_warm_up():
     rates = [learning_rate(0.8, epoch=0, step=s, warmup_steps=4) for s in range(6)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_arrays_step_as_small_ones_do(dtype):
+    rng = np.random.default_rng(0)
+    theta, v, gradient = (rng.normal(size=(70, 90)).astype(dtype) for _ in range(3))
+    sgd = SGD(momentum=0.9, weight_decay=1e-2)
+    params, velocity = sgd.step({"w": theta}, {"w": v}, {"w": gradient}, rate=0.1)
+    rows = [sgd.step({"w": a}, {"w": b}, {"w": c}, rate=0.1) for a, b, c in zip(theta, v, gradient, strict=True)]
+    tolerance = 8 * np.finfo(dtype).eps
+    np.testing.assert_allclose(params["w"], [p["w"] for p, _ in rows], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(velocity["w"], [q["w"] for _, q in rows], rtol=tolerance, atol=tolerance)
+    assert params["w"].dtype == velocity["w"].dtype == dtype
