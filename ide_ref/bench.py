@@ -135,9 +135,9 @@ def machine() -> dict[str, Any]:
 
 def most_threads() -> int:
     """Threads that the kernels, and the matrix product, have."""
-    from numba import config
+    import numba
 
-    return int(config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
