@@ -321,5 +321,5 @@ def roofline(
     ax.set_xlabel("spikes a neuron and step", color=MUTED)
     ax.set_ylabel("10⁹ dense multiply-adds a second and thread", color=MUTED)
     ax.legend(frameon=False, fontsize=7, labelcolor=MUTED)
-    ax.set_title("What event-driven rollouts do in place of", loc="left", fontsize=11)
+    ax.set_title("Event-driven rollouts, counted as dense products", loc="left", fontsize=11)
     save(figure, path)
