@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
+from ide_ref._kernels import events as _events_kernel
+from ide_ref._kernels import memory
 from ide_ref.continuous import simulate_continuous
 from ide_ref.datasets import Dataset, EventFrames, load
 from ide_ref.equilibrium import linearise
@@ -166,9 +168,6 @@ def event_limits() -> dict[str, float]:
 
     The kernel of the rollout, on 40 events in every output position.
     """
-    from ide_ref._kernels import events as kernel
-    from ide_ref._kernels import memory
-
     rng = np.random.default_rng(0)
     n_positions, n_events, width = 256, 40, 64
     positions = np.arange(n_positions, dtype=np.int32)
@@ -185,8 +184,8 @@ def event_limits() -> dict[str, float]:
         channels = np.sort(rng.integers(0, n_rows, (n_positions, n_events)), axis=1)
         cells = (channels + positions[:, None] * n_rows).astype(np.uint32).ravel()
         call = partial(
-            kernel.propagate, runs, False, 0, n_positions, first, n_rows, cells, ones, n_rows, weights, 0, width,
-            out.reshape(-1), places,
+            _events_kernel.propagate, runs, False, 0, n_positions, first, n_rows, cells, ones, n_rows, weights, 0,
+            width, out.reshape(-1), places,
         )  # fmt: skip
         seconds = median_seconds(call, 101)
         found[name] = n_positions * n_events * width / seconds

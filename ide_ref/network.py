@@ -454,24 +454,31 @@ class FrozenConnection:
             return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep)
         return z if self.keep is None else self.keep * z
 
+    @property
+    def _joins_samples(self) -> bool:
+        """Whether the derivative passes through the batch's own statistics."""
+        return self.norm is not None and self.norm.from_batch and self.z is not None
+
+    def _scaled(self, cells: NDArray) -> NDArray:
+        """keep ⊙ scale ⊙ cells, what follows W where samples are apart: diagonal, so its own transpose."""
+        if self.norm is not None:
+            return constraints.affine(cells, self.norm.scale, np.zeros_like(self.norm.scale), self.keep)
+        return cells if self.keep is None else self.keep * cells
+
     def linear(self, cells: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
         out = self.synapse.apply(self.taps, cells)
-        if self.norm is not None and self.norm.from_batch and self.z is not None:
-            out = self.norm.linear(out, self.z)
-        elif self.norm is not None:
-            return constraints.affine(out, self.norm.scale, np.zeros_like(self.norm.scale), self.keep)
+        if self.norm is None or not self._joins_samples:
+            return self._scaled(out)
+        out = self.norm.linear(out, self.z)
         return out if self.keep is None else self.keep * out
 
     def adjoint(self, cells: NDArray) -> NDArray:
         """Transpose of ``linear``."""
-        if self.norm is not None and not (self.norm.from_batch and self.z is not None):
-            cells = constraints.affine(cells, self.norm.scale, np.zeros_like(self.norm.scale), self.keep)
-            return self.synapse.adjoint(self._taps_in_reverse, cells)
-        if self.keep is not None:
-            cells = self.keep * cells
-        if self.norm is not None:
-            cells = self.norm.linear(cells, self.z)
+        if self.norm is None or not self._joins_samples:
+            cells = self._scaled(cells)
+        else:
+            cells = self.norm.linear(cells if self.keep is None else self.keep * cells, self.z)
         return self.synapse.adjoint(self._taps_in_reverse, cells)
 
     def at(self, pre: NDArray) -> tuple[NDArray, FrozenConnection]:

@@ -14,7 +14,7 @@ def _forget_stale(folder: Path) -> None:
     Numba compiles a kernel anew when its own file has changed, and not when a file has from which it calls: after an
     update of the sources in place, it would go on with the old code of the latter.
     """
-    newest = max(path.stat().st_mtime for path in folder.glob("*.py"))
+    newest = max((path.stat().st_mtime for path in folder.glob("*.py")), default=0.0)
     for index in (folder / "__pycache__").glob("*.nbi"):
         try:
             if index.stat().st_mtime < newest:

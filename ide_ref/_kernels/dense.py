@@ -25,28 +25,42 @@ def _pack(w, transposed, k, depth, j, width, panel):
 
 
 @njit(cache=True, nogil=True)
-def _tiles(x, w, transposed, out, first, last, j, panel):
-    """Rows first..last, a multiple of TILE, of the columns from j on, at most a panel's width of them."""
-    n = x.shape[1]
+def _part_of_tile(x, out, row, k, depth, j, width, panel, spare_x, spare):
+    """A tile's product where rows or columns are missing, by copies of what there is."""
+    n_rows = min(TILE, x.shape[0] - row)
+    for r in range(n_rows):
+        for i in range(depth):
+            spare_x[r, i] = x[row + r, k + i]
+        for c in range(width):
+            spare[r, c] = out[row + r, j + c]
+    tile_product(spare, 0, panel.shape[1], spare_x, 0, spare_x.shape[1], panel, depth)
+    for r in range(n_rows):
+        for c in range(width):
+            out[row + r, j + c] = spare[r, c]
+
+
+@njit(cache=True, nogil=True)
+def _tiles(x, w, transposed, out, first, j):
+    """Up to ROWS rows from ``first`` on, of the columns from j on, at most a panel's width of them."""
+    n_rows, n = x.shape
     m = out.shape[1]
-    lanes = panel.shape[1]
+    lanes = LINE // x.itemsize
     width = min(lanes, m - j)
+    last = min(first + ROWS, n_rows)
+    panel = np.zeros((min(DEPTH, n), lanes), x.dtype)
+    spare_x = np.zeros((TILE, panel.shape[0]), x.dtype)
     spare = np.zeros((TILE, lanes), x.dtype)
-    out[first:last, j : j + width] = 0
+    for row in range(first, last):
+        for c in range(width):
+            out[row, j + c] = 0
     for k in range(0, n, DEPTH):
         depth = min(DEPTH, n - k)
         _pack(w, transposed, k, depth, j, width, panel)
         for row in range(first, last, TILE):
-            if width == lanes:
+            if width == lanes and row + TILE <= n_rows:
                 tile_product(out, row * m + j, m, x, row * n + k, n, panel, depth)
-                continue
-            for r in range(TILE):
-                for c in range(width):
-                    spare[r, c] = out[row + r, j + c]
-            tile_product(spare, 0, lanes, x, row * n + k, n, panel, depth)
-            for r in range(TILE):
-                for c in range(width):
-                    out[row + r, j + c] = spare[r, c]
+            else:
+                _part_of_tile(x, out, row, k, depth, j, width, panel, spare_x, spare)
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -57,25 +71,10 @@ def matmul(x, w, transposed, out):
     however the rows are shared out, so splitting a batch changes no bit (BLAS gives no such promise, and
     its waiting threads take the cores from the other kernels).
     """
-    n_rows, n = x.shape
-    m = out.shape[1]
+    n_chunks = (x.shape[0] + ROWS - 1) // ROWS
     lanes = LINE // x.itemsize
-    whole = n_rows - n_rows % TILE
-    n_chunks = (whole + ROWS - 1) // ROWS
-    # Rows that fill no tile go into one of their own.
-    rest = np.zeros((TILE, n), x.dtype)
-    rest[: n_rows - whole] = x[whole:]
-    of_rest = np.empty((TILE, m), x.dtype)
-    n_tasks = n_chunks + (whole < n_rows)
-    for task in prange(n_tasks * ((m + lanes - 1) // lanes)):
-        panel = np.zeros((min(DEPTH, n), lanes), x.dtype)
-        j = task // n_tasks * lanes
-        chunk = task % n_tasks
-        if chunk < n_chunks:
-            _tiles(x, w, transposed, out, chunk * ROWS, min((chunk + 1) * ROWS, whole), j, panel)
-        else:
-            _tiles(rest, w, transposed, of_rest, 0, TILE, j, panel)
-    out[whole:] = of_rest[: n_rows - whole]
+    for task in prange(n_chunks * ((out.shape[1] + lanes - 1) // lanes)):
+        _tiles(x, w, transposed, out, task % n_chunks * ROWS, task // n_chunks * lanes)
 
 
 @njit(cache=True, nogil=True)
@@ -84,5 +83,6 @@ def matmul_few(x, w, out):
     n, m = w.shape
     every = np.arange(n).astype(np.uint32)
     for row in range(x.shape[0]):
-        out[row, :] = 0
+        for c in range(m):
+            out[row, c] = 0
         add_rows(out, row * m, m, w, 0, m, every, x[row], 0, n)

@@ -153,27 +153,20 @@ def rollout(
                     # One position alone has no use for weights that stay near; depthwise, channels stay apart anyway.
                     chunk = row[C_IN] if row[DEPTHWISE] or row[N_IN] == 1 else chunk_of(row[C_IN])
                     n_first = row[N_IN] * (row[C_IN] // chunk) + 1
+                    # The input's events lie in rows of n_in, the populations' in rows of n.
+                    sent = events.reshape(-1) if source >= 0 else arrived.reshape(-1)
+                    values = ones if source >= 0 else arrived_values.reshape(-1)
+                    n_sent = n_events[source] if source >= 0 else n_arrived
                     for i in range(size):
                         if masked:
                             scratch[i, : hi - lo] = 0
                             places[i] = i * largest
                         else:
                             places[i] = (b_first + i) * n + lo
-                        if source < 0:
-                            locate(arrived.reshape(-1), i * n_in, n_arrived[i], chunk, first[i, :n_first])
-                        else:
-                            at = i * n + starts[source]
-                            locate(events.reshape(-1), at, n_events[source, i], chunk, first[i, :n_first])
+                        at = i * n + starts[source] if source >= 0 else i * n_in
+                        locate(sent, at, n_sent[i], chunk, first[i, :n_first])
                     out = scratch.reshape(-1) if masked else u.reshape(-1)
-                    if source < 0:
-                        _propagate(
-                            first, chunk, n_arrived, arrived.reshape(-1), arrived_values.reshape(-1), row, runs,
-                            weights, out, places,
-                        )  # fmt: skip
-                    else:
-                        _propagate(
-                            first, chunk, n_events[source], events.reshape(-1), ones, row, runs, weights, out, places
-                        )
+                    _propagate(first, chunk, n_sent, sent, values, row, runs, weights, out, places)
                     if masked:
                         for i in range(size):
                             at = row[KEEP] + (b_first + i) * (hi - lo)

@@ -95,11 +95,7 @@ def _emit_add_rows(context, builder, signature, args, through):
             w = builder.load(_at(builder, row, _int(v * lanes), vector), align=size_of)
             after.append(builder.fadd(total, builder.fmul(x, w, flags=_CONTRACT), flags=_CONTRACT))
         following = builder.add(e, _int(1))
-        e.add_incoming(lo, begin)
-        e.add_incoming(following, event)
-        for total, first_value, last_value in zip(totals, before, after, strict=True):
-            total.add_incoming(first_value, begin)
-            total.add_incoming(last_value, event)
+        _join([e, *totals], [lo, *before], begin, [following, *after], event)
         builder.cbranch(builder.icmp_signed("<", following, hi), event, end)
 
         builder.position_at_end(end)
@@ -113,12 +109,18 @@ def _emit_add_rows(context, builder, signature, args, through):
     return context.get_dummy_value()
 
 
+def _join(phis, before, begin, after, step):
+    """Each phi is the value of ``before`` when it comes from block ``begin``, that of ``after`` from ``step``."""
+    for phi, first, last in zip(phis, before, after, strict=True):
+        phi.add_incoming(first, begin)
+        phi.add_incoming(last, step)
+
+
 def _store_either(builder, places, before, begin, after, step, align):
     """Store what comes from one block or from the other."""
     results = [builder.phi(value.type) for value in before]
-    for result, place, first, last in zip(results, places, before, after, strict=True):
-        result.add_incoming(first, begin)
-        result.add_incoming(last, step)
+    _join(results, before, begin, after, step)
+    for result, place in zip(results, places, strict=True):
         builder.store(result, place, align=align)
 
 
@@ -184,11 +186,7 @@ def _emit_tile_product(context, builder, signature, args):
         product = builder.fmul(_broadcast(builder, builder.load(builder.gep(start, [k])), vector), w, flags=_CONTRACT)
         after.append(builder.fadd(total, product, flags=_CONTRACT))
     following = builder.add(k, _int(1))
-    k.add_incoming(_int(0), begin)
-    k.add_incoming(following, step)
-    for total, first, last in zip(totals, before, after, strict=True):
-        total.add_incoming(first, begin)
-        total.add_incoming(last, step)
+    _join([k, *totals], [_int(0), *before], begin, [following, *after], step)
     builder.cbranch(builder.icmp_signed("<", following, depth), step, end)
 
     builder.position_at_end(end)

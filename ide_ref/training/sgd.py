@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ide_ref import _checks
 from ide_ref._kernels import cells as _cells
 
-_LARGE = 1 << 12
+_LARGE = 1 << 17
 """Numbers from which on a kernel, which reads each once, is worth its call."""
 
 Arrays = Mapping[str, NDArray[np.floating]]

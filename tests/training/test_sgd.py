@@ -72,7 +72,7 @@ def test_the_rate_rises_to_its_value_within_the_warm_up():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_large_arrays_step_as_small_ones_do(dtype):
     rng = np.random.default_rng(0)
-    theta, v, gradient = (rng.normal(size=(70, 90)).astype(dtype) for _ in range(3))
+    theta, v, gradient = (rng.normal(size=(400, 350)).astype(dtype) for _ in range(3))
     sgd = SGD(momentum=0.9, weight_decay=1e-2)
     params, velocity = sgd.step({"w": theta}, {"w": v}, {"w": gradient}, rate=0.1)
     rows = [sgd.step({"w": a}, {"w": b}, {"w": c}, rate=0.1) for a, b, c in zip(theta, v, gradient, strict=True)]
