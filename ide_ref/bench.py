@@ -184,7 +184,7 @@ def event_limits() -> dict[str, float]:
         channels = np.sort(rng.integers(0, n_rows, (n_positions, n_events)), axis=1)
         cells = (channels + positions[:, None] * n_rows).astype(np.uint32).ravel()
         call = partial(
-            _events_kernel.propagate, runs, False, 0, n_positions, first, n_rows, cells, ones, n_rows, weights, 0,
+            _events_kernel.propagate, runs, False, 0, n_positions, first, n_rows, cells, ones, 1, n_rows, weights, 0,
             width, out.reshape(-1), places,
         )  # fmt: skip
         seconds = median_seconds(call, 101)

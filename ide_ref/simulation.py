@@ -11,7 +11,7 @@ from ide_ref import _checks
 from ide_ref._kernels import memory
 from ide_ref._kernels import rollout as _rollout
 from ide_ref.network import Frozen, Network, of_population
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import in_blocks, to_cells
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,14 @@ def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, 
             c = c.simulated
             synapse = c.synapse
             fine, coarse = synapse.runs.fine, synapse.runs.coarse
+            taps = c.folded_taps if synapse.depthwise else in_blocks(c.folded_taps, frozen.dtype)
             row = np.empty(_rollout.N_COLUMNS, np.int64)
             row[_rollout.SOURCE] = source
             row[_rollout.C_IN], row[_rollout.C_OUT] = synapse.channels
             row[_rollout.N_IN], row[_rollout.N_OUT] = len(synapse.targets), fine.shape[1]
             row[_rollout.FINE], row[_rollout.N_FINE] = laid(runs, fine), len(fine)
             row[_rollout.COARSE], row[_rollout.N_COARSE] = laid(runs, coarse), len(coarse)
-            row[_rollout.WEIGHTS] = laid(weights, c.folded_taps)
+            row[_rollout.WEIGHTS] = laid(weights, taps)
             row[_rollout.KEEP] = -1 if c.keep is None else laid(keeps, c.keep)
             row[_rollout.DEPTHWISE] = synapse.depthwise
             rows.append(row)

@@ -24,6 +24,7 @@ from ide_ref import _checks
 from ide_ref._kernels import dense as _dense
 from ide_ref._kernels import memory
 from ide_ref._kernels import taps as _taps
+from ide_ref._kernels.events import COLUMNS
 from ide_ref._kernels.rows import TILE
 
 Shape = tuple[int, ...]
@@ -209,6 +210,18 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
     return out
 
 
+def in_blocks(taps: NDArray, dtype: np.dtype) -> NDArray:
+    """Taps (K, C_in, C_out) as ``_kernels.events.propagate`` reads them, flat: by blocks of output channels."""
+    n_taps, c_in, c_out = taps.shape
+    if c_out <= COLUMNS:
+        return memory.aligned(taps, dtype).reshape(-1)
+    out = memory.empty(taps.size, dtype)
+    for j in range(0, c_out, COLUMNS):
+        block = taps[:, :, j : j + COLUMNS]
+        np.copyto(out[n_taps * c_in * j :][: block.size].reshape(block.shape), block)
+    return out
+
+
 _ONE = np.zeros((1, 1), np.int32)  # the table of one position and one tap
 _ONE.flags.writeable = False
 _ONE_RUN = Runs.of(_ONE, 1)
@@ -356,7 +369,7 @@ class _Windowed(Synapse):
         runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         out = memory.empty((cells.shape[0], n_out // c_out, c_out), np.result_type(cells, taps))
         cells = np.ascontiguousarray(cells, out.dtype).reshape(len(cells), cells.shape[1] // c_in, c_in)
-        weights = memory.aligned(taps, out.dtype)
+        weights = in_blocks(taps, out.dtype)
         if len(cells) == 1:
             _taps.product_one(cells, weights, runs.fine, runs.coarse, _taps.SHARES, out)
         else:

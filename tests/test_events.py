@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ide_ref._kernels import events, taps
-from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, in_blocks
 
 pytestmark = pytest.mark.kernels
 
@@ -68,6 +68,31 @@ def test_products_bring_what_the_plain_loop_brings(synapse, share, n, seed):
         for runs in (synapse.runs.fine, synapse.runs.coarse):
             taps.product_one(cells[b : b + 1], taps_, synapse.runs.fine, runs, 3, alone)
             np.testing.assert_array_equal(alone[0], found[b])
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(3, 2 * events.COLUMNS + 5), (256, 2 * events.COLUMNS), (5, 64)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_in_blocks_bring_the_same(c_in, c_out, dtype):
+    """More outputs than a tile has columns, more channels than it has rows, forward and in reverse."""
+    rng = np.random.default_rng(0)
+    synapse = Conv2d.over((c_in, 3, 4), c_out, kernel=3)
+    # Small whole numbers: every order of summation gives the same bits.
+    taps_ = rng.integers(-4, 5, (9, c_in, c_out)).astype(dtype)
+    blocks = in_blocks(taps_, np.dtype(dtype))
+    assert blocks.size == taps_.size
+    for j in range(0, c_out, events.COLUMNS):
+        width = min(events.COLUMNS, c_out - j)
+        block = blocks[9 * c_in * j :][: 9 * c_in * width].reshape(9, c_in, width)
+        np.testing.assert_array_equal(block, taps_[:, :, j : j + width])
+    for share in (0.02, 0.5):
+        cells = rng.integers(1, 5, (3, 12, c_in)) * (rng.random((3, 12, c_in)) < share)
+        found = synapse.apply(taps_, cells.reshape(3, -1).astype(dtype)).reshape(3, 12, c_out)
+        back = rng.integers(1, 5, (3, 12, c_out)) * (rng.random((3, 12, c_out)) < share)
+        received = synapse.adjoint(taps_, back.reshape(3, -1).astype(dtype)).reshape(3, 12, c_in)
+        for b in range(3):
+            np.testing.assert_array_equal(found[b], plain(cells[b], taps_, synapse.targets, 12))
+            reverse = plain(back[b], taps_.transpose(0, 2, 1), synapse.sources, 12)
+            np.testing.assert_array_equal(received[b], reverse)
 
 
 @given(synapse=synapses(), shares=st.tuples(*[st.sampled_from([0.0, 0.1, 1.0])] * 2), seed=st.integers(0, 99))

@@ -143,3 +143,27 @@ def test_populations_come_back_in_their_shape():
     with pytest.raises(ValueError, match="population 'a9' is unknown; expected one of input, a1"):
         rates.of("a9")
     assert isinstance(rates, ide_ref.Rates)
+
+
+@pytest.mark.parametrize("density", ["few", "many"])
+def test_layers_wider_than_a_tile_follow_the_step(density):
+    """More channels than the kernels' tiles have rows and columns; (STEP) from each recorded step to the next."""
+    rng = np.random.default_rng(3)
+    network = build("130C3-140C3s-70C3 (F130C3u)", input_shape=(2, 6, 6), n_classes=2, neuron=IF(0.5))
+    params = network.init(rng, dtype=np.float64)
+    x = rng.normal(size=(5, 2, 6, 6)) * (0.15 if density == "few" else 2.0)
+    frozen = freeze(network, params)
+    rates = simulate(frozen, x, 6, record=True)
+    assert all(0 < share < 1 for share in rates.mean_spikes.values())
+    drive = frozen.drive(x) + frozen.constants(len(x), with_input=False)
+    u, s = np.zeros_like(rates.a), np.zeros_like(rates.a)
+    for t in range(6):
+        after = rates.spikes[:, t].astype(float)
+        arriving = drive + u
+        for c, (source, target) in zip(frozen.connections, network.ends, strict=True):
+            if source >= 0:
+                sent = (after if source < target else s)[:, network.place(source)]
+                arriving[:, network.place(target)] += c.synapse.apply(c.folded_taps, sent)
+        u, s = arriving - 0.5 * after, after
+        np.testing.assert_allclose(rates.potentials[:, t], u, rtol=0, atol=1e-12)
+        u = rates.potentials[:, t].astype(float)

@@ -15,8 +15,8 @@ from ide_ref._kernels.rows import add_rows
 
 JOIN = 8  # events a position below which longer runs win: the output is loaded and stored less often
 BLOCK = 4  # samples that share a tile of weights while it is near
-CHUNK = 64  # most channels of a tile
-COLUMNS = 96  # of a tile
+CHUNK = 128  # most channels of a tile
+COLUMNS = 64  # of a tile, which in float32 just fills the first-level cache
 
 
 @njit(cache=True, nogil=True)
@@ -41,19 +41,20 @@ def locate(events, at, n_events, size, first):
 
 @njit(cache=True, nogil=True)
 def propagate(
-    runs, joined, q_first, q_last, first, size, events, values, c_in, weights, w_at, c_out, out, places
+    runs, joined, q_first, q_last, first, size, events, values, n_taps, c_in, weights, w_at, c_out, out, places
 ):  # fmt: skip
     """Add what events bring to the output positions q_first to q_last of out[places[i]:], (Q, C_out), of each sample i.
 
-    The weight row of tap k and channel c begins at weights[w_at + (k C_in + c) C_out]. Weights are taken by tiles of
-    one run's taps, ``size`` channels and COLUMNS outputs, and all positions of all samples pass while a tile is in the
-    first-level cache; first[i] locates sample i's events by ``size`` cells. ``joined`` tells that runs have several
-    positions; they take all channels at once.
+    Weights lie from w_at on in blocks of COLUMNS outputs, each (K, C_in, its outputs): a tile of one run's taps and
+    ``size`` channels of a block lies in one piece, so it fits the first-level cache whatever C_out is, and all
+    positions of all samples pass while it is there. first[i] locates sample i's events by ``size`` cells. ``joined``
+    tells that runs have several positions; they take all channels at once.
     """
     n_chunks = c_in // size
     n_tiles = 1 if joined else n_chunks
     for j in range(0, c_out, COLUMNS):
         width = min(COLUMNS, c_out - j)
+        block = w_at + n_taps * c_in * j
         for r in range(runs.shape[0]):
             for tile in range(n_tiles):
                 for i in range(places.shape[0]):
@@ -64,9 +65,9 @@ def propagate(
                         lo = first[i, p * n_chunks + tile]
                         hi = first[i, runs[r, q, 1] * n_chunks if joined else p * n_chunks + tile + 1]
                         if lo < hi:
-                            row = w_at + runs[r, q, 2] * c_in * c_out + j
+                            row = block + runs[r, q, 2] * c_in * width
                             at = places[i] + q * c_out + j
-                            add_rows(out, at, width, weights, row, c_out, events, values, lo, hi)
+                            add_rows(out, at, width, weights, row, width, events, values, lo, hi)
 
 
 @njit(cache=True, nogil=True)

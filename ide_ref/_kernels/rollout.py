@@ -27,8 +27,8 @@ def _propagate(first, size, n_events, events, values, row, runs, weights, out, p
     else:
         joined = coarse and n_runs < row[N_FINE]
         propagate(
-            table, joined, 0, row[N_OUT], first, size, events, values, row[C_IN], weights, row[WEIGHTS], row[C_OUT],
-            out, places,
+            table, joined, 0, row[N_OUT], first, size, events, values, row[N_FINE], row[C_IN], weights, row[WEIGHTS],
+            row[C_OUT], out, places,
         )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def _list_events(cells, at, events, values):
 
 @njit(parallel=True, cache=True, nogil=True)
 def product(cells, weights, fine, coarse, out):
-    """The map of a batch: cells (B, P, C_in), weights (K, C_in, C_out); overwrites out (B, Q, C_out).
+    """The map of a batch: cells (B, P, C_in), weights as ``propagate`` has them; overwrites out (B, Q, C_out).
 
     Cells that are 0 are passed over: Mβ and rates are sparse, (ACTIVE). ``fine`` and ``coarse`` say the same with
     short runs and with long ones.
@@ -33,6 +33,7 @@ def product(cells, weights, fine, coarse, out):
     n_batch, n_positions, c_in = cells.shape
     n_out, c_out = out.shape[1:]
     n = n_positions * c_in
+    n_taps = fine.shape[0]
     chunk = chunk_of(c_in)
     for block in prange((n_batch + BLOCK - 1) // BLOCK):
         b_first = block * BLOCK
@@ -50,7 +51,9 @@ def product(cells, weights, fine, coarse, out):
             total += n_events
         runs = coarse if total < JOIN * n_positions * size else fine
         joined = runs.shape[0] < fine.shape[0]
-        propagate(runs, joined, 0, n_out, first, chunk, events, values, c_in, weights, 0, c_out, out, places)
+        propagate(
+            runs, joined, 0, n_out, first, chunk, events, values, n_taps, c_in, weights, 0, c_out, out, places
+        )  # fmt: skip
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -58,6 +61,7 @@ def product_one(cells, weights, fine, coarse, n_parts, out):
     """The same for one sample, its output positions in n_parts shares."""
     _, n_positions, c_in = cells.shape
     n_out, c_out = out.shape[1:]
+    n_taps = fine.shape[0]
     events = np.empty(n_positions * c_in, np.uint32)
     values = np.empty(n_positions * c_in, cells.dtype)
     chunk = chunk_of(c_in)
@@ -71,7 +75,9 @@ def product_one(cells, weights, fine, coarse, n_parts, out):
     for part in prange(n_parts):
         lo = part * n_out // n_parts
         hi = (part + 1) * n_out // n_parts
-        propagate(runs, joined, lo, hi, first, chunk, events, values, c_in, weights, 0, c_out, out, places)
+        propagate(
+            runs, joined, lo, hi, first, chunk, events, values, n_taps, c_in, weights, 0, c_out, out, places
+        )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
