@@ -208,6 +208,9 @@ def broyden(
     n_products = 0 if x0 is None else 1
 
     def inverse(v: NDArray, outer: NDArray, inner: NDArray) -> NDArray:
+        # NumPy's einsum over nothing multiplies 0 by what lies at the empty array's address: NaN at times.
+        if used == 0:
+            return -v
         weights = np.einsum("bmn,bn->bm", inner[:, :used], v)
         return np.einsum("bm,bmn->bn", weights, outer[:, :used]) - v
 

@@ -176,3 +176,18 @@ def test_a_nan_is_never_solved(method):
     solution = solve(method, product(J), b, tol=1e-9, max_iter=200)
     assert not solution.converged
     assert not np.isfinite(solution.relative[1])
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_no_sum_over_nothing_is_asked_of_einsum(method, monkeypatch):
+    """NumPy's einsum reads what lies at an empty operand's address, and 0 · NaN is NaN."""
+    einsum = np.einsum
+
+    def guarded(pattern, *operands, **options):
+        assert all(operand.size for operand in operands), pattern
+        return einsum(pattern, *operands, **options)
+
+    monkeypatch.setattr(np, "einsum", guarded)
+    b = np.random.default_rng(3).normal(size=(4, 1))
+    solution = solve(method, lambda v: 0.5 * v, b, tol=1e-11)
+    np.testing.assert_allclose(solution.x, 2 * b if method != "halved" else b * 2 / 3, atol=1e-10)
