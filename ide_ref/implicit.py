@@ -104,9 +104,22 @@ def solve_beta(
         for _, place, _ in net.feedback_places:
             elsewhere[:, place] = 0
         b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere)[2]
-    solution = solvers.solve(solver, jacobian.vjp, b, tol=tol, max_iter=max_iter)
+    # The sweep of the last product, which most solvers take at the very solution they return.
+    last: list[tuple[NDArray, NDArray, NDArray]] = []
+
+    def product(w: NDArray) -> NDArray:
+        last.clear()
+        beta, delta, y = jacobian.sweep_back(w)
+        last.append((w, beta, delta))
+        return y
+
+    solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter)
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
+    swept = last.pop() if last else None
+    if swept and swept[0] is solution.x and elsewhere is None and at in (None, jacobian):
+        return *swept[1:], solution
+    del swept
     beta, delta = (at or jacobian).spread_back(solution.x, elsewhere)
     return beta, delta, solution
 

@@ -29,8 +29,9 @@ class Rates:
         x̄[T−1].
     n_steps : int
         T.
-    n_spikes : (B, L) int array
-        Spikes of each population in all steps.
+    n_spikes, n_events : (B, L) int arrays
+        Spikes of each population in all steps; and the events it sent, each a spike that was not expected, the want
+        of one that was, or a change of what is expected (see :func:`expectations`).
     margin : (B,) array
         Smallest |v − V_th| met: how far the nearest spike was from being another.
     spikes, potentials : (B, T, n) arrays or None
@@ -43,6 +44,7 @@ class Rates:
     x_mean: NDArray
     n_steps: int
     n_spikes: NDArray[np.int64]
+    n_events: NDArray[np.int64]
     margin: NDArray
     spikes: NDArray[np.uint8] | None = None
     potentials: NDArray | None = None
@@ -106,7 +108,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     n = net.state_size
     u = memory.empty((n_batch, n), dtype)
     a = memory.empty((n_batch, n), dtype)
-    n_spikes = np.empty((n_batch, len(net.populations)), np.int64)
+    n_spikes, n_events = np.empty((2, n_batch, len(net.populations)), np.int64)
     margin = np.empty(n_batch, dtype)
     steps = n_steps if record else 0
     spikes = np.zeros((n_batch, steps, n if record else 0), np.uint8)
@@ -117,6 +119,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         dtype.type(net.neuron.leak),
         dtype.type(net.neuron.v_th),
         weights_of_rate.astype(dtype),
+        expectations(n_steps),
         net.starts,
         incoming,
         rows,
@@ -126,6 +129,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         u,
         a,
         n_spikes,
+        n_events,
         margin,
         spikes,
         potentials,
@@ -133,8 +137,27 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     # Divided last: for IF the sum is a whole number, so the rate is correctly rounded.
     a /= dtype.type(net.neuron.total_weight(n_steps))
     return Rates(
-        net, a, u, x_mean, n_steps, n_spikes, margin, spikes if record else None, potentials if record else None
+        net,
+        a,
+        u,
+        x_mean,
+        n_steps,
+        n_spikes,
+        n_events,
+        margin,
+        spikes if record else None,
+        potentials if record else None,
     )
+
+
+def expectations(n_steps: int) -> NDArray[np.bool_]:
+    """(T,) array: before which steps the rollout asks of each neuron whether it fired at most steps so far.
+
+    Where it did, its spikes become part of its targets' drive and it sends an event when it does not fire. A change
+    costs an event as well, so at first there must have been some steps to judge by, and a third of all must be left.
+    """
+    steps = np.arange(n_steps)
+    return (steps >= 4) & (steps & (steps - 1) == 0) & (3 * steps < 2 * n_steps)
 
 
 def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:

@@ -17,7 +17,7 @@ plain_add_rows = njit(rows._add_rows)
 plain_add_rows_through = njit(rows._add_rows_through)
 plain_tile_product = njit(rows._tile_product)
 plain_copy_panel = njit(rows._copy_panel)
-plain_at_least = njit(rows._at_least)
+plain_fire = njit(rows._fire)
 plain_nonzero = njit(rows._nonzero)
 
 
@@ -42,13 +42,13 @@ def tile_product(out, at, stride, x, x_at, x_stride, panel, depth):
 
 
 @njit
-def at_least(values, at, n, bound, found, found_at):
-    return rows.at_least(values, at, n, bound, found, found_at)
+def nonzero(values, at, n, found, found_at):
+    return rows.nonzero(values, at, n, found, found_at)
 
 
 @njit
-def nonzero(values, at, n, zero, found, found_at):
-    return rows.nonzero(values, at, n, zero, found, found_at)
+def fire(u, a, at, n, v_th, weight, expected, expected_at, events, values, events_at):
+    return rows.fire(u, a, at, n, v_th, weight, expected, expected_at, events, values, events_at)
 
 
 DTYPES = st.sampled_from([np.float32, np.float64])
@@ -125,18 +125,39 @@ def test_a_tile_gains_a_product(dtype, depth, spare, seed):
 def test_searches_find_what_comparisons_find(dtype, n, at, seed):
     rng = np.random.default_rng(seed)
     values = rng.choice([-1.0, 0.0, 0.5, 1.0, np.nan, np.inf], size=n + at + 1).astype(dtype)
-    part = values[at : at + n]
-    for functions, bound, expected in (
-        ((at_least, plain_at_least), 0.5, part >= 0.5),
-        ((nonzero, plain_nonzero), 0.0, part != 0),
-    ):
-        for function in functions:
-            found = np.full(n + 2, 99, np.uint32)
-            count = function(values, at, n, dtype(bound), found, 1)
-            np.testing.assert_array_equal(found[1 : 1 + count], np.flatnonzero(expected))
-            assert count == expected.sum()
-            assert found[0] == 99
-            assert np.all(found[1 + count :] == 99)
+    for function in (nonzero, plain_nonzero):
+        found = np.full(n + 2, 99, np.uint32)
+        count = function(values, at, n, found, 1)
+        expected = np.flatnonzero(values[at : at + n])
+        np.testing.assert_array_equal(found[1 : 1 + count], expected)
+        assert count == expected.size
+        assert found[0] == 99
+        assert np.all(found[1 + count :] == 99)
+
+
+@given(dtype=DTYPES, n=st.integers(0, 70), at=st.integers(0, 3), seed=st.integers(0, 2**32 - 1))
+def test_neurons_fire_and_tell_what_was_not_expected(dtype, n, at, seed):
+    rng = np.random.default_rng(seed)
+    u = rng.choice([-1.0, 0.5, 0.75, 1.0, 2.5, np.nan], size=n + at + 1).astype(dtype)
+    a = sixteenths(rng, n + at + 1, dtype)
+    expected = rng.integers(0, 2, n + 2).astype(np.uint8)
+    inside = slice(at, at + n)
+    s = u[inside] >= 0.75
+    u_after, a_after = u.copy(), a.copy()
+    u_after[inside] -= dtype(0.75) * s
+    a_after[inside] += dtype(0.25) * s
+    told = np.flatnonzero(s != expected[1 : 1 + n])
+    for function in (fire, plain_fire):
+        u_found, a_found = u.copy(), a.copy()
+        events, values = np.full(n + 2, 99, np.uint32), np.full(n + 2, 99, dtype)
+        n_events, n_spikes = function(u_found, a_found, at, n, dtype(0.75), dtype(0.25), expected, 1, events, values, 1)
+        np.testing.assert_array_equal(u_found, u_after)
+        np.testing.assert_array_equal(a_found, a_after)
+        assert (n_events, n_spikes) == (told.size, s.sum())
+        np.testing.assert_array_equal(events[1 : 1 + n_events], told)
+        np.testing.assert_array_equal(values[1 : 1 + n_events], s[told] - expected[1:][told].astype(dtype))
+        assert events[0] == values[0] == 99
+        assert np.all(events[1 + n_events :] == 99) and np.all(values[1 + n_events :] == 99)
 
 
 @given(

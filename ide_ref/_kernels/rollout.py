@@ -4,10 +4,11 @@ import numpy as np
 from numba import njit, prange
 
 from ide_ref._kernels.events import BLOCK, JOIN, chunk_of, locate, propagate, propagate_depthwise
-from ide_ref._kernels.rows import at_least, nonzero
+from ide_ref._kernels.rows import fire, nonzero
 
 # Columns of the connection table.
 SOURCE, C_IN, C_OUT, N_IN, N_OUT, FINE, N_FINE, COARSE, N_COARSE, WEIGHTS, KEEP, DEPTHWISE, N_COLUMNS = range(13)
+CHANGES, EVENTS = range(2)
 
 
 @njit(cache=True, nogil=True)
@@ -56,13 +57,19 @@ def _nearest(v, v_th):
 
 
 @njit(cache=True, nogil=True)
-def _fire(u, a, at, n, v_th, weight, events, events_at):
-    """s = H(v − V_th) and u = v − V_th s in place of v; the rates' sums. Lists the spikes, returns their number."""
-    count = at_least(u, at, n, v_th, events, events_at)
-    for e in range(events_at, events_at + count):
-        j = at + events[e]
-        u[j] -= v_th
-        a[j] += weight
+def _revise(a, at, n, half, expected, changes, values, first):
+    """Expects of a neuron from now on what it did at most steps so far: whether its rate's sum is above half.
+
+    Lists the neurons of which that is new from place ``first`` on, with value new − old; returns their number.
+    """
+    count = 0
+    for i in range(n):
+        s = 1 if a[at + i] > half else 0
+        if s != expected[first + i]:
+            changes[first + count] = i
+            values[first + count] = 1 if s else -1
+            expected[first + i] = s
+            count += 1
     return count
 
 
@@ -73,6 +80,7 @@ def rollout(
     leak,
     v_th,
     rate_weights,
+    revise,
     starts,
     incoming,
     table,
@@ -82,11 +90,17 @@ def rollout(
     u,
     a,
     n_spikes,
+    n_events,
     margin,
     spikes,
     potentials,
 ):
     """(STEP) for t = 0..T-1 over the graph, event by event, and (RATE).
+
+    A spiking neuron is expected to fire at every step or at none. What it is expected to do is part of its targets'
+    drive; an event, of value 1 or -1, says that it did otherwise. So a neuron that fires at most steps costs what one
+    that fires at few does. At first no neuron is expected to fire; at the steps that ``revise`` names each is
+    expected to go on as it did at most steps so far.
 
     Parameters
     ----------
@@ -94,12 +108,13 @@ def rollout(
     train : (B, T, n_in)  spike-train input; (B, 0, 0) where the input is static.
     leak, v_th : scalars of the array dtype.
     rate_weights : (T,)  what a spike of each step adds to its neuron's rate, (RATE).
+    revise : (T,)  whether expectations are revised before a step.
     starts : (L + 1,)  offsets of the populations in the state.
     incoming : (L + 1,)  rows incoming[l]:incoming[l + 1] of ``table`` end in population l.
     table : (n_connections, N_COLUMNS)  see the column names above; source -1 is the input.
     runs, weights, keep : flat arrays the table points into; keep is (B, n_to) per connection.
     u, a : (B, n)  overwritten: potential u[T] and average rate a[T].
-    n_spikes : (B, L)  overwritten: spikes a population fired in all steps.
+    n_spikes, n_events : (B, L)  overwritten: spikes a population fired in all steps, and events it sent.
     margin : (B,)  overwritten: smallest |v - V_th| met.
     spikes, potentials : (B, T, n) recordings, or (B, 0, 0) for none.
 
@@ -123,64 +138,84 @@ def rollout(
         scratch = np.empty((size, largest), drive.dtype)
         places = np.empty(size, np.int64)
         first = np.empty((size, n_located + 1), np.int64)
-        events = np.empty((size, n), np.uint32)
-        ones = np.ones(size * n, drive.dtype)
-        n_events = np.zeros((n_populations, size), np.int64)
+        expected = np.zeros((size, n), np.uint8)
+        constant = np.empty((size, n), drive.dtype)  # the drive with what the expected spikes bring
+        # Changes of what is expected, for the constant part, and events, for the potential: rows of n each.
+        events = np.empty((2, size, n), np.uint32)
+        values = np.empty((2, size, n), drive.dtype)
+        n_sent = np.zeros((2, n_populations, size), np.int64)
         arrived = np.empty((size, n_in), np.uint32)
         arrived_values = np.empty((size, n_in), drive.dtype)
         n_arrived = np.zeros(size, np.int64)
-        for b in range(b_first, b_first + size):
+        half = drive.dtype.type(0)
+        for i in range(size):
+            b = b_first + i
+            constant[i] = drive[b]
             u[b, :] = 0
             a[b, :] = 0
             n_spikes[b, :] = 0
+            n_events[b, :] = 0
             margin[b] = np.inf
         for t in range(rate_weights.shape[0]):
             if n_in > 0:
                 for i in range(size):
                     x = train[b_first + i, t]
-                    n_arrived[i] = nonzero(x, 0, n_in, x.dtype.type(0), arrived, i * n_in)
+                    n_arrived[i] = nonzero(x, 0, n_in, arrived, i * n_in)
                     for e in range(n_arrived[i]):
                         arrived_values[i, e] = x[arrived[i, e]]
             for pop in range(n_populations):
                 lo = starts[pop]
                 hi = starts[pop + 1]
-                for b in range(b_first, b_first + size):
-                    _leak(leak, drive[b, lo:hi], u[b, lo:hi])
-                for c in range(incoming[pop], incoming[pop + 1]):
-                    row = table[c]
-                    source = row[SOURCE]
-                    masked = row[KEEP] >= 0
-                    # One position alone has no use for weights that stay near; depthwise, channels stay apart anyway.
-                    chunk = row[C_IN] if row[DEPTHWISE] or row[N_IN] == 1 else chunk_of(row[C_IN])
-                    n_first = row[N_IN] * (row[C_IN] // chunk) + 1
-                    # The input's events lie in rows of n_in, the populations' in rows of n.
-                    sent = events.reshape(-1) if source >= 0 else arrived.reshape(-1)
-                    values = ones if source >= 0 else arrived_values.reshape(-1)
-                    n_sent = n_events[source] if source >= 0 else n_arrived
-                    for i in range(size):
-                        if masked:
-                            scratch[i, : hi - lo] = 0
-                            places[i] = i * largest
-                        else:
-                            places[i] = (b_first + i) * n + lo
-                        at = i * n + starts[source] if source >= 0 else i * n_in
-                        locate(sent, at, n_sent[i], chunk, first[i, :n_first])
-                    out = scratch.reshape(-1) if masked else u.reshape(-1)
-                    _propagate(first, chunk, n_sent, sent, values, row, runs, weights, out, places)
-                    if masked:
+                for kind in range(2):
+                    into = constant if kind == CHANGES else u[b_first : b_first + size]
+                    if kind == EVENTS:
                         for i in range(size):
-                            at = row[KEEP] + (b_first + i) * (hi - lo)
-                            _add_masked(keep[at : at + hi - lo], scratch[i, : hi - lo], u[b_first + i, lo:hi])
+                            _leak(leak, constant[i, lo:hi], into[i, lo:hi])
+                    for c in range(incoming[pop], incoming[pop + 1]):
+                        row = table[c]
+                        source = row[SOURCE]
+                        if source < 0 and kind == CHANGES:
+                            continue
+                        # The input's events lie in rows of n_in, the populations' in rows of n.
+                        sent = events[kind].reshape(-1) if source >= 0 else arrived.reshape(-1)
+                        sent_values = values[kind].reshape(-1) if source >= 0 else arrived_values.reshape(-1)
+                        n_here = n_sent[kind, source] if source >= 0 else n_arrived
+                        if not n_here.any():
+                            continue
+                        masked = row[KEEP] >= 0
+                        # One position alone has no use for weights that stay near; depthwise, channels stay apart.
+                        chunk = row[C_IN] if row[DEPTHWISE] or row[N_IN] == 1 else chunk_of(row[C_IN])
+                        n_first = row[N_IN] * (row[C_IN] // chunk) + 1
+                        for i in range(size):
+                            if masked:
+                                scratch[i, : hi - lo] = 0
+                            places[i] = i * largest if masked else i * n + lo
+                            at = i * n + starts[source] if source >= 0 else i * n_in
+                            locate(sent, at, n_here[i], chunk, first[i, :n_first])
+                        out = scratch.reshape(-1) if masked else into.reshape(-1)
+                        _propagate(first, chunk, n_here, sent, sent_values, row, runs, weights, out, places)
+                        if masked:
+                            for i in range(size):
+                                at = row[KEEP] + (b_first + i) * (hi - lo)
+                                _add_masked(keep[at : at + hi - lo], scratch[i, : hi - lo], into[i, lo:hi])
                 for i in range(size):
                     b = b_first + i
                     margin[b] = min(margin[b], _nearest(u[b, lo:hi], v_th))
-                    count = _fire(
-                        u.reshape(-1), a.reshape(-1), b * n + lo, hi - lo, v_th, rate_weights[t], events.reshape(-1),
-                        i * n + lo,
+                    n_sent[CHANGES, pop, i] = 0
+                    if revise[t]:
+                        n_sent[CHANGES, pop, i] = _revise(
+                            a.reshape(-1), b * n + lo, hi - lo, half, expected.reshape(-1), events[CHANGES].reshape(-1),
+                            values[CHANGES].reshape(-1), i * n + lo,
+                        )  # fmt: skip
+                    n_sent[EVENTS, pop, i], fired = fire(
+                        u, a, b * n + lo, hi - lo, v_th, rate_weights[t], expected, i * n + lo, events[EVENTS],
+                        values[EVENTS], i * n + lo,
                     )  # fmt: skip
-                    n_events[pop, i] = count
-                    n_spikes[b, pop] += count
+                    n_spikes[b, pop] += fired
+                    n_events[b, pop] += n_sent[CHANGES, pop, i] + n_sent[EVENTS, pop, i]
                     if record:
-                        for e in range(count):
-                            spikes[b, t, lo + events[i, lo + e]] = 1
+                        spikes[b, t, lo:hi] = expected[i, lo:hi]
+                        for e in range(n_sent[EVENTS, pop, i]):
+                            spikes[b, t, lo + events[EVENTS, i, lo + e]] ^= 1
                         potentials[b, t, lo:hi] = u[b, lo:hi]
+            half += rate_weights[t] / 2

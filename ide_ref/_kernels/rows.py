@@ -15,7 +15,7 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["TILE", "add_rows", "add_rows_through", "at_least", "copy_panel", "nonzero", "tile_product"]
+__all__ = ["TILE", "add_rows", "add_rows_through", "copy_panel", "fire", "nonzero", "tile_product"]
 
 WIDEST = 384  # bytes of the output held in registers: twelve of AVX2's sixteen
 LINE = 64  # bytes of a tile's row, and of the vectors that are searched
@@ -43,6 +43,14 @@ def _broadcast(builder, x, vector):
     lane = ir.VectorType(ir.IntType(32), vector.count)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(lane, [0] * vector.count))
+
+
+def _opaque(builder, i):
+    """The same integer, of which the optimiser knows nothing: it cannot count the steps of the loop, nor unroll it.
+
+    Runs are short, and an unrolled loop ends with a second one for the rest, which costs a branch that is not foreseen.
+    """
+    return builder.asm(ir.FunctionType(_I64, [_I64]), "", "=r,0", [i], side_effect=False)
 
 
 def _at(builder, base, place, vector):
@@ -94,7 +102,7 @@ def _emit_add_rows(context, builder, signature, args, through):
         for v, total in enumerate(totals):
             w = builder.load(_at(builder, row, _int(v * lanes), vector), align=size_of)
             after.append(builder.fadd(total, builder.fmul(x, w, flags=_CONTRACT), flags=_CONTRACT))
-        following = builder.add(e, _int(1))
+        following = _opaque(builder, builder.add(e, _int(1)))
         _join([e, *totals], [lo, *before], begin, [following, *after], event)
         builder.cbranch(builder.icmp_signed("<", following, hi), event, end)
 
@@ -206,18 +214,33 @@ def _tile_product(out, at, stride, x, x_at, x_stride, panel, depth):
                 out[at + r * stride + j] += x[x_at + r * x_stride + k] * panel[k, j]
 
 
-def _emit_search(context, builder, signature, args, predicate):
-    values, found = _data(context, builder, signature, args, 0), _data(context, builder, signature, args, 4)
-    at, n, found_at = (_int_arg(context, builder, signature, args, i) for i in (1, 2, 5))
+def _for_each_bit(builder, mask, body):
+    """Calls ``body`` once, for the code of a loop that takes the bits of a mask from the lowest on."""
+    bits = mask.type
+    rest = cgutils.alloca_once(builder, bits)
+    builder.store(mask, rest)
+    head, step, done = (builder.append_basic_block() for _ in range(3))
+    builder.branch(head)
+    builder.position_at_end(head)
+    left = builder.load(rest)
+    builder.cbranch(builder.icmp_unsigned("!=", left, ir.Constant(bits, 0)), step, done)
+    builder.position_at_end(step)
+    body(builder.cttz(left, ir.Constant(ir.IntType(1), 1)))
+    builder.store(builder.and_(left, builder.sub(left, ir.Constant(bits, 1))), rest)
+    builder.branch(head)
+    builder.position_at_end(done)
+
+
+def _emit_nonzero(context, builder, signature, args):
+    values, found = (_data(context, builder, signature, args, i) for i in (0, 3))
+    at, n, found_at = (_int_arg(context, builder, signature, args, i) for i in (1, 2, 4))
     values = builder.gep(values, [at])
     real = context.get_data_type(signature.args[0].dtype)
     size_of = signature.args[0].dtype.bitwidth // 8
     lanes = LINE // size_of
     vector = ir.VectorType(real, lanes)
-    bits = ir.IntType(lanes)
-    bound = context.cast(builder, args[3], signature.args[3], signature.args[0].dtype)
     place = cgutils.alloca_once_value(builder, found_at)
-    kind = context.get_data_type(signature.args[4].dtype)
+    kind = context.get_data_type(signature.args[3].dtype)
 
     def note(i):
         to = builder.load(place)
@@ -228,55 +251,106 @@ def _emit_search(context, builder, signature, args, predicate):
     with cgutils.for_range(builder, whole, intp=_I64) as loop:
         first = builder.mul(loop.index, _int(lanes))
         chunk = builder.load(_at(builder, values, first, vector), align=size_of)
-        hits = builder.bitcast(predicate(builder, chunk, _broadcast(builder, bound, vector)), bits)
-        mask = cgutils.alloca_once_value(builder, hits)
-        builder.store(hits, mask)
-        head, body, done = (builder.append_basic_block() for _ in range(3))
-        builder.branch(head)
-        builder.position_at_end(head)
-        left = builder.load(mask)
-        builder.cbranch(builder.icmp_unsigned("!=", left, ir.Constant(bits, 0)), body, done)
-        builder.position_at_end(body)
-        lowest = builder.cttz(left, ir.Constant(ir.IntType(1), 1))
-        note(builder.add(first, builder.zext(lowest, _I64)))
-        builder.store(builder.and_(left, builder.sub(left, ir.Constant(bits, 1))), mask)
-        builder.branch(head)
-        builder.position_at_end(done)
+        hits = builder.fcmp_unordered("!=", chunk, _broadcast(builder, ir.Constant(real, 0.0), vector))
+        mask = builder.bitcast(hits, ir.IntType(lanes))
+        _for_each_bit(builder, mask, lambda lowest: note(builder.add(first, builder.zext(lowest, _I64))))
     with cgutils.for_range_slice(builder, builder.mul(whole, _int(lanes)), n, _int(1), intp=_I64) as (i, _):
-        x = builder.load(builder.gep(values, [i]))
-        with builder.if_then(predicate(builder, x, bound)):
+        with builder.if_then(
+            builder.fcmp_unordered("!=", builder.load(builder.gep(values, [i])), ir.Constant(real, 0.0))
+        ):
             note(i)
     return builder.sub(builder.load(place), found_at)
 
 
-def _at_least(values, at, n, bound, found, found_at):
-    """Writes the i < n with values[at + i] ≥ bound to found[found_at:], ascending; returns their number."""
+def _nonzero(values, at, n, found, found_at):
+    """Writes the i < n with values[at + i] ≠ 0 to found[found_at:], ascending; returns their number. A NaN is found."""
     values, found = values.reshape(-1), found.reshape(-1)
     count = 0
     for i in range(n):
-        if values[at + i] >= bound:
+        if values[at + i] != 0:
             found[found_at + count] = i
             count += 1
     return count
 
 
-def _nonzero(values, at, n, zero, found, found_at):
-    """The same for values[at + i] ≠ zero; a NaN is found."""
-    values, found = values.reshape(-1), found.reshape(-1)
-    count = 0
+def _emit_fire(context, builder, signature, args):
+    u, a, expected, events, values = (_data(context, builder, signature, args, i) for i in (0, 1, 6, 8, 9))
+    at, n, expected_at, events_at = (_int_arg(context, builder, signature, args, i) for i in (2, 3, 7, 10))
+    u, a, expected = builder.gep(u, [at]), builder.gep(a, [at]), builder.gep(expected, [expected_at])
+    dtype = signature.args[0].dtype
+    real, size_of = context.get_data_type(dtype), dtype.bitwidth // 8
+    v_th, weight = (context.cast(builder, args[i], signature.args[i], dtype) for i in (4, 5))
+    kind = context.get_data_type(signature.args[8].dtype)
+    one, minus_one = ir.Constant(real, 1.0), ir.Constant(real, -1.0)
+    place = cgutils.alloca_once_value(builder, events_at)
+    n_spikes = cgutils.alloca_once_value(builder, _int(0))
+
+    def note(i, fired):
+        to = builder.load(place)
+        builder.store(builder.trunc(i, kind), builder.gep(events, [to]))
+        builder.store(builder.select(fired, one, minus_one), builder.gep(values, [to]))
+        builder.store(builder.add(to, _int(1)), place)
+
+    def step(first, lanes):
+        """The neurons from ``first`` on: those that fired, and those that did not do as expected."""
+        vector = ir.VectorType(real, lanes) if lanes > 1 else real
+        byte = ir.VectorType(ir.IntType(8), lanes) if lanes > 1 else ir.IntType(8)
+        here, there = _at(builder, u, first, vector), _at(builder, a, first, vector)
+        v, rate = builder.load(here, align=size_of), builder.load(there, align=size_of)
+        bound, more = _broadcast(builder, v_th, vector), _broadcast(builder, weight, vector)
+        fired = builder.fcmp_ordered(">=", v, bound)
+        builder.store(builder.select(fired, builder.fsub(v, bound), v), here, align=size_of)
+        builder.store(builder.select(fired, builder.fadd(rate, more), rate), there, align=size_of)
+        was = builder.icmp_unsigned(
+            "!=", builder.load(_at(builder, expected, first, byte), align=1), ir.Constant(byte, None)
+        )
+        return fired, builder.xor(fired, was)
+
+    def count(spikes):
+        builder.store(builder.add(builder.load(n_spikes), spikes), n_spikes)
+
+    lanes = LINE // size_of
+    bits = ir.IntType(lanes)
+    whole = builder.sdiv(n, _int(lanes))
+    with cgutils.for_range(builder, whole, intp=_I64) as loop:
+        first = builder.mul(loop.index, _int(lanes))
+        fired, differs = (builder.bitcast(mask, bits) for mask in step(first, lanes))
+        count(builder.zext(builder.ctpop(fired), _I64))
+
+        def tell(lowest, first=first, fired=fired):
+            bit = builder.trunc(builder.lshr(fired, lowest), ir.IntType(1))
+            note(builder.add(first, builder.zext(lowest, _I64)), bit)
+
+        _for_each_bit(builder, differs, tell)
+    with cgutils.for_range_slice(builder, builder.mul(whole, _int(lanes)), n, _int(1), intp=_I64) as (i, _):
+        fired, differs = step(i, 1)
+        count(builder.zext(fired, _I64))
+        with builder.if_then(differs):
+            note(i, fired)
+    results = [builder.sub(builder.load(place), events_at), builder.load(n_spikes)]
+    return context.make_tuple(builder, signature.return_type, results)
+
+
+def _fire(u, a, at, n, v_th, weight, expected, expected_at, events, values, events_at):
+    """s = H(v − V_th) and u = v − V_th s in place of v; weight s added to the rates' sums.
+
+    Lists where s is not what was expected, ascending, with value s − expected; returns the number of these events and
+    that of the spikes.
+    """
+    u, a, expected = u.reshape(-1), a.reshape(-1), expected.reshape(-1)
+    events, values = events.reshape(-1), values.reshape(-1)
+    n_events, n_spikes = 0, 0
     for i in range(n):
-        if values[at + i] != zero:
-            found[found_at + count] = i
-            count += 1
-    return count
-
-
-def _oge(builder, x, bound):
-    return builder.fcmp_ordered(">=", x, bound)
-
-
-def _une(builder, x, bound):
-    return builder.fcmp_unordered("!=", x, bound)
+        s = 1 if u[at + i] >= v_th else 0
+        if s:
+            u[at + i] -= v_th
+            a[at + i] += weight
+            n_spikes += 1
+        if s != expected[expected_at + i]:
+            events[events_at + n_events] = i
+            values[events_at + n_events] = 1 if s else -1
+            n_events += 1
+    return n_events, n_spikes
 
 
 @intrinsic
@@ -302,15 +376,14 @@ def _vector_tile_product(context, out, at, stride, x, x_at, x_stride, panel, dep
 
 
 @intrinsic
-def _vector_at_least(context, values, at, n, bound, found, found_at):
-    signature = types.int64(values, at, n, bound, found, found_at)
-    return signature, lambda *given: _emit_search(*given, predicate=_oge)
+def _vector_nonzero(context, values, at, n, found, found_at):
+    return types.int64(values, at, n, found, found_at), _emit_nonzero
 
 
 @intrinsic
-def _vector_nonzero(context, values, at, n, zero, found, found_at):
-    signature = types.int64(values, at, n, zero, found, found_at)
-    return signature, lambda *given: _emit_search(*given, predicate=_une)
+def _vector_fire(context, u, a, at, n, v_th, weight, expected, expected_at, events, values, events_at):
+    counts = types.UniTuple(types.int64, 2)
+    return counts(u, a, at, n, v_th, weight, expected, expected_at, events, values, events_at), _emit_fire
 
 
 def _choose(plain: Callable, vector: Callable) -> Callable:
@@ -323,5 +396,5 @@ add_rows = _choose(_add_rows, _vector_add_rows)
 add_rows_through = _choose(_add_rows_through, _vector_add_rows_through)
 copy_panel = _choose(_copy_panel, _vector_copy_panel)
 tile_product = _choose(_tile_product, _vector_tile_product)
-at_least = _choose(_at_least, _vector_at_least)
+fire = _choose(_fire, _vector_fire)
 nonzero = _choose(_nonzero, _vector_nonzero)

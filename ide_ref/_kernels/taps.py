@@ -17,7 +17,7 @@ CHANNELS = 64  # rows of a weight tile: with WIDEST bytes each they stay in the 
 @njit(cache=True, nogil=True)
 def _list_events(cells, at, events, values):
     """Events of cells (n,) into events[at:] and values[at:]; returns their number."""
-    n_events = nonzero(cells, 0, cells.shape[0], cells.dtype.type(0), events, at)
+    n_events = nonzero(cells, 0, cells.shape[0], events, at)
     for e in range(at, at + n_events):
         values[e] = cells[events[e]]
     return n_events
@@ -88,7 +88,7 @@ def _list_by_channel(cells, part_of, events, starts, following, index, values):
     """
     n_channels = cells.shape[1]
     flat = cells.reshape(-1)
-    n_events = nonzero(flat, 0, flat.shape[0], flat.dtype.type(0), events, 0)
+    n_events = nonzero(flat, 0, flat.shape[0], events, 0)
     starts[1:] = 0
     for again in range(2):
         p = 0
