@@ -484,7 +484,7 @@ class FrozenConnection:
     def at(self, pre: NDArray) -> tuple[NDArray, FrozenConnection]:
         """The output for given rates, and the connection as it is linearised there.
 
-        That keeps z, which the parameters' gradient needs; and where it couples the samples of a batch, their statistics.
+        That keeps z, which the parameters' gradient needs; and the batch's statistics where it couples the samples.
         """
         if self.norm is not None:
             z = self.raw(pre)

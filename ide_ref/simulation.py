@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ide_ref import _checks
 from ide_ref._kernels import memory
 from ide_ref._kernels import rollout as _rollout
+from ide_ref._kernels.events import block_of
 from ide_ref.network import Frozen, Network, of_population
 from ide_ref.synapses import in_blocks, to_cells
 
@@ -133,6 +134,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         margin,
         spikes,
         potentials,
+        block_of(n_batch),
     )
     # Divided last: for IF the sum is a whole number, so the rate is correctly rounded.
     a /= dtype.type(net.neuron.total_weight(n_steps))

@@ -24,7 +24,7 @@ from ide_ref import _checks
 from ide_ref._kernels import dense as _dense
 from ide_ref._kernels import memory
 from ide_ref._kernels import taps as _taps
-from ide_ref._kernels.events import COLUMNS
+from ide_ref._kernels.events import COLUMNS, block_of
 from ide_ref._kernels.rows import TILE
 
 Shape = tuple[int, ...]
@@ -373,7 +373,7 @@ class _Windowed(Synapse):
         if len(cells) == 1:
             _taps.product_one(cells, weights, runs.fine, runs.coarse, _taps.SHARES, out)
         else:
-            _taps.product(cells, weights, runs.fine, runs.coarse, out)
+            _taps.product(cells, weights, runs.fine, runs.coarse, block_of(len(cells)), out)
         return out.reshape(cells.shape[0], n_out)
 
     def apply(self, taps: NDArray, cells: NDArray) -> NDArray:

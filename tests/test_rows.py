@@ -15,6 +15,7 @@ pytestmark = pytest.mark.kernels
 
 plain_add_rows = njit(rows._add_rows)
 plain_add_rows_through = njit(rows._add_rows_through)
+plain_add_runs = njit(rows._add_runs)
 plain_tile_product = njit(rows._tile_product)
 plain_copy_panel = njit(rows._copy_panel)
 plain_fire = njit(rows._fire)
@@ -29,6 +30,11 @@ def add_rows(out, at, width, w, first, stride, index, values, lo, hi):
 @njit
 def add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at):
     rows.add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at)
+
+
+@njit
+def add_runs(out, width, w, index, values, runs, n_runs):
+    rows.add_runs(out, width, w, index, values, runs, n_runs)
 
 
 @njit
@@ -96,6 +102,31 @@ def test_rows_are_added_where_and_as_often_as_told(dtype, width, n_rows, n_event
 
 @given(
     dtype=DTYPES,
+    width=st.one_of(st.sampled_from([32, 64]), st.integers(1, 70)),
+    n_events=st.integers(0, 20),
+    n_runs=st.integers(0, 6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_runs_are_summed_one_by_one(dtype, width, n_events, n_runs, seed):
+    rng = np.random.default_rng(seed)
+    w, out = sixteenths(rng, (12, width), dtype), sixteenths(rng, 5 * width + 1, dtype)
+    index, values = rng.integers(0, 9, n_events).astype(np.uint32), sixteenths(rng, n_events, dtype)
+    bounds = np.sort(rng.integers(0, n_events + 1, (n_runs + 1, 2)))
+    first, at = rng.integers(0, 3, n_runs + 1) * width, rng.integers(0, 4 * width + 1, n_runs + 1)
+    runs = np.column_stack([bounds, first, at])
+    expected = out.copy()
+    for lo, hi, begin, to in runs[:n_runs]:
+        for e in range(lo, hi):
+            flat = begin + width * int(index[e])
+            expected[to : to + width] += values[e] * w.ravel()[flat : flat + width]
+    for function in (add_runs, plain_add_runs):
+        found = out.copy()
+        function(found, width, w, index, values, runs, n_runs)
+        np.testing.assert_array_equal(found, expected)
+
+
+@given(
+    dtype=DTYPES,
     depth=st.integers(0, 40),
     spare=st.integers(0, 7),
     seed=st.integers(0, 2**32 - 1),
@@ -156,8 +187,9 @@ def test_neurons_fire_and_tell_what_was_not_expected(dtype, n, at, seed):
         assert (n_events, n_spikes) == (told.size, s.sum())
         np.testing.assert_array_equal(events[1 : 1 + n_events], told)
         np.testing.assert_array_equal(values[1 : 1 + n_events], s[told] - expected[1:][told].astype(dtype))
-        assert events[0] == values[0] == 99
-        assert np.all(events[1 + n_events :] == 99) and np.all(values[1 + n_events :] == 99)
+        for array in (events, values):
+            assert array[0] == 99
+            assert np.all(array[1 + n_events :] == 99)
 
 
 @given(

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import ide_ref
-from ide_ref import IF, LIF, build, freeze, simulate
+from ide_ref import IF, LIF, build, freeze, simulate, simulation
 
 pytestmark = pytest.mark.kernels
 
@@ -34,6 +34,35 @@ def test_float32_fires_the_same_exact_spikes(case):
     assert rates.a.dtype == rates.potentials.dtype == np.float32
     np.testing.assert_array_equal(rates.spikes, spikes)
     np.testing.assert_array_equal(rates.potentials, potentials)
+
+
+@given(case=st.one_of(cases(exact=True), cases(exact=True, dtype=np.float32)), data=st.data())
+def test_spikes_do_not_depend_on_what_is_expected(case, data):
+    """Whenever neurons are told to go on as before, they fire the same; and they send what differs, and the changes."""
+    revise = np.array(data.draw(st.lists(st.booleans(), min_size=case.n_steps, max_size=case.n_steps)))
+    spikes, potentials, _ = case.rollout()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "expectations", lambda n_steps: revise)
+        rates = simulate(case.frozen, case.x, case.n_steps, record=True)
+    np.testing.assert_array_equal(rates.spikes, spikes)
+    np.testing.assert_array_equal(rates.potentials, potentials)
+
+    weights = case.network.neuron.leak ** np.arange(case.n_steps - 1, -1, -1.0)
+    expected = np.zeros_like(spikes[:, 0])
+    n_events = np.zeros_like(expected, dtype=np.int64)
+    for t in range(case.n_steps):
+        if revise[t]:
+            most = np.tensordot(spikes[:, :t], weights[:t], (1, 0)) > weights[:t].sum() / 2
+            n_events += most != expected
+            expected = most
+        n_events += spikes[:, t] != expected
+    for i, place in enumerate(case.places()):
+        np.testing.assert_array_equal(rates.n_events[:, i], n_events[:, place].sum(axis=1))
+
+
+def test_expectations_are_revised_when_there_is_something_to_judge_by():
+    revised = {n_steps: np.flatnonzero(simulation.expectations(n_steps)).tolist() for n_steps in (1, 5, 6, 7, 30, 100)}
+    assert revised == {1: [], 5: [], 6: [], 7: [4], 30: [4, 8, 16], 100: [4, 8, 16, 32, 64]}
 
 
 @given(case=cases())
@@ -69,7 +98,7 @@ def test_balance_holds_at_every_step(case):
     np.testing.assert_allclose(rates.a, before, rtol=0, atol=1e-14)
 
 
-def wide_case(n_batch=70, n_steps=6):
+def wide_case(n_batch=70, n_steps=9):
     rng = np.random.default_rng(3)
     network = build("37 (F37)", input_shape=(53,), n_classes=3, neuron=LIF())
     params = network.init(rng)
@@ -92,7 +121,7 @@ def test_no_bit_depends_on_batch_split_or_threads(cut, threads):
         parts = [simulate(frozen, part, n_steps) for part in (x[:cut], x[cut:]) if len(part)]
     finally:
         numba.set_num_threads(before)
-    for name in ("a", "u", "n_spikes", "margin"):
+    for name in ("a", "u", "n_spikes", "n_events", "margin"):
         joined = np.concatenate([getattr(part, name) for part in parts])
         np.testing.assert_array_equal(joined, getattr(whole, name))
 

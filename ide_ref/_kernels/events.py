@@ -9,14 +9,21 @@ or a whole row of a kernel; the sums have the same order, so the same bits.
 """
 
 import numpy as np
-from numba import njit
+from numba import get_num_threads, njit
 
-from ide_ref._kernels.rows import add_rows
+from ide_ref._kernels.rows import add_runs
 
 JOIN = 8  # events a position below which longer runs win: the output is loaded and stored less often
-BLOCK = 4  # samples that share a tile of weights while it is near
+BLOCK = 8  # most samples that share a tile of weights while it is near
 CHUNK = 128  # most channels of a tile
 COLUMNS = 64  # of a tile, which in float32 just fills the first-level cache
+
+
+def block_of(n_batch):
+    """Samples of a block, up to BLOCK, such that every thread has as many blocks. Compiled, it could not be cached."""
+    n_threads = get_num_threads()
+    n_blocks = max(1, -(-n_batch // (BLOCK * n_threads))) * n_threads
+    return max(1, -(-n_batch // n_blocks))
 
 
 @njit(cache=True, nogil=True)
@@ -52,22 +59,24 @@ def propagate(
     """
     n_chunks = c_in // size
     n_tiles = 1 if joined else n_chunks
+    listed = np.empty((places.shape[0] * (q_last - q_first), 4), np.int64)
     for j in range(0, c_out, COLUMNS):
         width = min(COLUMNS, c_out - j)
         block = w_at + n_taps * c_in * j
         for r in range(runs.shape[0]):
             for tile in range(n_tiles):
+                n = 0
                 for i in range(places.shape[0]):
                     for q in range(q_first, q_last):
                         p = runs[r, q, 0]
                         if p == runs[r, q, 1]:
                             continue
-                        lo = first[i, p * n_chunks + tile]
-                        hi = first[i, runs[r, q, 1] * n_chunks if joined else p * n_chunks + tile + 1]
-                        if lo < hi:
-                            row = block + runs[r, q, 2] * c_in * width
-                            at = places[i] + q * c_out + j
-                            add_rows(out, at, width, weights, row, width, events, values, lo, hi)
+                        listed[n, 0] = first[i, p * n_chunks + tile]
+                        listed[n, 1] = first[i, runs[r, q, 1] * n_chunks if joined else p * n_chunks + tile + 1]
+                        listed[n, 2] = block + runs[r, q, 2] * c_in * width
+                        listed[n, 3] = places[i] + q * c_out + j
+                        n += listed[n, 0] < listed[n, 1]
+                add_runs(out, width, weights, events, values, listed, n)
 
 
 @njit(cache=True, nogil=True)

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit, prange
 
-from ide_ref._kernels.events import BLOCK, JOIN, chunk_of, locate, propagate, propagate_depthwise
+from ide_ref._kernels.events import JOIN, chunk_of, locate, propagate, propagate_depthwise
 from ide_ref._kernels.rows import fire, nonzero
 
 # Columns of the connection table.
@@ -94,6 +94,7 @@ def rollout(
     margin,
     spikes,
     potentials,
+    share,
 ):
     """(STEP) for t = 0..T-1 over the graph, event by event, and (RATE).
 
@@ -117,6 +118,7 @@ def rollout(
     n_spikes, n_events : (B, L)  overwritten: spikes a population fired in all steps, and events it sent.
     margin : (B,)  overwritten: smallest |v - V_th| met.
     spikes, potentials : (B, T, n) recordings, or (B, 0, 0) for none.
+    share : samples of a block, see ``block_of``.
 
     A population's event list is replaced when it has been updated, so a connection from an earlier
     population reads s[t + 1], and one from the same or a later population s[t]: the rule of (LAYERS).
@@ -132,9 +134,9 @@ def rollout(
     n_located = 1
     for i in range(table.shape[0]):
         n_located = max(n_located, table[i, N_IN] * (table[i, C_IN] // chunk_of(table[i, C_IN])))
-    for block in prange((n_batch + BLOCK - 1) // BLOCK):
-        b_first = block * BLOCK
-        size = min(BLOCK, n_batch - b_first)
+    for block in prange((n_batch + share - 1) // share):
+        b_first = block * share
+        size = min(share, n_batch - b_first)
         scratch = np.empty((size, largest), drive.dtype)
         places = np.empty(size, np.int64)
         first = np.empty((size, n_located + 1), np.int64)

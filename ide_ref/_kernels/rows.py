@@ -15,7 +15,7 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["TILE", "add_rows", "add_rows_through", "copy_panel", "fire", "nonzero", "tile_product"]
+__all__ = ["TILE", "add_rows", "add_rows_through", "add_runs", "copy_panel", "fire", "nonzero", "tile_product"]
 
 WIDEST = 384  # bytes of the output held in registers: twelve of AVX2's sixteen
 LINE = 64  # bytes of a tile's row, and of the vectors that are searched
@@ -58,23 +58,11 @@ def _at(builder, base, place, vector):
     return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
 
 
-def _emit_add_rows(context, builder, signature, args, through):
-    out, rows, index, values = (_data(context, builder, signature, args, i) for i in (0, 3, 6, 7))
-    at, width, first, stride, lo, hi = (_int_arg(context, builder, signature, args, i) for i in (1, 2, 4, 5, 8, 9))
-    out, rows = builder.gep(out, [at]), builder.gep(rows, [first])
-    if through:
-        table = builder.gep(
-            _data(context, builder, signature, args, 10), [_int_arg(context, builder, signature, args, 11)]
-        )
-    real = context.get_data_type(signature.args[0].dtype)
-    size_of = signature.args[0].dtype.bitwidth // 8
-    column = cgutils.alloca_once_value(builder, _int(0))
+def _emit_sum(builder, real, size_of, out, rows, width, stride, index, values, lo, hi, shapes, table=None):
+    """out[j] += Σ over e from lo to hi of values[e] rows[stride index[e] + j], j < width, block by block of columns."""
+    column = cgutils.alloca_once(builder, _I64)
+    builder.store(_int(0), column)
     leave = builder.append_basic_block()
-    line = LINE // size_of
-    # The widest blocks as long as they fit; then of four, two and one vector of a line; then parts of a line.
-    shapes = [(WIDEST // LINE, line), (4, line), (2, line), (1, line)]
-    while shapes[-1][1] > 1:
-        shapes.append((1, shapes[-1][1] // 2))
     for n_vectors, lanes in shapes:
         vector = ir.VectorType(real, lanes) if lanes > 1 else real
         width_here = n_vectors * lanes
@@ -94,7 +82,7 @@ def _emit_add_rows(context, builder, signature, args, through):
         e = builder.phi(_I64)
         totals = [builder.phi(vector) for _ in places]
         i = builder.zext(builder.load(builder.gep(index, [e])), _I64)
-        if through:
+        if table is not None:
             i = builder.zext(builder.load(builder.gep(table, [i])), _I64)
         row = builder.gep(there, [builder.mul(i, stride)])
         x = _broadcast(builder, builder.load(builder.gep(values, [e])), vector)
@@ -114,7 +102,67 @@ def _emit_add_rows(context, builder, signature, args, through):
         builder.position_at_end(done)
     builder.branch(leave)
     builder.position_at_end(leave)
+
+
+def _shapes(size_of, widest):
+    """Blocks of columns, (vectors, lanes): of the widest, of four, two and one vector of a line; of parts of a line."""
+    line = LINE // size_of
+    shapes = [(n, line) for n in (WIDEST // LINE, 4, 2, 1) if n <= widest]
+    while shapes[-1][1] > 1:
+        shapes.append((1, shapes[-1][1] // 2))
+    return shapes
+
+
+def _emit_add_rows(context, builder, signature, args, through):
+    out, rows, index, values = (_data(context, builder, signature, args, i) for i in (0, 3, 6, 7))
+    at, width, first, stride, lo, hi = (_int_arg(context, builder, signature, args, i) for i in (1, 2, 4, 5, 8, 9))
+    table = None
+    if through:
+        table = builder.gep(
+            _data(context, builder, signature, args, 10), [_int_arg(context, builder, signature, args, 11)]
+        )
+    dtype = signature.args[0].dtype
+    size_of = dtype.bitwidth // 8
+    _emit_sum(
+        builder, context.get_data_type(dtype), size_of, builder.gep(out, [at]), builder.gep(rows, [first]), width,
+        stride, index, values, lo, hi, _shapes(size_of, WIDEST // LINE), table,
+    )  # fmt: skip
     return context.get_dummy_value()
+
+
+def _emit_add_runs(context, builder, signature, args):
+    out, rows, index, values, runs = (_data(context, builder, signature, args, i) for i in (0, 2, 3, 4, 5))
+    width, n_runs = (_int_arg(context, builder, signature, args, i) for i in (1, 6))
+    dtype = signature.args[0].dtype
+    size_of = dtype.bitwidth // 8
+
+    def every_run(width):
+        with cgutils.for_range(builder, n_runs, intp=_I64) as loop:
+            run = builder.gep(runs, [builder.mul(loop.index, _int(4))])
+            lo, hi, first, at = (builder.load(builder.gep(run, [_int(k)])) for k in range(4))
+            _emit_sum(
+                builder, context.get_data_type(dtype), size_of, builder.gep(out, [at]), builder.gep(rows, [first]),
+                width, width, index, values, lo, hi, _shapes(size_of, 4),
+            )  # fmt: skip
+
+    # A width the compiler knows saves a twentieth, so the usual one gets code of its own.
+    usual = _int(4 * LINE // size_of)
+    with builder.if_else(builder.icmp_signed("==", width, usual)) as (then, otherwise):
+        with then:
+            every_run(usual)
+        with otherwise:
+            every_run(width)
+    return context.get_dummy_value()
+
+
+def _add_runs(out, width, rows, index, values, runs, n_runs):
+    """Many sums like those of ``add_rows`` with rows of ``width`` end to end; runs[k] is (lo, hi, first, at) of one."""
+    out, rows = out.reshape(-1), rows.reshape(-1)
+    index, values = index.reshape(-1), values.reshape(-1)
+    for k in range(n_runs):
+        for e in range(runs[k, 0], runs[k, 1]):
+            for j in range(width):
+                out[runs[k, 3] + j] += values[e] * rows[runs[k, 2] + width * index[e] + j]
 
 
 def _join(phis, before, begin, after, step):
@@ -255,9 +303,8 @@ def _emit_nonzero(context, builder, signature, args):
         mask = builder.bitcast(hits, ir.IntType(lanes))
         _for_each_bit(builder, mask, lambda lowest: note(builder.add(first, builder.zext(lowest, _I64))))
     with cgutils.for_range_slice(builder, builder.mul(whole, _int(lanes)), n, _int(1), intp=_I64) as (i, _):
-        with builder.if_then(
-            builder.fcmp_unordered("!=", builder.load(builder.gep(values, [i])), ir.Constant(real, 0.0))
-        ):
+        hit = builder.fcmp_unordered("!=", builder.load(builder.gep(values, [i])), ir.Constant(real, 0.0))
+        with builder.if_then(hit):
             note(i)
     return builder.sub(builder.load(place), found_at)
 
@@ -366,6 +413,11 @@ def _vector_add_rows_through(context, out, at, width, rows, first, stride, index
 
 
 @intrinsic
+def _vector_add_runs(context, out, width, rows, index, values, runs, n_runs):
+    return types.void(out, width, rows, index, values, runs, n_runs), _emit_add_runs
+
+
+@intrinsic
 def _vector_copy_panel(context, panel, w, at, stride, depth):
     return types.void(panel, w, at, stride, depth), _emit_copy_panel
 
@@ -394,6 +446,7 @@ def _choose(plain: Callable, vector: Callable) -> Callable:
 
 add_rows = _choose(_add_rows, _vector_add_rows)
 add_rows_through = _choose(_add_rows_through, _vector_add_rows_through)
+add_runs = _choose(_add_runs, _vector_add_runs)
 copy_panel = _choose(_copy_panel, _vector_copy_panel)
 tile_product = _choose(_tile_product, _vector_tile_product)
 fire = _choose(_fire, _vector_fire)

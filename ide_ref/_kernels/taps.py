@@ -7,11 +7,11 @@ see ``events``; exchanging what sends and what receives (and the axes of the wei
 import numpy as np
 from numba import njit, prange
 
-from ide_ref._kernels.events import BLOCK, JOIN, chunk_of, locate, propagate
-from ide_ref._kernels.rows import WIDEST, add_rows_through, nonzero
+from ide_ref._kernels.events import COLUMNS, JOIN, chunk_of, locate, propagate
+from ide_ref._kernels.rows import add_rows_through, nonzero
 
 SHARES = 4  # of one sample's output positions
-CHANNELS = 64  # rows of a weight tile: with WIDEST bytes each they stay in the first-level cache
+CHANNELS = 32  # rows of a weight tile, which stays in the first-level cache beside a sample's rows
 
 
 @njit(cache=True, nogil=True)
@@ -24,20 +24,20 @@ def _list_events(cells, at, events, values):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def product(cells, weights, fine, coarse, out):
+def product(cells, weights, fine, coarse, share, out):
     """The map of a batch: cells (B, P, C_in), weights as ``propagate`` has them; overwrites out (B, Q, C_out).
 
     Cells that are 0 are passed over: Mβ and rates are sparse, (ACTIVE). ``fine`` and ``coarse`` say the same with
-    short runs and with long ones.
+    short runs and with long ones. A task takes ``share`` samples, see ``block_of``.
     """
     n_batch, n_positions, c_in = cells.shape
     n_out, c_out = out.shape[1:]
     n = n_positions * c_in
     n_taps = fine.shape[0]
     chunk = chunk_of(c_in)
-    for block in prange((n_batch + BLOCK - 1) // BLOCK):
-        b_first = block * BLOCK
-        size = min(BLOCK, n_batch - b_first)
+    for block in prange((n_batch + share - 1) // share):
+        b_first = block * share
+        size = min(share, n_batch - b_first)
         events = np.empty(size * n, np.uint32)
         values = np.empty(size * n, cells.dtype)
         places = np.empty(size, np.int64)
@@ -127,12 +127,15 @@ def hebbian(cells, others, table, part_of, part_of_tap, out):
     n_others, depth = others.shape[1:]
     n_taps = table.shape[0]
     n_lists = (max(part_of.max(), part_of_tap.max()) + 1) * n_channels
-    # A row of zeros behind each sample's stands for no position.
-    rows = np.empty((n_batch, n_others + 1, depth), others.dtype)
+    # In blocks of columns, like weights, so that a sample's rows lie in one piece and fit the first-level cache; a row
+    # of zeros behind them stands for no position.
+    n_columns = (depth + COLUMNS - 1) // COLUMNS
+    rows = np.zeros((n_columns, n_batch, n_others + 1, COLUMNS), others.dtype)
     starts = np.empty((n_batch, n_lists + 1), np.int64)
     for b in prange(n_batch):
-        rows[b, :n_others] = others[b]
-        rows[b, n_others] = 0
+        for j in range(n_columns):
+            width = min(COLUMNS, depth - j * COLUMNS)
+            rows[j, b, :n_others, :width] = others[b, :, j * COLUMNS : j * COLUMNS + width]
         n_events = 0
         for p in range(n_positions):
             for c in range(n_channels):
@@ -149,23 +152,23 @@ def hebbian(cells, others, table, part_of, part_of_tap, out):
         following = np.empty(n_lists, np.int64)
         _list_by_channel(cells[b], part_of, events, starts[b], following, index, values)
 
-    width = WIDEST // out.itemsize
-    n_columns = (depth + width - 1) // width
     n_rows = (n_channels + CHANNELS - 1) // CHANNELS
     for task in prange(n_taps * n_rows * n_columns):
         k = task // (n_rows * n_columns)
         c_first = task // n_columns % n_rows * CHANNELS
         c_last = min(c_first + CHANNELS, n_channels)
-        j = task % n_columns * width
+        j = task % n_columns
+        width = min(COLUMNS, depth - j * COLUMNS)
         part = part_of_tap[k] * n_channels
-        out[k, c_first:c_last, j : j + width] = 0
+        tile = np.zeros((c_last - c_first, COLUMNS), out.dtype)
         for b in range(n_batch):
+            first = (j * n_batch + b) * (n_others + 1) * COLUMNS
             for c in range(c_first, c_last):
                 add_rows_through(
-                    out, (k * n_channels + c) * depth + j, min(width, depth - j),
-                    rows, b * (n_others + 1) * depth + j, depth,
-                    index, values, starts[b, part + c], starts[b, part + c + 1], table, k * n_positions,
+                    tile, (c - c_first) * COLUMNS, width, rows, first, COLUMNS, index, values,
+                    starts[b, part + c], starts[b, part + c + 1], table, k * n_positions,
                 )  # fmt: skip
+        out[k, c_first:c_last, j * COLUMNS : j * COLUMNS + width] = tile[:, :width]
 
 
 @njit(parallel=True, cache=True, nogil=True)
