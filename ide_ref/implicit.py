@@ -117,7 +117,7 @@ def solve_beta(
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
     swept = last.pop() if last else None
-    if swept and swept[0] is solution.x and elsewhere is None and at in (None, jacobian):
+    if swept and swept[0] is solution.x and elsewhere is None and (at is None or at is jacobian):
         return *swept[1:], solution
     del swept
     beta, delta = (at or jacobian).spread_back(solution.x, elsewhere)
