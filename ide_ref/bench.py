@@ -66,6 +66,9 @@ class Timing:
         Spikes a neuron and step in the last step.
     events_per_second : float
         Synaptic events of the rollout: spikes times receivers.
+    sent_per_second : float
+        The events the rollout sent for them times receivers, fewer where spikes were expected: what the machine's
+        limits are compared with.
     sweeps : float
         Mean products with Jᵀ a step.
     peak_mebibytes : float
@@ -90,6 +93,7 @@ class Timing:
     matrix_rate: float
     firing_rate: float
     events_per_second: float
+    sent_per_second: float
     sweeps: float
     peak_mebibytes: float
     data: str
@@ -290,12 +294,12 @@ def run(
             for _ in range((0 if found else warm_up) + repeats):
                 first = step * size % max(1, len(order) - size + 1)
                 x, y = load_batch(preset, data, "train", order[first : first + size])
-                times, params, velocity, n_spikes, products = _step(preset, params, velocity, x, y, seed, step)
+                times, params, velocity, counts, products = _step(preset, params, velocity, x, y, seed, step)
                 step += 1
                 records.append(times)
                 sweeps.append(products)
             found.append(
-                _timing(preset, params, x, records[-repeats:], sweeps[-repeats:], n_spikes, n_threads, rate, data.name)
+                _timing(preset, params, x, records[-repeats:], sweeps[-repeats:], counts, n_threads, rate, data.name)
             )
     finally:
         numba.set_num_threads(before)
@@ -308,13 +312,14 @@ def _timing(
     x: NDArray,
     records: list[dict[str, float]],
     sweeps: list[int],
-    n_spikes: NDArray,
+    counts: tuple[NDArray, NDArray],
     threads: int,
     rate: float,
     data: str,
 ) -> Timing:
     totals = [sum(r.values()) for r in records]
     network, n_steps = preset.network, preset.recipe.n_steps
+    n_spikes, n_events = counts
     frozen = freeze(network, params)
     forward = median_seconds(lambda: read_out(frozen, simulate(frozen, x, n_steps)), len(records))
     stages = {name: float(np.median([r[name] for r in records])) for name in STAGES}
@@ -337,6 +342,7 @@ def _timing(
         matrix_rate=rate,
         firing_rate=float(n_spikes.sum()) / (len(x) * network.state_size * n_steps),
         events_per_second=_events(network, n_spikes) / stages["rollout"],
+        sent_per_second=_events(network, n_events) / stages["rollout"],
         sweeps=float(np.mean(sweeps)),
         peak_mebibytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
         data=data,
@@ -344,7 +350,7 @@ def _timing(
 
 
 def _events(network: Network, n_spikes: NDArray) -> float:
-    """Synaptic events of a rollout: each population's spikes times the mean receivers of its neurons."""
+    """Synaptic events of a rollout: each population's spikes, or events, times the mean receivers of its neurons."""
     total = 0.0
     for c, (source, _) in zip(network.connections, network.ends, strict=True):
         if source >= 0:
@@ -354,7 +360,7 @@ def _events(network: Network, n_spikes: NDArray) -> float:
 
 def _step(
     preset: Preset, params: Params, velocity: Mapping[str, NDArray], x: NDArray, y: NDArray, seed: int, step: int
-) -> tuple[dict[str, float], Params, Mapping[str, NDArray], NDArray, int]:
+) -> tuple[dict[str, float], Params, Mapping[str, NDArray], tuple[NDArray, NDArray], int]:
     """One training step, stage by stage: the calls of ``implicit.backward`` with a clock between them."""
     recipe, network = preset.recipe, preset.network
     times: dict[str, float] = {}
@@ -390,7 +396,7 @@ def _step(
     params, velocity = optimiser.step(changed, velocity, {**grads, **found}, rate=lr)
     params = network.project(params, profile=preset.profile)
     lap("update")
-    return times, params, velocity, rates.n_spikes, solution.n_products
+    return times, params, velocity, (rates.n_spikes, rates.n_events), solution.n_products
 
 
 def table(timings: list[Timing], limits: Mapping[str, float]) -> str:
@@ -409,7 +415,7 @@ def table(timings: list[Timing], limits: Mapping[str, float]) -> str:
         stages = "  ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in t.stages.items())
         lines.append(
             f"  ms: {stages}\n  step {1e3 * t.fastest:.1f} to {1e3 * t.slowest:.1f} ms; "
-            f"firing rate {t.firing_rate:.4f}; on {t.data}"
+            f"firing rate {t.firing_rate:.4f}; {t.sent_per_second:.2e} events/s sent; on {t.data}"
         )
     if timings:
         lines.append(f"matrix product (float32, n = {MATRIX}): {timings[0].matrix_rate / 1e9:.0f} GFLOP/s")
