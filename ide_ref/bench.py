@@ -375,7 +375,7 @@ def _step(
     rng = generator(seed, "batch", 0, step)
     frozen = freeze(network, params, x, training=True, rng=rng, profile=preset.profile)
     lap("freeze")
-    rates = simulate(frozen, x, recipe.n_steps)
+    rates = simulate(frozen, x, recipe.n_steps).without_potentials()
     lap("rollout")
     _, d_logits = cross_entropy(read_out(frozen, rates), y)
     g, grads = frozen.read_out_pull_back(rates, d_logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,10 @@ class Rates:
     def of(self, population: str) -> NDArray:
         """(B, *shape) average rates of one population."""
         return of_population(self.network, self.a, population)
+
+    def without_potentials(self) -> Rates:
+        """The same without u[T], for which training has no use and which is 80 MB in the larger networks: u is (B, 0)."""
+        return replace(self, u=self.u[:, :0].copy(), spikes=None, potentials=None)
 
     @property
     def mean_spikes(self) -> dict[str, float]:

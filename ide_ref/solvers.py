@@ -153,7 +153,8 @@ def anderson(
     n_batch, n = b.shape
     size = norms(b)
     x = np.zeros_like(b) if x0 is None else x0
-    steps = np.zeros((n_batch, memory, n), b.dtype)
+    # Of the last steps: changes of the residual, and steps plus changes.
+    sums = np.zeros((n_batch, memory, n), b.dtype)
     changes = np.zeros((n_batch, memory, n), b.dtype)
     gram = np.zeros((n_batch, memory, memory))
     ridge = 10.0 * np.finfo(b.dtype).eps
@@ -175,13 +176,13 @@ def anderson(
             system[:, range(used), range(used)] += ridge
             right = np.einsum("bmn,bn->bm", changes[:, :used], r) / scale
             weights = (np.linalg.solve(system, right[:, :, None])[:, :, 0] / scale).astype(b.dtype)
-            move = r - np.einsum("bm,bmn->bn", weights, steps[:, :used] + changes[:, :used])
+            move = r - np.einsum("bm,bmn->bn", weights, sums[:, :used])
         after = x + move
         r_after = b + product(after) - after
         n_products += 1
         slot = k % memory
-        steps[:, slot] = move
-        changes[:, slot] = r_after - r
+        np.subtract(r_after, r, out=changes[:, slot])
+        np.add(move, changes[:, slot], out=sums[:, slot])
         row = np.einsum("bmn,bn->bm", changes, changes[:, slot])
         gram[:, slot, :] = row
         gram[:, :, slot] = row

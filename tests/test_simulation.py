@@ -165,6 +165,18 @@ def test_a_frozen_batch_wants_its_own_size():
         simulate(frozen, x[:4], 3)
 
 
+def test_without_potentials_the_rates_are_the_same():
+    frozen, x, n_steps = wide_case(5)
+    whole = simulate(frozen, x, n_steps, record=True)
+    lean = whole.without_potentials()
+    assert lean.u.shape == (5, 0)
+    assert lean.u.base is None
+    assert lean.spikes is None
+    assert lean.potentials is None
+    for name in ("a", "x_mean", "n_spikes", "n_events", "margin", "n_steps"):
+        assert getattr(lean, name) is getattr(whole, name)
+
+
 def test_populations_come_back_in_their_shape():
     network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
     rates = simulate(freeze(network, network.init(np.random.default_rng(0))), np.ones((5, 3)), 3)

@@ -232,7 +232,7 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
     rng = generator(state.seed, "batch", state.epoch, state.step)
     x, y = load_batch(preset, data, "train", indices, rng=rng)
     frozen = freeze(network, params, x, training=True, rng=rng, profile=preset.profile)
-    rates = simulate(frozen, x, recipe.n_steps)
+    rates = simulate(frozen, x, recipe.n_steps).without_potentials()
     logits = read_out(frozen, rates)
     loss, d_logits = cross_entropy(logits, y)
     if not math.isfinite(loss):
