@@ -55,7 +55,7 @@ class Rates:
         return of_population(self.network, self.a, population)
 
     def without_potentials(self) -> Rates:
-        """The same without u[T], for which training has no use and which is 80 MB in the larger networks: u is (B, 0)."""
+        """The same without u[T], (B, 0): training has no use for it, and it is 80 MB in the larger networks."""
         return replace(self, u=self.u[:, :0].copy(), spikes=None, potentials=None)
 
     @property
