@@ -395,7 +395,7 @@ class FrozenConnection:
     singular : SingularPair or None
         Leading singular pair of W̄ under a restriction.
     z : (B, n_to) array or None
-        W x̄ + b of the batch whose statistics are in ``norm``, or W a + b where it was linearised.
+        W x̄ + b of the batch whose statistics are in ``norm``.
     couples : bool
         Whether rates sent through this connection are normalised with their own batch's statistics,
         ``Profile.batch_statistics_in_beta``.
@@ -484,14 +484,12 @@ class FrozenConnection:
     def at(self, pre: NDArray) -> tuple[NDArray, FrozenConnection]:
         """The output for given rates, and the connection as it is linearised there.
 
-        That keeps z, which the parameters' gradient needs; and the batch's statistics where it couples the samples.
+        That is the connection itself unless it couples the samples of a batch.
         """
-        if self.norm is not None:
+        if self.couples and self.norm is not None:
             z = self.raw(pre)
-            here = replace(self, z=z)
-            if self.couples:
-                mean, variance = constraints.batch_statistics(z, self.synapse.out_shape[0])
-                here = replace(here, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True))
+            mean, variance = constraints.batch_statistics(z, self.synapse.out_shape[0])
+            here = replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
             return here.normalise(z), here
         out = self.linear(pre)
         constant = self.constant

@@ -1,5 +1,7 @@
 """(BETA) and (HEBB) against dense linear algebra and against differences of the exact equilibrium."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import apply, cases
@@ -21,6 +23,7 @@ from ide_ref import (
     solve,
 )
 from ide_ref.constraints import running_update
+from ide_ref.implicit import hebbian
 from ide_ref.solvers import SOLVERS, require
 from ide_ref.verify import check_gradient
 
@@ -112,6 +115,22 @@ def test_beta_and_gradients_of_every_graph_are_the_dense_ones(case, recompute):
         if c.bias:
             bias = post.reshape(-1, c.synapse.out_shape[0]).sum(axis=0)
             np.testing.assert_allclose(back.gradients[f"{c.name}.bias"], bias, atol=1e-12)
+
+
+@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+def test_outer_products_follow_the_rates_they_are_given(case, seed):
+    """A linearisation moved to other rates: with constant statistics its connections are those linearised there."""
+    frozen, rng = case.frozen, np.random.default_rng(seed)
+    state = simulate(frozen, case.x, case.n_steps)
+    drive, others = frozen.drive(state.x_mean), rng.random(state.a.shape)
+    delta = rng.normal(size=state.a.shape)
+    moved = replace(linearise(frozen, state.a, drive), forward=others, feedback=others)
+    found, statistics = hebbian(moved, delta, state.x_mean)
+    expected, statistics_there = hebbian(linearise(frozen, others, drive), delta, state.x_mean)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    for name in statistics_there:
+        np.testing.assert_array_equal(statistics[name], statistics_there[name], err_msg=name)
 
 
 @given(case=cases(max_populations=5), seed=st.integers(0, 2**32 - 1))

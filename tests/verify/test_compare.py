@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from oracle import gradient
-from small import problem
+from small import STRUCTURES, problem
 
 import ide_ref
 from ide_ref.verify import MISTAKES, Context, check_gradient, compare
@@ -74,6 +74,19 @@ def test_planted_mistakes_are_named(mistake):
     assert report.mistake == mistake, report.table()
     assert report.suspects[0].says in report.table()
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("mistake", ["last frame for the mean input", "plain mean of the input", "input summed"])
+def test_a_wrong_input_changes_what_the_input_reaches_alone(mistake, monkeypatch):
+    monkeypatch.setitem(STRUCTURES, "two layers of spikes", ("4C5s-6C3s (F4C3u)", (2, 8, 8), 6))
+    frozen, rates, x, d_logits, _ = situation("two layers of spikes")
+    context = Context(frozen, rates, d_logits, x)
+    right = context.gradients()
+    (planted,) = (m.plant(context) for m in MISTAKES if m.name == mistake)
+    for name, value in planted.items():
+        if not name.startswith("input."):
+            np.testing.assert_array_equal(value, right[name], err_msg=name)
+    assert not np.allclose(planted["input.weight"], right["input.weight"])
 
 
 def test_every_mistake_of_the_library_is_planted_here():
