@@ -349,12 +349,12 @@ def _timing(
     )
 
 
-def _events(network: Network, n_spikes: NDArray) -> float:
+def _events(network: Network, sent: NDArray) -> float:
     """Synaptic events of a rollout: each population's spikes, or events, times the mean receivers of its neurons."""
     total = 0.0
     for c, (source, _) in zip(network.connections, network.ends, strict=True):
         if source >= 0:
-            total += float(n_spikes[:, source].sum()) * c.synapse.n_multiplications / c.synapse.n_in
+            total += float(sent[:, source].sum()) * c.synapse.n_multiplications / c.synapse.n_in
     return total
 
 

@@ -92,7 +92,8 @@ def solve_beta(
     NotConverged
         Unless ``allow_unconverged``.
     """
-    for name, there in (("jacobian", jacobian), ("at", jacobian if at is None else at)):
+    at = jacobian if at is None else at
+    for name, there in (("jacobian", jacobian), ("at", at)):
         _checks.kind(name, there, Linearisation)
     g = jacobian.frozen.check_state("g", g, len(jacobian.slope))
     net = jacobian.frozen.network
@@ -116,11 +117,10 @@ def solve_beta(
     solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter)
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
-    swept = last.pop() if last else None
-    if swept and swept[0] is solution.x and elsewhere is None and (at is None or at is jacobian):
-        return *swept[1:], solution
-    del swept
-    beta, delta = (at or jacobian).spread_back(solution.x, elsewhere)
+    if at is jacobian and elsewhere is None and last and last[0][0] is solution.x:
+        return *last[0][1:], solution
+    last.clear()
+    beta, delta = at.spread_back(solution.x, elsewhere)
     return beta, delta, solution
 
 

@@ -196,7 +196,6 @@ _CIFAR = Recipe(
     flip=True,
     # Hidden connections are not restricted, so the plain iteration may not converge.
     solver="anderson",
-    tol=1e-1,
 )
 
 # Presets with LIF neurons; `load` puts IF neurons in their place on request.

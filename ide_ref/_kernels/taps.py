@@ -129,13 +129,14 @@ def hebbian(cells, others, table, part_of, part_of_tap, out):
     n_lists = (max(part_of.max(), part_of_tap.max()) + 1) * n_channels
     # In blocks of columns, like weights, so that a sample's rows lie in one piece and fit the first-level cache; a row
     # of zeros behind them stands for no position.
-    n_columns = (depth + COLUMNS - 1) // COLUMNS
-    rows = np.zeros((n_columns, n_batch, n_others + 1, COLUMNS), others.dtype)
+    columns = min(COLUMNS, depth)
+    n_columns = (depth + columns - 1) // columns
+    rows = np.zeros((n_columns, n_batch, n_others + 1, columns), others.dtype)
     starts = np.empty((n_batch, n_lists + 1), np.int64)
     for b in prange(n_batch):
         for j in range(n_columns):
-            width = min(COLUMNS, depth - j * COLUMNS)
-            rows[j, b, :n_others, :width] = others[b, :, j * COLUMNS : j * COLUMNS + width]
+            width = min(columns, depth - j * columns)
+            rows[j, b, :n_others, :width] = others[b, :, j * columns : j * columns + width]
         n_events = 0
         for p in range(n_positions):
             for c in range(n_channels):
@@ -158,17 +159,17 @@ def hebbian(cells, others, table, part_of, part_of_tap, out):
         c_first = task // n_columns % n_rows * CHANNELS
         c_last = min(c_first + CHANNELS, n_channels)
         j = task % n_columns
-        width = min(COLUMNS, depth - j * COLUMNS)
+        width = min(columns, depth - j * columns)
         part = part_of_tap[k] * n_channels
-        tile = np.zeros((c_last - c_first, COLUMNS), out.dtype)
+        tile = np.zeros((c_last - c_first, columns), out.dtype)
         for b in range(n_batch):
-            first = (j * n_batch + b) * (n_others + 1) * COLUMNS
+            first = (j * n_batch + b) * (n_others + 1) * columns
             for c in range(c_first, c_last):
                 add_rows_through(
-                    tile, (c - c_first) * COLUMNS, width, rows, first, COLUMNS, index, values,
+                    tile, (c - c_first) * columns, width, rows, first, columns, index, values,
                     starts[b, part + c], starts[b, part + c + 1], table, k * n_positions,
                 )  # fmt: skip
-        out[k, c_first:c_last, j * COLUMNS : j * COLUMNS + width] = tile[:, :width]
+        out[k, c_first:c_last, j * columns : j * columns + width] = tile[:, :width]
 
 
 @njit(parallel=True, cache=True, nogil=True)
