@@ -67,8 +67,7 @@ class Timing:
     events_per_second : float
         Synaptic events of the rollout: spikes times receivers.
     sent_per_second : float
-        The events the rollout sent for them times receivers, fewer where spikes were expected: what the machine's
-        limits are compared with.
+        The events that the rollout sent for them, times receivers: fewer where spikes were expected.
     sweeps : float
         Mean products with Jᵀ a step.
     peak_mebibytes : float

@@ -364,7 +364,7 @@ def bench(args: argparse.Namespace) -> int:
 
         figures.roofline(
             [
-                (f"{t.preset}, {t.dtype}, threads: {t.threads}", t.firing_rate, t.sent_per_second / t.threads)
+                (f"{t.preset}, {t.dtype}, threads: {t.threads}", t.firing_rate, t.events_per_second / t.threads)
                 for t in timings
             ],
             limits=limits,
