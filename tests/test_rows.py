@@ -53,8 +53,8 @@ def nonzero(values, at, n, found, found_at):
 
 
 @njit
-def fire(u, a, at, n, v_th, weight, expected, expected_at, events, values, events_at):
-    return rows.fire(u, a, at, n, v_th, weight, expected, expected_at, events, values, events_at)
+def fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, leak, constant):
+    return rows.fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, leak, constant)
 
 
 DTYPES = st.sampled_from([np.float32, np.float64])
@@ -166,25 +166,31 @@ def test_searches_find_what_comparisons_find(dtype, n, at, seed):
         assert np.all(found[1 + count :] == 99)
 
 
-@given(dtype=DTYPES, n=st.integers(0, 70), at=st.integers(0, 3), seed=st.integers(0, 2**32 - 1))
-def test_neurons_fire_and_tell_what_was_not_expected(dtype, n, at, seed):
+@given(dtype=DTYPES, n=st.integers(0, 70), at=st.integers(0, 3), go_on=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_neurons_fire_and_tell_what_was_not_expected(dtype, n, at, go_on, seed):
     rng = np.random.default_rng(seed)
-    u = rng.choice([-1.0, 0.5, 0.75, 1.0, 2.5, np.nan], size=n + at + 1).astype(dtype)
-    a = sixteenths(rng, n + at + 1, dtype)
+    u = rng.choice([-1.0, 0.5, 0.75, 1.0, 2.5, np.nan], size=n + at + 1, p=[0.2, 0.2, 0.1, 0.2, 0.2, 0.1]).astype(dtype)
+    a, constant = sixteenths(rng, n + at + 1, dtype), sixteenths(rng, n + 2, dtype)
     expected = rng.integers(0, 2, n + 2).astype(np.uint8)
     inside = slice(at, at + n)
     s = u[inside] >= 0.75
+    distance = np.abs(u[inside] - dtype(0.75))
     u_after, a_after = u.copy(), a.copy()
     u_after[inside] -= dtype(0.75) * s
+    if go_on:
+        u_after[inside] = dtype(0.5) * u_after[inside] + constant[1 : 1 + n]
     a_after[inside] += dtype(0.25) * s
     told = np.flatnonzero(s != expected[1 : 1 + n])
     for function in (fire, plain_fire):
         u_found, a_found = u.copy(), a.copy()
         events, values = np.full(n + 2, 99, np.uint32), np.full(n + 2, 99, dtype)
-        n_events, n_spikes = function(u_found, a_found, at, n, dtype(0.75), dtype(0.25), expected, 1, events, values, 1)
+        n_events, n_spikes, near = function(
+            u_found, a_found, at, n, dtype(0.75), dtype(0.25), expected, events, values, 1, go_on, dtype(0.5), constant
+        )
         np.testing.assert_array_equal(u_found, u_after)
         np.testing.assert_array_equal(a_found, a_after)
         assert (n_events, n_spikes) == (told.size, s.sum())
+        assert near == np.nanmin(distance, initial=np.inf)
         np.testing.assert_array_equal(events[1 : 1 + n_events], told)
         np.testing.assert_array_equal(values[1 : 1 + n_events], s[told] - expected[1:][told].astype(dtype))
         for array in (events, values):

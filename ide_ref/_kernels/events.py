@@ -11,12 +11,16 @@ or a whole row of a kernel; the sums have the same order, so the same bits.
 import numpy as np
 from numba import get_num_threads, njit
 
-from ide_ref._kernels.rows import add_runs
+from ide_ref._kernels.rows import LINE, add_runs, prefetch
 
 JOIN = 8  # events a position below which longer runs win: the output is loaded and stored less often
 BLOCK = 8  # most samples that share a tile of weights while it is near
 CHUNK = 128  # most channels of a tile
 COLUMNS = 64  # of a tile, which in float32 just fills the first-level cache
+
+# Columns of a table of runs, and of a list of them as ``add_runs`` takes it.
+FIRST, LAST, ADDED = np.arange(3, dtype=np.uint64)
+LO, HI, ROWS, AT = np.arange(4, dtype=np.uint64)
 
 
 def block_of(n_batch):
@@ -60,23 +64,36 @@ def propagate(
     n_chunks = c_in // size
     n_tiles = 1 if joined else n_chunks
     listed = np.empty((places.shape[0] * (q_last - q_first), 4), np.int64)
+    # Unsigned, places cost half the time: Numba asks of a signed one whether it counts from the end.
+    per_position, one = np.uint64(n_chunks), np.uint64(1)
     for j in range(0, c_out, COLUMNS):
         width = min(COLUMNS, c_out - j)
         block = w_at + n_taps * c_in * j
+        a_tap = c_in * width
         for r in range(runs.shape[0]):
+            seen = runs[r]
             for tile in range(n_tiles):
-                n = 0
+                ahead = block + r * a_tap + tile * size * width
+                tile_end = ahead + size * width
+                n = np.uint64(0)
                 for i in range(places.shape[0]):
-                    for q in range(q_first, q_last):
-                        p = runs[r, q, 0]
-                        if p == runs[r, q, 1]:
+                    place_of = first[i]
+                    at = places[i] + j
+                    for q in range(np.uint64(q_first), np.uint64(q_last)):
+                        p, p_end = np.uint64(seen[q, FIRST]), np.uint64(seen[q, LAST])
+                        if p == p_end:
                             continue
-                        listed[n, 0] = first[i, p * n_chunks + tile]
-                        listed[n, 1] = first[i, runs[r, q, 1] * n_chunks if joined else p * n_chunks + tile + 1]
-                        listed[n, 2] = block + runs[r, q, 2] * c_in * width
-                        listed[n, 3] = places[i] + q * c_out + j
-                        n += listed[n, 0] < listed[n, 1]
-                add_runs(out, width, weights, events, values, listed, n)
+                        here = p * per_position + np.uint64(tile)
+                        listed[n, LO] = place_of[here]
+                        listed[n, HI] = place_of[p_end * per_position if joined else here + one]
+                        listed[n, ROWS] = block + seen[q, ADDED] * a_tap
+                        listed[n, AT] = at + np.int64(q) * c_out
+                        n += np.uint64(listed[n, LO] < listed[n, HI])
+                        # While the runs are listed, a line each, the tile comes from farther caches.
+                        if ahead < tile_end:
+                            prefetch(weights, ahead)
+                            ahead += LINE // weights.itemsize
+                add_runs(out, width, weights, events, values, listed, np.int64(n))
 
 
 @njit(cache=True, nogil=True)

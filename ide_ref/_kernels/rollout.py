@@ -41,19 +41,10 @@ def _leak(leak, drive, u):
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _add_masked(keep, arrived, u):
-    """What dropout lets through of what has arrived."""
+def _add(arrived, masked, keep, u):
+    """What has arrived, or what dropout lets through of it."""
     for j in range(u.shape[0]):
-        u[j] = u[j] + keep[j] * arrived[j]
-
-
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _nearest(v, v_th):
-    """Smallest |v − V_th|."""
-    near = v.dtype.type(np.inf)
-    for j in range(v.shape[0]):
-        near = min(near, abs(v[j] - v_th))
-    return near
+        u[j] = u[j] + (keep[j] * arrived[j] if masked else arrived[j])
 
 
 @njit(cache=True, nogil=True)
@@ -125,6 +116,7 @@ def rollout(
     Samples go in blocks that share the weights in the caches; a sample's sums do not depend on its block.
     """
     n_batch, n = drive.shape
+    n_steps = rate_weights.shape[0]
     n_populations = starts.shape[0] - 1
     n_in = train.shape[2]
     record = spikes.shape[1] > 0
@@ -153,12 +145,13 @@ def rollout(
         for i in range(size):
             b = b_first + i
             constant[i] = drive[b]
-            u[b, :] = 0
+            u[b] = drive[b]
             a[b, :] = 0
             n_spikes[b, :] = 0
             n_events[b, :] = 0
             margin[b] = np.inf
-        for t in range(rate_weights.shape[0]):
+        for t in range(n_steps):
+            goes_on = t + 1 < n_steps
             if n_in > 0:
                 for i in range(size):
                     x = train[b_first + i, t]
@@ -169,10 +162,6 @@ def rollout(
                 lo = starts[pop]
                 hi = starts[pop + 1]
                 for kind in range(2):
-                    into = constant if kind == CHANGES else u[b_first : b_first + size]
-                    if kind == EVENTS:
-                        for i in range(size):
-                            _leak(leak, constant[i, lo:hi], into[i, lo:hi])
                     for c in range(incoming[pop], incoming[pop + 1]):
                         row = table[c]
                         source = row[SOURCE]
@@ -185,34 +174,39 @@ def rollout(
                         if not n_here.any():
                             continue
                         masked = row[KEEP] >= 0
+                        # What dropout lets through is added by itself, and so is what is added twice.
+                        apart = masked or kind == CHANGES
                         # One position alone has no use for weights that stay near; depthwise, channels stay apart.
                         chunk = row[C_IN] if row[DEPTHWISE] or row[N_IN] == 1 else chunk_of(row[C_IN])
                         n_first = row[N_IN] * (row[C_IN] // chunk) + 1
                         for i in range(size):
-                            if masked:
+                            if apart:
                                 scratch[i, : hi - lo] = 0
-                            places[i] = i * largest if masked else i * n + lo
+                            places[i] = i * largest if apart else (b_first + i) * n + lo
                             at = i * n + starts[source] if source >= 0 else i * n_in
                             locate(sent, at, n_here[i], chunk, first[i, :n_first])
-                        out = scratch.reshape(-1) if masked else into.reshape(-1)
+                        out = scratch.reshape(-1) if apart else u.reshape(-1)
                         _propagate(first, chunk, n_here, sent, sent_values, row, runs, weights, out, places)
-                        if masked:
+                        if apart:
                             for i in range(size):
-                                at = row[KEEP] + (b_first + i) * (hi - lo)
-                                _add_masked(keep[at : at + hi - lo], scratch[i, : hi - lo], into[i, lo:hi])
+                                at = row[KEEP] + (b_first + i) * (hi - lo) if masked else 0
+                                kept = keep[at : at + hi - lo]
+                                _add(scratch[i, : hi - lo], masked, kept, u[b_first + i, lo:hi])
+                                if kind == CHANGES:
+                                    _add(scratch[i, : hi - lo], masked, kept, constant[i, lo:hi])
                 for i in range(size):
                     b = b_first + i
-                    margin[b] = min(margin[b], _nearest(u[b, lo:hi], v_th))
                     n_sent[CHANGES, pop, i] = 0
                     if revise[t]:
                         n_sent[CHANGES, pop, i] = _revise(
                             a.reshape(-1), b * n + lo, hi - lo, half, expected.reshape(-1), events[CHANGES].reshape(-1),
                             values[CHANGES].reshape(-1), i * n + lo,
                         )  # fmt: skip
-                    n_sent[EVENTS, pop, i], fired = fire(
-                        u, a, b * n + lo, hi - lo, v_th, rate_weights[t], expected, i * n + lo, events[EVENTS],
-                        values[EVENTS], i * n + lo,
+                    n_sent[EVENTS, pop, i], fired, near = fire(
+                        u, a, b * n + lo, hi - lo, v_th, rate_weights[t], expected, events[EVENTS], values[EVENTS],
+                        i * n + lo, goes_on and not record, leak, constant,
                     )  # fmt: skip
+                    margin[b] = min(margin[b], near)
                     n_spikes[b, pop] += fired
                     n_events[b, pop] += n_sent[CHANGES, pop, i] + n_sent[EVENTS, pop, i]
                     if record:
@@ -220,4 +214,6 @@ def rollout(
                         for e in range(n_sent[EVENTS, pop, i]):
                             spikes[b, t, lo + events[EVENTS, i, lo + e]] ^= 1
                         potentials[b, t, lo:hi] = u[b, lo:hi]
+                        if goes_on:
+                            _leak(leak, constant[i, lo:hi], u[b, lo:hi])
             half += rate_weights[t] / 2
