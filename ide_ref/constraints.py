@@ -214,15 +214,34 @@ def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, 
     return np.multiply(bits >= round(rate * (1 << 16)), np.asarray(1.0 / (1.0 - rate), dtype), out=mask)
 
 
-def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None) -> NDArray:
-    """keep ⊙ (scale ⊙ x + shift) of cells (B, n), scale and shift a channel, keep (B, n) or None for 1."""
-    by_channel = (x.shape[0], x.shape[1] // scale.shape[0], scale.shape[0])
-    cells = np.ascontiguousarray(x).reshape(by_channel)
-    out = memory.empty(cells.shape, x.dtype)
-    none = np.empty((0, 0, 0), x.dtype)
-    kept = none if keep is None else np.ascontiguousarray(keep, x.dtype).reshape(by_channel)
-    _cells.affine(cells, scale, shift, kept, out)
-    return out.reshape(x.shape)
+def channel_sums(x: NDArray, n_channels: int) -> NDArray:
+    """Sum of each channel of cells x (B, n), a float64 (n_channels,) array."""
+    out = np.empty(n_channels)
+    _cells.sums(*memory.rows(x), *x.shape, out)
+    return out
+
+
+def affine(
+    x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None, out: NDArray | None = None
+) -> NDArray:
+    """keep ⊙ (scale ⊙ x + shift) of cells (B, n), scale and shift a channel, keep (B, n) or None for 1.
+
+    Added to ``out``, cells of the same dtype, where it is given.
+    """
+    into = memory.empty(x.shape, x.dtype) if out is None else out
+    cells = memory.rows(x)
+    kept = cells if keep is None else memory.rows(keep.astype(x.dtype, copy=False))
+    _cells.affine(*cells, *x.shape, scale, shift, keep is not None, *kept, out is not None, *memory.rows(into))
+    return into
+
+
+def product(x: NDArray, y: NDArray, out: NDArray | None = None) -> NDArray:
+    """x ⊙ y of cells (B, n), in ``out`` where it is given."""
+    dtype = np.result_type(x, y)
+    out = memory.empty(x.shape, dtype) if out is None else out
+    left, right = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
+    _cells.multiply(*left, *right, *x.shape, *memory.rows(out))
+    return out
 
 
 @dataclass(frozen=True)

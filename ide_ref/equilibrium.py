@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks, solvers
+from ide_ref import _checks, constraints, solvers
 from ide_ref._kernels import memory
-from ide_ref.network import Frozen, FrozenConnection, Network, of_population
+from ide_ref.network import Frozen, FrozenConnection, Network, Seen, of_population
 from ide_ref.neurons import MaskRule
 
 Sigma = Literal["clip", "relu"]
@@ -36,11 +36,14 @@ class Sweep:
         Rates of all populations, a = σ(p / V_th) unless they were given, and the pre-activations p.
     connections : tuple of FrozenConnection
         As they are linearised here.
+    seen : tuple of Seen or None
+        What each connection's batch normalisation sees here, None where it was not asked or has none.
     """
 
     a: NDArray
     p: NDArray
     connections: tuple[FrozenConnection, ...]
+    seen: tuple[Seen | None, ...]
 
 
 def sweep(
@@ -50,6 +53,7 @@ def sweep(
     *,
     forward: NDArray | None = None,
     sigma: Sigma = "clip",
+    measure: bool = False,
 ) -> Sweep:
     """One pass of (FP) through the populations in order.
 
@@ -63,25 +67,29 @@ def sweep(
         Rates that forward connections read, in place of those just computed; then p alone is computed.
     sigma : {"clip", "relu"}
         σ of (FP): of discrete time, or of continuous time, where rates have no upper end.
+    measure : bool
+        Keep what the batch normalisations see: (HEBB) and the running statistics ask for it.
     """
     net = frozen.network
     p = drive.copy()
     a = memory.empty(p.shape, p.dtype) if forward is None else forward
     connections = list(frozen.connections)
+    seen: list[Seen | None] = [None] * len(connections)
     for target in range(len(net.populations)):
         place = net.place(target)
         for i, (source, end) in enumerate(net.ends):
             if end == target and source >= 0:
                 rates = feedback if source >= target else a
-                out, connections[i] = frozen.connections[i].at(rates[:, net.place(source)])
-                p[:, place] += out
+                connections[i], seen[i] = frozen.connections[i].at(
+                    rates[:, net.place(source)], p[:, place], measure=measure
+                )
         if forward is not None:
             continue
         if sigma == "clip":
             a[:, place] = net.neuron.sigma(p[:, place])
         else:
             a[:, place] = np.maximum(p[:, place], 0.0) / p.dtype.type(net.neuron.v_th)
-    return Sweep(a, p, tuple(connections))
+    return Sweep(a, p, tuple(connections), tuple(seen))
 
 
 def fixed_point_map(frozen: Frozen, x: NDArray, z: NDArray) -> NDArray:
@@ -122,6 +130,14 @@ def spread_sources(net: Network, z: NDArray) -> NDArray:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What each connection's batch normalisation saw, and the connections and rates for which it did."""
+
+    seen: tuple[Seen | None, ...]
+    at: tuple[tuple[FrozenConnection, ...], NDArray, NDArray]
+
+
+@dataclass(frozen=True)
 class Linearisation:
     """(FP) around given rates: masks, and products with J and Jᵀ.
 
@@ -134,6 +150,8 @@ class Linearisation:
         M / V_th, (MASK).
     forward, feedback : (B, n) arrays
         Rates that forward and feedback connections read there.
+    measured : Measured or None
+        What the batch normalisations saw, and where.
     """
 
     frozen: Frozen
@@ -141,6 +159,16 @@ class Linearisation:
     slope: NDArray
     forward: NDArray
     feedback: NDArray
+    measured: Measured | None = None
+
+    @property
+    def seen(self) -> tuple[Seen | None, ...]:
+        """What each connection's batch normalisation sees at these rates, as far as it is known."""
+        here = (self.connections, self.forward, self.feedback)
+        # A linearisation that was moved carries what was seen elsewhere.
+        if self.measured is None or any(was is not now for was, now in zip(self.measured.at, here, strict=True)):
+            return (None,) * len(self.connections)
+        return self.measured.seen
 
     def jvp(self, v: NDArray) -> NDArray:
         """J v on the feedback sources: (B, m) to (B, m)."""
@@ -181,7 +209,7 @@ class Linearisation:
         part_of = {source: part for source, _, part in net.feedback_places}
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
             if source >= target:
-                y[:, part_of[source]] += c.adjoint(delta[:, net.place(target)])
+                c.adjoint(delta[:, net.place(target)], y[:, part_of[source]])
         return beta, delta, y
 
     def spread_back(self, w: NDArray, g: NDArray | None = None) -> tuple[NDArray, NDArray]:
@@ -195,10 +223,10 @@ class Linearisation:
         delta = memory.empty(self.slope.shape, self.slope.dtype)
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)
-            np.multiply(self.slope[:, place], beta[:, place], out=delta[:, place])
+            constraints.product(self.slope[:, place], beta[:, place], delta[:, place])
             for c, (source, end) in zip(self.connections, net.ends, strict=True):
                 if end == target and 0 <= source < target:
-                    beta[:, net.place(source)] += c.adjoint(delta[:, place])
+                    c.adjoint(delta[:, place], beta[:, net.place(source)])
         return beta, delta
 
     def vjp(self, w: NDArray) -> NDArray:
@@ -228,10 +256,11 @@ def linearise(
     if len(a) != len(drive):
         raise ValueError(f"a has {len(a)} samples, drive {len(drive)}; expected the same")
     neuron = frozen.network.neuron
-    there = sweep(frozen, a, drive, forward=None if recompute else a)
+    there = sweep(frozen, a, drive, forward=None if recompute else a, measure=True)
     inside = neuron.mask(there.p, mask_rule)
     slope = np.multiply(inside, frozen.dtype.type(1.0) / frozen.dtype.type(neuron.v_th), dtype=frozen.dtype)
-    return Linearisation(frozen, there.connections, slope, there.a, a)
+    measured = Measured(there.seen, (there.connections, there.a, a))
+    return Linearisation(frozen, there.connections, slope, there.a, a, measured)
 
 
 def contraction(frozen: Frozen) -> float:

@@ -139,13 +139,13 @@ def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> tu
     cells = to_cells(x_mean, net.input_shape)
     grads: Params = {}
     statistics: Params = {}
-    for c, (source, target) in zip(linearisation.connections, net.ends, strict=True):
+    for c, seen, (source, target) in zip(linearisation.connections, linearisation.seen, net.ends, strict=True):
         if source < 0:
             pre = cells
         else:
             rates = linearisation.forward if source < target else linearisation.feedback
             pre = rates[:, net.place(source)]
-        found, updated = c.pull_back(delta[:, net.place(target)], pre, frozen.params)
+        found, updated = c.pull_back(delta[:, net.place(target)], pre, frozen.params, seen)
         grads.update(found)
         statistics.update(updated)
     return grads, statistics

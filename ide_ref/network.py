@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -379,6 +379,19 @@ class Network:
         return mean
 
 
+class Seen(NamedTuple):
+    """What a batch normalisation sees: z = W s + b, cells (B, n), and its moments a channel, (C,) each."""
+
+    z: NDArray
+    mean: NDArray
+    variance: NDArray
+
+    @classmethod
+    def of(cls, z: NDArray, n_channels: int) -> Seen:
+        """z with its moments."""
+        return cls(z, *constraints.batch_statistics(z, n_channels))
+
+
 @dataclass(frozen=True)
 class FrozenConnection:
     """One connection with everything folded: s ↦ keep ⊙ (scale ⊙ W s + shift).
@@ -437,14 +450,11 @@ class FrozenConnection:
             return self.bias
         return self.norm.shift if self.bias is None else self.norm.shift + self.norm.scale * self.bias
 
-    def _by_channel(self, cells: NDArray) -> NDArray:
-        return cells.reshape(cells.shape[0], -1, self.synapse.out_shape[0])
-
     def raw(self, cells: NDArray) -> NDArray:
         """z = W s + b before normalisation."""
         z = self.synapse.apply(self.taps, cells)
         if self.bias is not None:
-            by_channel = self._by_channel(z)
+            by_channel = z.reshape(len(z), -1, self.synapse.out_shape[0])
             by_channel += self.bias
         return z
 
@@ -459,43 +469,52 @@ class FrozenConnection:
         """Whether the derivative passes through the batch's own statistics."""
         return self.norm is not None and self.norm.from_batch and self.z is not None
 
-    def _scaled(self, cells: NDArray) -> NDArray:
-        """keep ⊙ scale ⊙ cells, what follows W where samples are apart: diagonal, so its own transpose."""
-        if self.norm is not None:
-            return constraints.affine(cells, self.norm.scale, np.zeros_like(self.norm.scale), self.keep)
-        return cells if self.keep is None else self.keep * cells
-
     def linear(self, cells: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
-        out = self.synapse.apply(self.taps, cells)
         if self.norm is None or not self._joins_samples:
-            return self._scaled(out)
-        out = self.norm.linear(out, self.z)
-        return out if self.keep is None else self.keep * out
-
-    def adjoint(self, cells: NDArray) -> NDArray:
-        """Transpose of ``linear``."""
-        if self.norm is None or not self._joins_samples:
-            cells = self._scaled(cells)
+            out = self.synapse.apply(self.folded_taps, cells)
         else:
-            cells = self.norm.linear(cells if self.keep is None else self.keep * cells, self.z)
-        return self.synapse.adjoint(self._taps_in_reverse, cells)
+            out = self.norm.linear(self.synapse.apply(self.taps, cells), self.z)
+        return out if self.keep is None else constraints.product(self.keep, out)
 
-    def at(self, pre: NDArray) -> tuple[NDArray, FrozenConnection]:
-        """The output for given rates, and the connection as it is linearised there.
+    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        """Transpose of ``linear``; added to ``out`` where it is given, as by :meth:`Synapse.adjoint`."""
+        if self.keep is not None:
+            cells = constraints.product(self.keep, cells)
+        if self.norm is None or not self._joins_samples:
+            return self.synapse.adjoint(self._folded_in_reverse, cells, out)
+        return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out)
 
-        That is the connection itself unless it couples the samples of a batch.
+    def at(
+        self, pre: NDArray, into: NDArray, *, measure: bool = False
+    ) -> tuple[FrozenConnection, Seen | None]:
+        """Add the output for given rates to ``into``, (B, n_to).
+
+        Returns
+        -------
+        connection : FrozenConnection
+            As it is linearised there: itself, unless it couples the samples of a batch.
+        seen : Seen or None
+            What a batch normalisation sees there, where that is asked for and it is normalised by other moments.
         """
+        n_channels = self.synapse.out_shape[0]
         if self.couples and self.norm is not None:
             z = self.raw(pre)
-            mean, variance = constraints.batch_statistics(z, self.synapse.out_shape[0])
+            mean, variance = constraints.batch_statistics(z, n_channels)
             here = replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
-            return here.normalise(z), here
-        out = self.linear(pre)
-        constant = self.constant
-        if constant is not None:
-            out += constant
-        return out, self
+            into += here.normalise(z)
+            return here, None
+        if self.norm is not None:
+            z = self.raw(pre)
+            constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, into)
+            return self, Seen.of(z, n_channels) if measure else None
+        z = self.synapse.apply(self.taps, pre)
+        if self.bias is None and self.keep is None:
+            into += z
+        else:
+            shift = np.zeros(n_channels, z.dtype) if self.bias is None else self.bias
+            constraints.affine(z, np.ones_like(shift), shift, self.keep, into)
+        return self, None
 
     @property
     def constant(self) -> NDArray | None:
@@ -506,9 +525,9 @@ class FrozenConnection:
         return shift if self.keep is None else self.keep * shift
 
     @cached_property
-    def _taps_in_reverse(self) -> NDArray:
-        """The taps, laid out in memory so that their transposes are contiguous."""
-        return memory.aligned(self.taps.transpose(0, 2, 1)).transpose(0, 2, 1)
+    def _folded_in_reverse(self) -> NDArray:
+        """``folded_taps``, laid out in memory so that their transposes are contiguous."""
+        return memory.aligned(self.folded_taps.transpose(0, 2, 1)).transpose(0, 2, 1)
 
     @cached_property
     def folded_taps(self) -> NDArray:
@@ -533,7 +552,9 @@ class FrozenConnection:
         )
         return pair.value * (1.0 if self.keep is None else float(self.keep.max(initial=0.0)))
 
-    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
+    def pull_back(
+        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
+    ) -> tuple[Params, Params]:
         """Gradients of this connection's parameters, and its running statistics after these rates.
 
         Parameters
@@ -544,27 +565,31 @@ class FrozenConnection:
             Rates (or input) of the sending population.
         params : dict
             The parameters that were frozen.
+        seen : Seen, optional
+            What :meth:`at` saw at those rates; computed where it is missing.
         """
         c = self.connection
         grads: Params = {}
         statistics: Params = {}
         if self.keep is not None:
-            delta = self.keep * delta
+            delta = constraints.product(self.keep, delta)
         if self.norm is not None:
-            z = self.z if self.z is not None else self.raw(pre)
-            if self.norm.from_batch:
-                mean, variance = self.norm.mean, self.norm.variance
-            else:
-                mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
-            norm = replace(self.norm, mean=mean, variance=variance, from_batch=True) if self.through else self.norm
-            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, z)
-            for part, value in (("running_mean", mean), ("running_var", variance)):
+            norm = self.norm
+            if norm.from_batch:
+                seen = Seen(self.z if self.z is not None else self.raw(pre), norm.mean, norm.variance)
+            elif seen is None:
+                seen = Seen.of(self.raw(pre), c.synapse.out_shape[0])
+            if self.through:
+                norm = replace(norm, mean=seen.mean, variance=seen.variance, from_batch=True)
+            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, seen.z)
+            for part, value in (("running_mean", seen.mean), ("running_var", seen.variance)):
                 running = params[f"{c.name}.{part}"]
                 for _ in range(self.updates):
                     running = constraints.running_update(running, value)
                 statistics[f"{c.name}.{part}"] = running
         if c.bias:
-            grads[f"{c.name}.bias"] = self.synapse.channel_sum(delta)
+            sums = constraints.channel_sums(delta, c.synapse.out_shape[0])
+            grads[f"{c.name}.bias"] = sums.astype(delta.dtype)
         if c.synapse.weight_shape:
             d_weight = self.synapse.from_taps(self.synapse.hebbian(delta, pre))
             if self.singular is not None and c.restriction is not None:

@@ -161,14 +161,21 @@ def anderson(
     history: list[float] = []
     r = b - x if x0 is None else b + product(x) - x
     n_products = 0 if x0 is None else 1
+    r_before = move = r
     for k in range(max_iter):
         worst = float(np.max(_relative(norms(r), size), initial=0.0))
         history.append(worst)
         if worst <= tol or not np.isfinite(worst):
             break
-        move = r
+        # Steps not taken yet are not touched: memory is only used for those that were.
         used = min(k, memory)
         if used:
+            slot = (k - 1) % memory
+            np.subtract(r, r_before, out=changes[:, slot])
+            np.add(move, changes[:, slot], out=sums[:, slot])
+            row = np.einsum("bmn,bn->bm", changes[:, :used], changes[:, slot])
+            gram[:, slot, :used] = row
+            gram[:, :used, slot] = row
             # Unknowns scaled to unit columns, so that the ridge is relative to each of them.
             scale = np.sqrt(np.einsum("bii->bi", gram[:, :used, :used]))
             scale[scale == 0] = 1.0
@@ -178,15 +185,9 @@ def anderson(
             weights = (np.linalg.solve(system, right[:, :, None])[:, :, 0] / scale).astype(b.dtype)
             move = r - np.einsum("bm,bmn->bn", weights, sums[:, :used])
         after = x + move
-        r_after = b + product(after) - after
+        r_before, r = r, b + product(after) - after
         n_products += 1
-        slot = k % memory
-        np.subtract(r_after, r, out=changes[:, slot])
-        np.add(move, changes[:, slot], out=sums[:, slot])
-        row = np.einsum("bmn,bn->bm", changes, changes[:, slot])
-        gram[:, slot, :] = row
-        gram[:, :, slot] = row
-        x, r = after, r_after
+        x = after
     return _solution(x, r, b, tol, "anderson", n_products, n_products, history)
 
 

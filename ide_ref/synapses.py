@@ -152,10 +152,6 @@ class Synapse(ABC):
         """Values a receiving channel, (C,), spread over the receiving cells, (n_out,)."""
         return np.tile(values, self.n_out // values.shape[0])
 
-    def channel_sum(self, cells: NDArray) -> NDArray:
-        """(B, n_out) cells summed over batch and positions: (channels,)."""
-        return cells.reshape(-1, self.out_shape[0]).sum(axis=0)
-
     def kernel_matrix(self, weight: NDArray) -> NDArray:
         """The weight array as the matrix (first axis, rest) whose norm the authors restrict."""
         return weight.reshape(weight.shape[0], -1)
@@ -175,8 +171,11 @@ class Synapse(ABC):
         """
 
     @abstractmethod
-    def adjoint(self, taps: NDArray, cells: NDArray) -> NDArray:
-        """Wᵀ v: (B, n_out) to (B, n_in), ⟨W s, v⟩ = ⟨s, Wᵀ v⟩."""
+    def adjoint(self, taps: NDArray, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        """Wᵀ v: (B, n_out) to (B, n_in), ⟨W s, v⟩ = ⟨s, Wᵀ v⟩.
+
+        Added to ``out``, of the same dtype, and that returned, where it is given: a new array or columns of one.
+        """
 
     @abstractmethod
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
@@ -207,6 +206,14 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
     # A transposed view is read as it lies, without a copy.
     transposed = w.flags.f_contiguous and not w.flags.c_contiguous
     _dense.matmul(x, np.ascontiguousarray(w.T if transposed else w, dtype), transposed, out)
+    return out
+
+
+def added(found: NDArray, out: NDArray | None) -> NDArray:
+    """What was found, or ``out`` with it added."""
+    if out is None:
+        return found
+    out += found
     return out
 
 
@@ -280,8 +287,8 @@ class Dense(Synapse):
     def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
         return matmul(cells, taps[0])
 
-    def adjoint(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return matmul(cells, taps[0].T)
+    def adjoint(self, taps: NDArray, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        return added(matmul(cells, taps[0].T), out)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         # A view of the weight's own layout, so that from_taps has nothing to copy.
@@ -363,38 +370,47 @@ class _Windowed(Synapse):
         """What every input position receives in reverse, from output positions."""
         return Runs.of(self.targets, self.kernel)
 
-    def _product(self, taps: NDArray, cells: NDArray, *, reverse: bool) -> NDArray:
-        """W s, or Wᵀ v by the transposed taps."""
+    def _product(self, taps: NDArray, cells: NDArray, out: NDArray | None, *, reverse: bool) -> NDArray:
+        """W s, or Wᵀ v by the transposed taps; added to ``out`` where that is given."""
         _, c_in, c_out = taps.shape
         runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
-        out = memory.empty((cells.shape[0], n_out // c_out, c_out), np.result_type(cells, taps))
-        cells = np.ascontiguousarray(cells, out.dtype).reshape(len(cells), cells.shape[1] // c_in, c_in)
-        weights = in_blocks(taps, out.dtype)
-        if len(cells) == 1:
-            _taps.product_one(cells, weights, runs.fine, runs.coarse, _taps.SHARES, out)
+        n_batch, n_positions = len(cells), cells.shape[1] // c_in
+        dtype = np.result_type(cells, taps)
+        add = out is not None
+        out = memory.empty((n_batch, n_out), dtype) if out is None else out
+        read, row = memory.rows(cells.astype(dtype, copy=False))
+        written, out_row = memory.rows(out)
+        weights = in_blocks(taps, dtype)
+        if n_batch == 1:
+            _taps.product_one(
+                read, n_positions, c_in, weights, runs.fine, runs.coarse, _taps.SHARES, written, c_out, add
+            )
         else:
-            _taps.product(cells, weights, runs.fine, runs.coarse, block_of(len(cells)), out)
-        return out.reshape(cells.shape[0], n_out)
+            _taps.product(
+                read, row, n_batch, n_positions, c_in, weights, runs.fine, runs.coarse, block_of(n_batch), written,
+                out_row, c_out, add,
+            )  # fmt: skip
+        return out
 
     def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return self._product(taps, cells, reverse=False)
+        return self._product(taps, cells, None, reverse=False)
 
-    def adjoint(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return self._product(taps.transpose(0, 2, 1), cells, reverse=True)
+    def adjoint(self, taps: NDArray, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        return self._product(taps.transpose(0, 2, 1), cells, out, reverse=True)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
+        n_batch, n_taps = len(pre), self.targets.shape[1]
         dtype = np.result_type(pre, post)
-        senders = np.ascontiguousarray(pre, dtype).reshape(pre.shape[0], -1, c_in)
-        receivers = np.ascontiguousarray(post, dtype).reshape(post.shape[0], -1, c_out)
+        senders, receivers = (memory.rows(side.astype(dtype, copy=False)) for side in (pre, post))
         # The sparser side is taken event by event; a few samples tell which that is.
         few = slice(8)
-        if np.count_nonzero(senders[few]) * post[few].size <= np.count_nonzero(receivers[few]) * pre[few].size:
-            out = memory.empty((self.targets.shape[1], c_in, c_out), dtype)
-            _taps.hebbian(senders, receivers, *self._joins, out)
+        if np.count_nonzero(pre[few]) * self.n_out <= np.count_nonzero(post[few]) * self.n_in:
+            out = memory.empty((n_taps, c_in, c_out), dtype)
+            _taps.hebbian(*senders, *receivers, n_batch, *self._joins, self.n_out // c_out, out)
             return out
-        out = memory.empty((self.targets.shape[1], c_out, c_in), dtype)
-        _taps.hebbian(receivers, senders, *self._joins_back, out)
+        out = memory.empty((n_taps, c_out, c_in), dtype)
+        _taps.hebbian(*receivers, *senders, n_batch, *self._joins_back, self.n_in // c_in, out)
         return out.transpose(0, 2, 1)
 
     @property
@@ -554,14 +570,14 @@ class AvgPool2d(_Windowed):
     def from_taps(self, taps: NDArray) -> NDArray:
         return np.empty((), taps.dtype)
 
-    def _product(self, taps: NDArray, cells: NDArray, *, reverse: bool) -> NDArray:
+    def _product(self, taps: NDArray, cells: NDArray, out: NDArray | None, *, reverse: bool) -> NDArray:
         n_channels = self.in_shape[0]
         runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // n_channels, n_channels)
-        out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
+        found = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
-        _taps.depthwise(cells.astype(out.dtype, copy=False), factors, runs.fine, out)
-        return out.reshape(cells.shape[0], n_out)
+        _taps.depthwise(cells.astype(found.dtype, copy=False), factors, runs.fine, found)
+        return added(found.reshape(cells.shape[0], n_out), out)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         n_channels = self.in_shape[0]

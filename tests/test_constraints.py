@@ -11,9 +11,11 @@ from ide_ref.constraints import (
     BatchNorm,
     affine,
     batch_statistics,
+    channel_sums,
     dropout_mask,
     leading_singular_pair,
     power_step,
+    product,
     restrict_pull_back,
     running_update,
     singular_tolerance,
@@ -273,11 +275,27 @@ def test_norms_have_names():
         Restriction(norm="frobenius")
 
 
-@given(n=st.integers(0, 5), n_positions=st.integers(1, 4), masked=st.booleans(), seed=seeds)
-def test_affine_maps_scale_shift_and_mask_by_channel(n, n_positions, masked, seed):
+@given(
+    n=st.integers(0, 5), n_positions=st.integers(1, 4), masked=st.booleans(), spare=st.integers(0, 2), seed=seeds
+)
+def test_cells_are_scaled_masked_multiplied_and_summed_by_channel(n, n_positions, masked, spare, seed):
+    """Whole arrays, and columns of wider ones, of which the others stay as they are."""
     rng = np.random.default_rng(seed)
-    x, scale, shift = rng.normal(size=(n, 3 * n_positions)), rng.normal(size=3), rng.normal(size=3)
-    keep = rng.integers(0, 2, x.shape) * 1.25 if masked else None
+    size = 3 * n_positions
+    wide = rng.normal(size=(4, n, size + spare))
+    inside = slice(spare // 2, spare // 2 + size)
+    x, keep, before, y = wide[..., inside]
+    keep *= rng.integers(0, 2, keep.shape)
+    scale, shift = rng.normal(size=3), rng.normal(size=3)
     expected = x * np.tile(scale, n_positions) + np.tile(shift, n_positions)
-    found = affine(x, scale, shift, keep)
-    np.testing.assert_allclose(found, expected if keep is None else keep * expected, atol=1e-14)
+    expected = keep * expected if masked else expected
+    np.testing.assert_allclose(affine(x, scale, shift, keep if masked else None), expected, atol=1e-14)
+    np.testing.assert_array_equal(product(x, y), x * y)
+    np.testing.assert_allclose(channel_sums(x, 3), x.reshape(n, n_positions, 3).sum(axis=(0, 1)), atol=1e-12)
+    after = wide.copy()
+    assert affine(x, scale, shift, keep if masked else None, after[2][:, inside]).shape == x.shape
+    product(x, y, after[3][:, inside])
+    expected_wide = wide.copy()
+    expected_wide[2][:, inside] += expected
+    expected_wide[3][:, inside] *= x
+    np.testing.assert_allclose(after, expected_wide, atol=1e-14)

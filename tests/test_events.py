@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ide_ref._kernels import events, taps
+from ide_ref._kernels import events, memory, taps
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, in_blocks
 
 pytestmark = pytest.mark.kernels
@@ -61,13 +61,24 @@ def test_products_bring_what_the_plain_loop_brings(synapse, share, n, seed):
     taps_ = rng.normal(size=(synapse.kernel**2, c_in, c_out))
     cells = sparse(rng, (n, len(synapse.targets), c_in), share)
     found = synapse.apply(taps_, cells.reshape(n, -1)).reshape(n, -1, c_out)
+    # Columns of a wider array are read where they lie, and added to where they lie.
+    wide = rng.normal(size=(n, synapse.n_in + 3))
+    wide[:, 2:-1] = cells.reshape(n, -1)
+    np.testing.assert_array_equal(synapse.apply(taps_, wide[:, 2:-1]).reshape(found.shape), found)
+    back = sparse(rng, (n, synapse.n_out), share)
+    received = wide.copy()
+    assert synapse.adjoint(taps_, back, out=received[:, 2:-1]).base is not None
+    np.testing.assert_array_equal(received[:, [0, 1, -1]], wide[:, [0, 1, -1]])
+    np.testing.assert_allclose(received[:, 2:-1], wide[:, 2:-1] + synapse.adjoint(taps_, back), atol=1e-12)
     # Sample by sample the same bits: neither the block nor the length of the runs changes a sum.
     for b in range(n):
         np.testing.assert_allclose(found[b], plain(cells[b], taps_, synapse.targets, found.shape[1]), atol=1e-12)
-        alone = np.empty_like(found[:1])
+        alone = np.empty(synapse.n_out)
         for runs in (synapse.runs.fine, synapse.runs.coarse):
-            taps.product_one(cells[b : b + 1], taps_, synapse.runs.fine, runs, 3, alone)
-            np.testing.assert_array_equal(alone[0], found[b])
+            taps.product_one(
+                cells[b].ravel(), len(cells[b]), c_in, taps_, synapse.runs.fine, runs, 3, alone, c_out, False
+            )
+            np.testing.assert_array_equal(alone, found[b].ravel())
 
 
 @pytest.mark.parametrize(("c_in", "c_out"), [(3, 2 * events.COLUMNS + 5), (256, 2 * events.COLUMNS), (5, 64)])
@@ -105,8 +116,9 @@ def test_outer_products_are_those_of_the_plain_loop_from_either_side(synapse, sh
     for p, k in zip(*np.nonzero(synapse.targets >= 0), strict=True):
         expected[k] += pre[:, p].T @ post[:, synapse.targets[p, k]]
     by_senders, by_receivers = np.empty_like(expected), np.empty_like(expected.transpose(0, 2, 1), order="C")
-    taps.hebbian(pre, post, *synapse._joins, by_senders)
-    taps.hebbian(post, pre, *synapse._joins_back, by_receivers)
+    senders, receivers = (memory.rows(side.reshape(3, -1)) for side in (pre, post))
+    taps.hebbian(*senders, *receivers, 3, *synapse._joins, post.shape[1], by_senders)
+    taps.hebbian(*receivers, *senders, 3, *synapse._joins_back, pre.shape[1], by_receivers)
     np.testing.assert_allclose(by_senders, expected, atol=1e-12)
     np.testing.assert_allclose(by_receivers.transpose(0, 2, 1), expected, atol=1e-12)
     np.testing.assert_allclose(synapse.hebbian(post.reshape(3, -1), pre.reshape(3, -1)), expected, atol=1e-12)

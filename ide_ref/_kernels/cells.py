@@ -1,5 +1,7 @@
 """What is done cell by cell: batch normalisation and its derivative, masks, and the step of the optimiser.
 
+States are flat arrays in which sample b begins at b · row, see ``memory.rows``.
+
 Sums over samples are taken by slices of the rows, each in float64, and then in the slices' order: the same bits from
 any number of threads.
 """
@@ -93,30 +95,58 @@ def normalised_back(delta, z, mean, deviation, weight, from_batch, d_z, d_weight
             _back(delta[row], z[row], mean, scale, constant, slope, d_z[row])
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _scale(x, scale, shift, out):
-    for c in range(x.shape[0]):
-        out[c] = scale[c] * x[c] + shift[c]
+@njit(parallel=True, cache=True, nogil=True)
+def sums(x, row, n_batch, n, out):
+    """Sum of each channel of x (B, n), channels innermost, in float64: overwrites out (C,)."""
+    n_channels = out.shape[0]
+    n_positions = n // n_channels
+    n_rows = n_batch * n_positions
+    partial = np.zeros((SLICES, n_channels))
+    for i in prange(SLICES):
+        for r in range(i * n_rows // SLICES, (i + 1) * n_rows // SLICES):
+            at = r // n_positions * row + r % n_positions * n_channels
+            _add(x[at : at + n_channels], partial[i])
+    out[:] = 0
+    for i in range(SLICES):
+        for c in range(n_channels):
+            out[c] += partial[i, c]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _scale_and_mask(x, scale, shift, keep, out):
-    for c in range(x.shape[0]):
-        out[c] = keep[c] * (scale[c] * x[c] + shift[c])
+def _affine(x, scale, shift, masked, keep, add, out):
+    for c in range(scale.shape[0]):
+        value = scale[c] * x[c] + shift[c]
+        if masked:
+            value = keep[c] * value
+        out[c] = out[c] + value if add else value
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def affine(x, scale, shift, keep, out):
-    """out = keep ⊙ (scale ⊙ x + shift), x and out (B, P, C), scale and shift (C,), keep (B, P, C) or (0, 0, 0) for 1.
+def affine(x, row, n_batch, n, scale, shift, masked, keep, keep_row, add, out, out_row):
+    """out = keep ⊙ (scale ⊙ x + shift), or that added to out: x, keep and out (B, n), scale and shift a channel (C,).
 
-    ``out`` may be x.
+    ``masked`` tells whether there is a mask; otherwise ``keep`` is any array that is as large.
     """
-    for b in prange(x.shape[0]):
-        for p in range(x.shape[1]):
-            if keep.shape[0] > 0:
-                _scale_and_mask(x[b, p], scale, shift, keep[b, p], out[b, p])
-            else:
-                _scale(x[b, p], scale, shift, out[b, p])
+    n_channels = scale.shape[0]
+    for b in prange(n_batch):
+        for at in range(0, n, n_channels):
+            i, j, k = b * row + at, b * keep_row + at, b * out_row + at
+            _affine(
+                x[i : i + n_channels], scale, shift, masked, keep[j : j + n_channels], add, out[k : k + n_channels]
+            )
+
+
+@njit(cache=True, nogil=True)
+def _multiply(x, y, out):
+    for j in range(out.shape[0]):
+        out[j] = x[j] * y[j]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def multiply(x, row, y, y_row, n_batch, n, out, out_row):
+    """out = x ⊙ y, (B, n) each."""
+    for b in prange(n_batch):
+        _multiply(x[b * row : b * row + n], y[b * y_row : b * y_row + n], out[b * out_row : b * out_row + n])
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})

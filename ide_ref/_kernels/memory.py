@@ -31,3 +31,16 @@ def aligned(array: NDArray, dtype: DTypeLike | None = None) -> NDArray:
     copy = empty(array.shape, dtype)
     copy[...] = array
     return copy
+
+
+def rows(x: NDArray) -> tuple[NDArray, int]:
+    """The memory of a matrix's rows as one flat array, and how far a row is from the next.
+
+    So a slice of columns is read, and written, where it lies. Where the numbers of a row do not lie side by side, that
+    of a copy.
+    """
+    n_rows, n = x.shape
+    if x.flags.c_contiguous or x.strides[1] != x.itemsize or x.strides[0] % x.itemsize or x.strides[0] < n * x.itemsize:
+        return np.ascontiguousarray(x).reshape(-1), n
+    row = x.strides[0] // x.itemsize
+    return np.lib.stride_tricks.as_strided(x, ((n_rows - 1) * row + n,), (x.itemsize,)), row

@@ -1,7 +1,8 @@
 """Products along the taps of a connection: apply, adjoint and Hebbian of every convolution.
 
-A population of P positions with C channels is an array (B, P, C). What each output position sees is told by ``runs``,
-see ``events``; exchanging what sends and what receives (and the axes of the weights) transposes the map.
+A population of P positions with C channels is (B, P, C), and a part of a state: one flat array in which sample b begins
+at b · row, see ``memory.rows``. What each output position sees is told by ``runs``, see ``events``; exchanging what sends
+and what receives (and the axes of the weights) transposes the map.
 """
 
 import numpy as np
@@ -15,23 +16,22 @@ CHANNELS = 32  # rows of a weight tile, which stays in the first-level cache bes
 
 
 @njit(cache=True, nogil=True)
-def _list_events(cells, at, events, values):
-    """Events of cells (n,) into events[at:] and values[at:]; returns their number."""
-    n_events = nonzero(cells, 0, cells.shape[0], events, at)
+def _list_events(cells, cells_at, n, events, values, at):
+    """Events of cells[cells_at:][:n] into events[at:] and values[at:]; returns their number."""
+    n_events = nonzero(cells, cells_at, n, events, at)
     for e in range(at, at + n_events):
-        values[e] = cells[events[e]]
+        values[e] = cells[cells_at + events[e]]
     return n_events
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def product(cells, weights, fine, coarse, share, out):
-    """The map of a batch: cells (B, P, C_in), weights as ``propagate`` has them; overwrites out (B, Q, C_out).
+def product(cells, row, n_batch, n_positions, c_in, weights, fine, coarse, share, out, out_row, c_out, add):
+    """The map of a batch: cells (B, P, C_in) to out (B, Q, C_out), weights as ``propagate`` has them.
 
     Cells that are 0 are passed over: Mβ and rates are sparse, (ACTIVE). ``fine`` and ``coarse`` say the same with
-    short runs and with long ones. A task takes ``share`` samples, see ``block_of``.
+    short runs and with long ones. A task takes ``share`` samples, see ``block_of``. Overwrites out, or adds to it.
     """
-    n_batch, n_positions, c_in = cells.shape
-    n_out, c_out = out.shape[1:]
+    n_out = fine.shape[1]
     n = n_positions * c_in
     n_taps = fine.shape[0]
     chunk = chunk_of(c_in)
@@ -44,10 +44,11 @@ def product(cells, weights, fine, coarse, share, out):
         first = np.empty((size, n_positions * (c_in // chunk) + 1), np.int64)
         total = 0
         for i in range(size):
-            n_events = _list_events(cells[b_first + i].reshape(-1), i * n, events, values)
+            n_events = _list_events(cells, (b_first + i) * row, n, events, values, i * n)
             locate(events, i * n, n_events, chunk, first[i])
-            out[b_first + i] = 0
-            places[i] = (b_first + i) * n_out * c_out
+            places[i] = (b_first + i) * out_row
+            if not add:
+                out[places[i] : places[i] + n_out * c_out] = 0
             total += n_events
         runs = coarse if total < JOIN * n_positions * size else fine
         joined = runs.shape[0] < fine.shape[0]
@@ -57,21 +58,22 @@ def product(cells, weights, fine, coarse, share, out):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def product_one(cells, weights, fine, coarse, n_parts, out):
+def product_one(cells, n_positions, c_in, weights, fine, coarse, n_parts, out, c_out, add):
     """The same for one sample, its output positions in n_parts shares."""
-    _, n_positions, c_in = cells.shape
-    n_out, c_out = out.shape[1:]
+    n_out = fine.shape[1]
+    n = n_positions * c_in
     n_taps = fine.shape[0]
-    events = np.empty(n_positions * c_in, np.uint32)
-    values = np.empty(n_positions * c_in, cells.dtype)
+    events = np.empty(n, np.uint32)
+    values = np.empty(n, cells.dtype)
     chunk = chunk_of(c_in)
     first = np.empty((1, n_positions * (c_in // chunk) + 1), np.int64)
-    n_events = _list_events(cells.reshape(-1), 0, events, values)
+    n_events = _list_events(cells, 0, n, events, values, 0)
     locate(events, 0, n_events, chunk, first[0])
     runs = coarse if n_events < JOIN * n_positions else fine
     joined = runs.shape[0] < fine.shape[0]
     places = np.zeros(1, np.int64)
-    out[:] = 0
+    if not add:
+        out[: n_out * c_out] = 0
     for part in prange(n_parts):
         lo = part * n_out // n_parts
         hi = (part + 1) * n_out // n_parts
@@ -81,14 +83,12 @@ def product_one(cells, weights, fine, coarse, n_parts, out):
 
 
 @njit(cache=True, nogil=True)
-def _list_by_channel(cells, part_of, events, starts, following, index, values):
-    """Events of cells (P, C) by part of the positions, then channel, then position.
+def _list_by_channel(cells, at, n_channels, part_of, events, starts, following, index, values):
+    """Events of cells (P, C) from cells[at] on by part of the positions, then channel, then position.
 
     List i = part C + channel gets index[starts[i]:starts[i + 1]] and values, where starts[0] is given.
     """
-    n_channels = cells.shape[1]
-    flat = cells.reshape(-1)
-    n_events = nonzero(flat, 0, flat.shape[0], events, 0)
+    n_events = nonzero(cells, at, part_of.shape[0] * n_channels, events, 0)
     starts[1:] = 0
     for again in range(2):
         p = 0
@@ -101,7 +101,7 @@ def _list_by_channel(cells, part_of, events, starts, following, index, values):
                 starts[i + 1] += 1
             else:
                 index[following[i]] = p
-                values[following[i]] = flat[cell]
+                values[following[i]] = cells[at + cell]
                 following[i] += 1
         if again == 0:
             for i in range(starts.shape[0] - 1):
@@ -110,22 +110,23 @@ def _list_by_channel(cells, part_of, events, starts, following, index, values):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def hebbian(cells, others, table, part_of, part_of_tap, out):
+def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap, n_others, out):
     """out[k, c, :] = Σ over samples and positions p of cells[b, p, c] others[b, table[k, p], :].
 
     Parameters
     ----------
     cells : (B, P, C)  the sparser side, taken event by event.
     others : (B, Q, D)
+    row, others_row : where a sample of either begins
     table : (K, P) unsigned  position on the other side that tap k joins with p; Q for none.
     part_of, part_of_tap : (P,), (K,)  tap k joins positions p with part_of[p] = part_of_tap[k] alone.
     out : (K, C, D)  overwritten.
 
     A tile of out is summed by one task over all samples in their order: the same bits from any number of threads.
     """
-    n_batch, n_positions, n_channels = cells.shape
-    n_others, depth = others.shape[1:]
-    n_taps = table.shape[0]
+    n_taps, n_positions = table.shape
+    n_channels, depth = out.shape[1:]
+    n_cells = n_positions * n_channels
     n_lists = (max(part_of.max(), part_of_tap.max()) + 1) * n_channels
     # In blocks of columns, like weights, so that a sample's rows lie in one piece and fit the first-level cache; a row
     # of zeros behind them stands for no position.
@@ -136,12 +137,10 @@ def hebbian(cells, others, table, part_of, part_of_tap, out):
     for b in prange(n_batch):
         for j in range(n_columns):
             width = min(columns, depth - j * columns)
-            rows[j, b, :n_others, :width] = others[b, :, j * columns : j * columns + width]
-        n_events = 0
-        for p in range(n_positions):
-            for c in range(n_channels):
-                n_events += cells[b, p, c] != 0
-        starts[b, n_lists] = n_events
+            for q in range(n_others):
+                at = b * others_row + q * depth + j * columns
+                rows[j, b, q, :width] = others[at : at + width]
+        starts[b, n_lists] = np.count_nonzero(cells[b * row : b * row + n_cells])
     total = 0
     for b in range(n_batch):
         starts[b, 0] = total
@@ -149,9 +148,9 @@ def hebbian(cells, others, table, part_of, part_of_tap, out):
     index = np.empty(total, np.uint32)
     values = np.empty(total, cells.dtype)
     for b in prange(n_batch):
-        events = np.empty(n_positions * n_channels, np.uint32)
+        events = np.empty(n_cells, np.uint32)
         following = np.empty(n_lists, np.int64)
-        _list_by_channel(cells[b], part_of, events, starts[b], following, index, values)
+        _list_by_channel(cells, b * row, n_channels, part_of, events, starts[b], following, index, values)
 
     n_rows = (n_channels + CHANNELS - 1) // CHANNELS
     for task in prange(n_taps * n_rows * n_columns):

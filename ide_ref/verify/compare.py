@@ -18,9 +18,9 @@ from ide_ref import _checks
 from ide_ref.constraints import BatchNorm, restrict_pull_back
 from ide_ref.equilibrium import Equilibrium, Linearisation, linearise
 from ide_ref.implicit import hebbian, solve_beta
-from ide_ref.network import Frozen, FrozenConnection, Params
+from ide_ref.network import Frozen, FrozenConnection, Params, Seen
 from ide_ref.simulation import Rates, simulate
-from ide_ref.synapses import Dense, to_cells
+from ide_ref.synapses import Dense, added, to_cells
 from ide_ref.verify.gradient import RESOLUTION
 
 DECISIVE = 30.0
@@ -124,20 +124,23 @@ class Mistake:
 
 
 class _Untransposed(FrozenConnection):
-    def adjoint(self, cells: NDArray) -> NDArray:
+    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
         if self.synapse.n_in != self.synapse.n_out:
-            return super().adjoint(cells)
-        return self.linear(cells)
+            return super().adjoint(cells, out)
+        return added(self.linear(cells), out)
 
 
 class _Unflipped(FrozenConnection):
-    def adjoint(self, cells: NDArray) -> NDArray:
-        return FrozenConnection(**{**_fields(self), "taps": np.ascontiguousarray(self.taps[::-1])}).adjoint(cells)
+    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        flipped = FrozenConnection(**{**_fields(self), "taps": np.ascontiguousarray(self.taps[::-1])})
+        return flipped.adjoint(cells, out)
 
 
 class _Unprojected(FrozenConnection):
-    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
-        grads, statistics = super().pull_back(delta, pre, params)
+    def pull_back(
+        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
+    ) -> tuple[Params, Params]:
+        grads, statistics = super().pull_back(delta, pre, params, seen)
         if self.singular is not None:
             c = self.connection
             raw = params[f"{c.name}.weight"]
@@ -150,15 +153,19 @@ class _Unprojected(FrozenConnection):
 
 
 class _Unrestricted(FrozenConnection):
-    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
-        grads, statistics = super().pull_back(delta, pre, params)
+    def pull_back(
+        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
+    ) -> tuple[Params, Params]:
+        grads, statistics = super().pull_back(delta, pre, params, seen)
         plain, _ = FrozenConnection(**{**_fields(self), "singular": None}).pull_back(delta, pre, params)
         return {**grads, **plain}, statistics
 
 
 class _MeanOverPositions(FrozenConnection):
-    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
-        grads, statistics = super().pull_back(delta, pre, params)
+    def pull_back(
+        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
+    ) -> tuple[Params, Params]:
+        grads, statistics = super().pull_back(delta, pre, params, seen)
         positions = self.synapse.n_out // self.synapse.out_shape[0]
         if not isinstance(self.synapse, Dense):
             grads = {name: g if name.endswith("alpha") else g / positions for name, g in grads.items()}
@@ -166,8 +173,10 @@ class _MeanOverPositions(FrozenConnection):
 
 
 class _Transposed(FrozenConnection):
-    def pull_back(self, delta: NDArray, pre: NDArray, params: Params) -> tuple[Params, Params]:
-        grads, statistics = super().pull_back(delta, pre, params)
+    def pull_back(
+        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
+    ) -> tuple[Params, Params]:
+        grads, statistics = super().pull_back(delta, pre, params, seen)
         if isinstance(self.synapse, Dense) and self.synapse.n_in == self.synapse.n_out and self.norm is None:
             post = delta if self.keep is None else self.keep * delta
             swapped, _ = FrozenConnection(**{**_fields(self), "keep": None}).pull_back(pre, post, params)
@@ -263,8 +272,8 @@ class _MaskedAfter(FrozenConnection):
         super().__init__(**parts)
         object.__setattr__(self, "mask", mask)
 
-    def adjoint(self, cells: NDArray) -> NDArray:
-        return super().adjoint(cells) * self.mask  # type: ignore[attr-defined]
+    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        return added(super().adjoint(cells) * self.mask, out)  # type: ignore[attr-defined]
 
 
 def _earlier(ctx: Context) -> Params | None:

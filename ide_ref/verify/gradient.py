@@ -340,7 +340,7 @@ def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
             place = net.place(target)
             for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
                 if end == target and source >= 0:
-                    p[:, place] += c.at((a if source < target else given)[:, net.place(source)])[0]
+                    c.at((a if source < target else given)[:, net.place(source)], p[:, place])
             a[:, place] = slope[:, place] * p[:, place] + above[:, place]
         return a, p
 
