@@ -71,7 +71,7 @@ def sweep(
         Keep what the batch normalisations see: (HEBB) and the running statistics ask for it.
     """
     net = frozen.network
-    p = drive.copy()
+    p = memory.copied(drive)
     a = memory.empty(p.shape, p.dtype) if forward is None else forward
     connections = list(frozen.connections)
     seen: list[Seen | None] = [None] * len(connections)
@@ -123,7 +123,7 @@ def spread_sources(net: Network, z: NDArray) -> NDArray:
     """Transpose of ``gather_sources``: (B, m) to (B, n), zero elsewhere."""
     if net.feedback_size == net.state_size:
         return z
-    state = np.zeros((z.shape[0], net.state_size), z.dtype)
+    state = memory.zeros((z.shape[0], net.state_size), z.dtype)
     for _, place, part in net.feedback_places:
         state[:, place] = z[:, part]
     return state
@@ -205,7 +205,7 @@ class Linearisation:
         """
         beta, delta = self.spread_back(w, g)
         net = self.frozen.network
-        y = np.zeros((w.shape[0], net.feedback_size), w.dtype)
+        y = memory.zeros((w.shape[0], net.feedback_size), w.dtype)
         part_of = {source: part for source, _, part in net.feedback_places}
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
             if source >= target:
@@ -219,7 +219,7 @@ class Linearisation:
         if g is not None:
             beta = beta + g
         elif beta is w and len(net.populations) > 1:
-            beta = beta.copy()
+            beta = memory.copied(beta)
         delta = memory.empty(self.slope.shape, self.slope.dtype)
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)
@@ -257,8 +257,7 @@ def linearise(
         raise ValueError(f"a has {len(a)} samples, drive {len(drive)}; expected the same")
     neuron = frozen.network.neuron
     there = sweep(frozen, a, drive, forward=None if recompute else a, measure=True)
-    inside = neuron.mask(there.p, mask_rule)
-    slope = np.multiply(inside, frozen.dtype.type(1.0) / frozen.dtype.type(neuron.v_th), dtype=frozen.dtype)
+    slope = neuron.slope(there.p, mask_rule)
     measured = Measured(there.seen, (there.connections, there.a, a))
     return Linearisation(frozen, there.connections, slope, there.a, a, measured)
 

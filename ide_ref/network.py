@@ -18,11 +18,19 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks, constraints
+from ide_ref._kernels import cells as _cells
 from ide_ref._kernels import memory
 from ide_ref.constraints import BatchNorm, Restriction, SingularPair
 from ide_ref.neurons import Neuron
 from ide_ref.profiles import PAPER, Profile
 from ide_ref.synapses import Dense, Shape, Synapse, from_cells, matmul, to_cells
+
+def _finite(array: NDArray) -> bool:
+    """Whether no value is NaN or infinite."""
+    if array.flags.c_contiguous and array.dtype in (np.float32, np.float64):
+        return bool(_cells.all_finite(array.reshape(-1)))
+    return bool(np.all(np.isfinite(array)))
+
 
 INPUT = "input"
 """Name of the input as the source of a connection."""
@@ -322,7 +330,7 @@ class Network:
                 raise ValueError(f"parameter {name!r} has negative values; expected variances")
             if part == "singular_vector" and not np.any(array):
                 raise ValueError(f"parameter {name!r} is zero; expected a vector to start a search from")
-            if not np.all(np.isfinite(array)):
+            if not _finite(array):
                 raise ValueError(f"parameter {name!r} has values that are NaN or infinite")
         if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
             names = ", ".join(sorted(str(d) for d in dtypes))
@@ -362,7 +370,7 @@ class Network:
                 f"x has shape {x.shape}; expected (batch, *{self.input_shape}) for static input or "
                 f"(batch, steps, *{self.input_shape}) for a spike train, of at least one sample and step"
             )
-        if np.issubdtype(x.dtype, np.floating) and not np.all(np.isfinite(x)):
+        if np.issubdtype(x.dtype, np.floating) and not _finite(x):
             raise ValueError("x has values that are NaN or infinite; expected finite inputs")
         return x.astype(dtype, copy=False)
 
@@ -711,7 +719,7 @@ class Frozen:
             raise ValueError(f"{name} has shape {array.shape}; expected ({n_batch or 'batch'}, {size}), a state")
         if array.dtype.kind not in "fiub":
             raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
-        if not np.all(np.isfinite(array)):
+        if not _finite(array):
             raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
         return array.astype(self.dtype, copy=False)
 
@@ -740,7 +748,7 @@ class Frozen:
     def constants(self, n_batch: int, *, with_input: bool) -> NDArray:
         """What the rollout's connections bring without any spike, (B, n); the input's on request."""
         net = self.network
-        out = np.zeros((n_batch, net.state_size), self.dtype)
+        out = memory.zeros((n_batch, net.state_size), self.dtype)
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
             constant = c.simulated.constant
             if constant is not None and (source >= 0 or with_input):
@@ -758,7 +766,7 @@ class Frozen:
         net = self.network
         place = net.place(net.readout.source)
         synapse = net.readout.synapse
-        g = np.zeros_like(state.a)
+        g = memory.zeros(state.a.shape, state.a.dtype)
         g[:, place] = synapse.adjoint(self.readout, d_logits)
         grads = {
             "readout.weight": synapse.from_taps(synapse.hebbian(d_logits, state.a[:, place])),

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
+from ide_ref._kernels import cells as _cells
+from ide_ref._kernels import memory
 
 MaskRule = Literal["closed", "open", "half"]
 
@@ -79,6 +81,16 @@ class Neuron:
         if rule == "open":
             return (p > 0.0) & (p < self.v_th)
         return (p > 0.0) & (p <= self.v_th)
+
+    def slope(self, p: NDArray, rule: MaskRule = "closed") -> NDArray:
+        """M / V_th: σ's slope at p (B, n), 1/V_th where :meth:`mask` is and 0 elsewhere."""
+        if not _checks.is_one_of(rule, ("closed", "open", "half")):
+            raise ValueError(f"mask rule {rule!r} is unknown; expected 'closed', 'open' or 'half'")
+        out = memory.empty(p.shape, p.dtype)
+        v_th = p.dtype.type(self.v_th)
+        flat, into = (np.ascontiguousarray(array).reshape(-1) for array in (p, out))
+        _cells.slope(flat, rule == "closed", rule != "open", v_th, 1 / v_th, into)
+        return out
 
 
 def IF(v_th: float = 2.0) -> Neuron:

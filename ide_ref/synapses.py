@@ -407,10 +407,12 @@ class _Windowed(Synapse):
         few = slice(8)
         if np.count_nonzero(pre[few]) * self.n_out <= np.count_nonzero(post[few]) * self.n_in:
             out = memory.empty((n_taps, c_in, c_out), dtype)
-            _taps.hebbian(*senders, *receivers, n_batch, *self._joins, self.n_out // c_out, out)
+            rows = memory.empty(_taps.shape_of_rows(n_batch, self.n_out // c_out, c_out), dtype)
+            _taps.hebbian(*senders, *receivers, n_batch, *self._joins, rows, out)
             return out
         out = memory.empty((n_taps, c_out, c_in), dtype)
-        _taps.hebbian(*receivers, *senders, n_batch, *self._joins_back, self.n_in // c_in, out)
+        rows = memory.empty(_taps.shape_of_rows(n_batch, self.n_in // c_in, c_in), dtype)
+        _taps.hebbian(*receivers, *senders, n_batch, *self._joins_back, rows, out)
         return out.transpose(0, 2, 1)
 
     @property

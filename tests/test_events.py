@@ -117,8 +117,13 @@ def test_outer_products_are_those_of_the_plain_loop_from_either_side(synapse, sh
         expected[k] += pre[:, p].T @ post[:, synapse.targets[p, k]]
     by_senders, by_receivers = np.empty_like(expected), np.empty_like(expected.transpose(0, 2, 1), order="C")
     senders, receivers = (memory.rows(side.reshape(3, -1)) for side in (pre, post))
-    taps.hebbian(*senders, *receivers, 3, *synapse._joins, post.shape[1], by_senders)
-    taps.hebbian(*receivers, *senders, 3, *synapse._joins_back, pre.shape[1], by_receivers)
+    for sides, joins, others, out in (
+        ((*senders, *receivers), synapse._joins, post, by_senders),
+        ((*receivers, *senders), synapse._joins_back, pre, by_receivers),
+    ):
+        # Memory that another array was in before.
+        rows = np.full(taps.shape_of_rows(3, *others.shape[1:]), np.nan)
+        taps.hebbian(*sides, 3, *joins, rows, out)
     np.testing.assert_allclose(by_senders, expected, atol=1e-12)
     np.testing.assert_allclose(by_receivers.transpose(0, 2, 1), expected, atol=1e-12)
     np.testing.assert_allclose(synapse.hebbian(post.reshape(3, -1), pre.reshape(3, -1)), expected, atol=1e-12)

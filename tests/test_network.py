@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from graphs import apply, cases
 from hypothesis import given
+from hypothesis import strategies as st
 
 from ide_ref import (
     IF,
@@ -24,6 +25,7 @@ from ide_ref import (
     simulate,
 )
 from ide_ref.constraints import EPSILON
+from ide_ref.network import _finite
 from ide_ref.profiles import PAPER, Profile
 from ide_ref.synapses import Conv2d, ConvTranspose2d
 
@@ -178,6 +180,16 @@ def test_missing_parameters_are_named():
     del params["input.bias"], params["readout.weight"]
     with pytest.raises(ValueError, match=r"missing input.bias, readout.weight; unknown none"):
         layer().check_params(params)
+
+
+@given(n=st.integers(1, 100), data=st.data(), wide=st.booleans(), every=st.integers(1, 2))
+def test_one_wild_number_is_found_wherever_it_is(n, data, wide, every):
+    x = np.full(n, np.finfo(np.float32).max, np.float64 if wide else np.float32)
+    x[data.draw(st.integers(0, n - 1)) :: 7] *= -1
+    assert _finite(x[::every])
+    place = data.draw(st.integers(0, (n - 1) // every)) * every
+    x[place] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+    assert not _finite(x[::every])
 
 
 # --- freezing --------------------------------------------------------------------------------------------------

@@ -48,6 +48,22 @@ def test_sigma_and_masks_at_the_ends():
     assert neuron.sigma(p.astype(np.float32)).dtype == np.float32
     with pytest.raises(ValueError, match="mask rule 'shut' is unknown; expected 'closed', 'open' or 'half'"):
         neuron.mask(p, "shut")
+    with pytest.raises(ValueError, match="mask rule 'shut' is unknown; expected 'closed', 'open' or 'half'"):
+        neuron.slope(p, "shut")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", ["closed", "open", "half"])
+def test_slopes_are_where_the_masks_are(rule, dtype):
+    neuron = IF(0.7)
+    v_th = dtype(0.7)
+    ends = [-1, -0.0, 0, np.nextafter(dtype(0), dtype(1)), np.nextafter(v_th, dtype(0)), v_th]
+    p = np.array([*ends, np.nextafter(v_th, dtype(1)), np.inf, -np.inf, np.nan], dtype)
+    p = np.random.default_rng(0).permuted(np.tile(p, (7, 5)), axis=1)
+    slope = neuron.slope(p, rule)
+    assert slope.dtype == dtype
+    np.testing.assert_array_equal(slope, neuron.mask(p, rule) / v_th)
+    np.testing.assert_array_equal(neuron.slope(p[:, ::2], rule), slope[:, ::2])
 
 
 def test_names_and_defaults():

@@ -149,6 +149,42 @@ def multiply(x, row, y, y_row, n_batch, n, out, out_row):
         _multiply(x[b * row : b * row + n], y[b * y_row : b * y_row + n], out[b * out_row : b * out_row + n])
 
 
+@njit(cache=True, nogil=True)
+def _slope(p, lower, upper, v_th, inverse, out):
+    for j in range(out.shape[0]):
+        after = p[j] > 0 or (lower and p[j] == 0)
+        before = p[j] < v_th or (upper and p[j] == v_th)
+        out[j] = inverse if after and before else 0
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def slope(p, lower, upper, v_th, inverse, out):
+    """(MASK): out = inverse where 0 < p < v_th, or p is an end that counts, and 0 elsewhere; flat arrays."""
+    n = out.shape[0]
+    for i in prange(SLICES):
+        lo = i * n // SLICES
+        hi = (i + 1) * n // SLICES
+        _slope(p[lo:hi], lower, upper, v_th, inverse, out[lo:hi])
+
+
+@njit(cache=True, nogil=True)
+def _n_wild(x):
+    count = 0
+    for j in range(x.shape[0]):
+        count += not abs(x[j]) < np.inf
+    return count
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def all_finite(x):
+    """Whether no number of a flat array is NaN or infinite."""
+    n = x.shape[0]
+    count = 0
+    for i in prange(SLICES):
+        count += _n_wild(x[i * n // SLICES : (i + 1) * n // SLICES])
+    return count == 0
+
+
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _momentum(theta, gradient, velocity, momentum, decay, rate, new_theta, new_velocity):
     for j in range(theta.shape[0]):

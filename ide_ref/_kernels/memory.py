@@ -1,5 +1,8 @@
-"""Where arrays lie in memory."""
+"""Where arrays lie in memory, and whose memory was that before."""
 
+from __future__ import annotations
+
+import contextlib
 import math
 
 import numpy as np
@@ -8,14 +11,71 @@ from numpy.typing import DTypeLike, NDArray
 LINE = 64
 """Bytes of a cache line, and of the widest vectors."""
 
+LARGE = 1 << 20
+"""Bytes from which memory is kept for the next array of the same size, when the last array on it is gone.
+
+A training step asks for the same arrays again and again. From the system each comes as pages that it clears first: in
+the larger networks a tenth of a step.
+"""
+
+MOST = 512 << 20
+"""Bytes kept at most. When they are full all are let go, so that what is kept is what was in use lately."""
+
+_spare: dict[int, list[NDArray]] = {}
+
+
+class _Lent:
+    """Memory of an array; kept for another when it is garbage, which is when no array lies on it any more."""
+
+    __slots__ = ("__array_interface__", "_memory")
+
+    def __init__(self, memory: NDArray, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._memory = memory
+        self.__array_interface__ = {
+            "shape": shape, "typestr": dtype.str, "data": (_address(memory), False), "version": 3
+        }  # fmt: skip
+
+    def __del__(self) -> None:
+        # While Python ends, what this needs may be gone.
+        with contextlib.suppress(Exception):
+            if spare() + self._memory.size > MOST:
+                _spare.clear()
+            _spare.setdefault(self._memory.size, []).append(self._memory)
+
+
+def spare() -> int:
+    """Bytes that are kept."""
+    return sum(size * len(kept) for size, kept in tuple(_spare.items()))
+
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
     """``np.empty`` that begins at a cache line: a vector that straddles two costs two loads."""
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int) else shape
     n_bytes = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(n_bytes + LINE, np.uint8)
-    return np.ndarray(shape, dtype, buffer, -_address(buffer) % LINE)
+    try:
+        memory = _spare[n_bytes].pop()
+    except (KeyError, IndexError):
+        buffer = np.empty(n_bytes + LINE, np.uint8)
+        start = -_address(buffer) % LINE
+        memory = buffer[start : start + n_bytes]
+    if n_bytes < LARGE:
+        return memory.view(dtype).reshape(shape)
+    return np.asarray(_Lent(memory, shape, dtype))
+
+
+def zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """The same, all 0."""
+    array = empty(shape, dtype)
+    array[...] = 0
+    return array
+
+
+def copied(array: NDArray, dtype: DTypeLike | None = None) -> NDArray:
+    """A contiguous copy that begins at a cache line."""
+    copy = empty(array.shape, array.dtype if dtype is None else dtype)
+    copy[...] = array
+    return copy
 
 
 def _address(array: NDArray) -> int:
@@ -28,9 +88,7 @@ def aligned(array: NDArray, dtype: DTypeLike | None = None) -> NDArray:
     dtype = array.dtype if dtype is None else np.dtype(dtype)
     if array.dtype == dtype and array.flags.c_contiguous and _address(array) % LINE == 0:
         return array
-    copy = empty(array.shape, dtype)
-    copy[...] = array
-    return copy
+    return copied(array, dtype)
 
 
 def rows(x: NDArray) -> tuple[NDArray, int]:

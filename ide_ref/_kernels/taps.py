@@ -109,8 +109,18 @@ def _list_by_channel(cells, at, n_channels, part_of, events, starts, following, 
                 starts[i + 1] += starts[i]
 
 
+def shape_of_rows(n_batch, n_others, depth):
+    """Shape of the memory that ``hebbian`` lays the other side out in.
+
+    In blocks of columns, like weights, so that a sample's rows lie in one piece and fit the first-level cache; a row of
+    zeros behind them stands for no position.
+    """
+    columns = min(COLUMNS, depth)
+    return -(-depth // columns), n_batch, n_others + 1, columns
+
+
 @njit(parallel=True, cache=True, nogil=True)
-def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap, n_others, out):
+def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap, rows, out):
     """out[k, c, :] = Σ over samples and positions p of cells[b, p, c] others[b, table[k, p], :].
 
     Parameters
@@ -119,6 +129,7 @@ def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap
     others : (B, Q, D)
     row, others_row : where a sample of either begins
     table : (K, P) unsigned  position on the other side that tap k joins with p; Q for none.
+    rows : (⌈D / columns⌉, B, Q + 1, columns)  overwritten, see ``shape_of_rows``.
     part_of, part_of_tap : (P,), (K,)  tap k joins positions p with part_of[p] = part_of_tap[k] alone.
     out : (K, C, D)  overwritten.
 
@@ -128,11 +139,8 @@ def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap
     n_channels, depth = out.shape[1:]
     n_cells = n_positions * n_channels
     n_lists = (max(part_of.max(), part_of_tap.max()) + 1) * n_channels
-    # In blocks of columns, like weights, so that a sample's rows lie in one piece and fit the first-level cache; a row
-    # of zeros behind them stands for no position.
-    columns = min(COLUMNS, depth)
-    n_columns = (depth + columns - 1) // columns
-    rows = np.zeros((n_columns, n_batch, n_others + 1, columns), others.dtype)
+    n_columns, _, n_rows_of, columns = rows.shape
+    n_others = n_rows_of - 1
     starts = np.empty((n_batch, n_lists + 1), np.int64)
     for b in prange(n_batch):
         for j in range(n_columns):
@@ -140,6 +148,8 @@ def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap
             for q in range(n_others):
                 at = b * others_row + q * depth + j * columns
                 rows[j, b, q, :width] = others[at : at + width]
+                rows[j, b, q, width:] = 0
+            rows[j, b, n_others] = 0
         starts[b, n_lists] = np.count_nonzero(cells[b * row : b * row + n_cells])
     total = 0
     for b in range(n_batch):
