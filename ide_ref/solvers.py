@@ -153,9 +153,8 @@ def anderson(
     n_batch, n = b.shape
     size = norms(b)
     x = np.zeros_like(b) if x0 is None else x0
-    # Of the last steps: changes of the residual, and steps plus changes.
-    sums = np.zeros((n_batch, memory, n), b.dtype)
-    changes = np.zeros((n_batch, memory, n), b.dtype)
+    # Of the last steps: changes of the residual, and steps plus changes. Memory is touched for steps taken alone.
+    sums, changes = np.empty((2, memory, n_batch, n), b.dtype)
     gram = np.zeros((n_batch, memory, memory))
     ridge = 10.0 * np.finfo(b.dtype).eps
     history: list[float] = []
@@ -167,13 +166,12 @@ def anderson(
         history.append(worst)
         if worst <= tol or not np.isfinite(worst):
             break
-        # Steps not taken yet are not touched: memory is only used for those that were.
         used = min(k, memory)
         if used:
             slot = (k - 1) % memory
-            np.subtract(r, r_before, out=changes[:, slot])
-            np.add(move, changes[:, slot], out=sums[:, slot])
-            row = np.einsum("bmn,bn->bm", changes[:, :used], changes[:, slot])
+            np.subtract(r, r_before, out=changes[slot])
+            np.add(move, changes[slot], out=sums[slot])
+            row = np.einsum("mbn,bn->bm", changes[:used], changes[slot])
             gram[:, slot, :used] = row
             gram[:, :used, slot] = row
             # Unknowns scaled to unit columns, so that the ridge is relative to each of them.
@@ -181,9 +179,9 @@ def anderson(
             scale[scale == 0] = 1.0
             system = gram[:, :used, :used] / (scale[:, :, None] * scale[:, None, :])
             system[:, range(used), range(used)] += ridge
-            right = np.einsum("bmn,bn->bm", changes[:, :used], r) / scale
+            right = np.einsum("mbn,bn->bm", changes[:used], r) / scale
             weights = (np.linalg.solve(system, right[:, :, None])[:, :, 0] / scale).astype(b.dtype)
-            move = r - np.einsum("bm,bmn->bn", weights, sums[:, :used])
+            move = r - np.einsum("bm,mbn->bn", weights, sums[:used])
         after = x + move
         r_before, r = r, b + product(after) - after
         n_products += 1
