@@ -235,12 +235,12 @@ def affine(
     return into
 
 
-def product(x: NDArray, y: NDArray, out: NDArray | None = None) -> NDArray:
-    """x ⊙ y of cells (B, n), in ``out`` where it is given."""
+def product(x: NDArray, y: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
+    """x ⊙ y of cells (B, n), in ``out`` where it is given; other rows than the chosen ones, (B,) bool, are left alone."""
     dtype = np.result_type(x, y)
     out = memory.empty(x.shape, dtype) if out is None else out
     left, right = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
-    _cells.multiply(*left, *right, *x.shape, *memory.rows(out))
+    _cells.multiply(*left, *right, *x.shape, _cells.EVERY if chosen is None else chosen, *memory.rows(out))
     return out
 
 

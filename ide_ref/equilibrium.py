@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,6 +129,14 @@ def spread_sources(net: Network, z: NDArray) -> NDArray:
     return state
 
 
+class Pass(NamedTuple):
+    """What a backward pass leaves, see :meth:`Linearisation.sweep_back`."""
+
+    beta: NDArray
+    delta: NDArray
+    y: NDArray
+
+
 @dataclass(frozen=True)
 class Measured:
     """What each connection's batch normalisation saw, and the connections and rates for which it did."""
@@ -184,7 +192,9 @@ class Linearisation:
             da[:, place] *= self.slope[:, place]
         return gather_sources(net, da)
 
-    def sweep_back(self, w: NDArray, g: NDArray | None = None) -> tuple[NDArray, NDArray, NDArray]:
+    def sweep_back(
+        self, w: NDArray, g: NDArray | None = None, *, again: Pass | None = None, chosen: NDArray | None = None
+    ) -> Pass:
         """One backward pass of (BETA) through the populations in reverse.
 
         Parameters
@@ -193,6 +203,8 @@ class Linearisation:
             What has arrived at the feedback sources from the loss and through feedback.
         g : (B, n) array, optional
             ∂L/∂a of the populations that send no feedback.
+        again, chosen : Pass and (B,) bool array, optional
+            An earlier pass without g of which the rows of the chosen samples are computed anew, in place.
 
         Returns
         -------
@@ -203,35 +215,48 @@ class Linearisation:
         y : (B, m) array
             What feedback connections return to their sources: Jᵀ w when g is None.
         """
-        beta, delta = self.spread_back(w, g)
         net = self.frozen.network
-        y = memory.zeros((w.shape[0], net.feedback_size), w.dtype)
+        beta, delta = self._spread_back(w, g, again, chosen)
+        y = memory.zeros((w.shape[0], net.feedback_size), w.dtype) if again is None else again.y
+        if again is not None:
+            y[chosen] = 0
         part_of = {source: part for source, _, part in net.feedback_places}
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
             if source >= target:
-                c.adjoint(delta[:, net.place(target)], y[:, part_of[source]])
-        return beta, delta, y
+                c.adjoint(delta[:, net.place(target)], y[:, part_of[source]], chosen)
+        return Pass(beta, delta, y)
 
     def spread_back(self, w: NDArray, g: NDArray | None = None) -> tuple[NDArray, NDArray]:
         """The same without what feedback connections return: β and (1/V_th) M β, (B, n) each."""
+        return self._spread_back(w, g, None, None)
+
+    def _spread_back(
+        self, w: NDArray, g: NDArray | None, again: Pass | None, chosen: NDArray | None
+    ) -> tuple[NDArray, NDArray]:
         net = self.frozen.network
-        beta = spread_sources(net, w)
-        if g is not None:
-            beta = beta + g
-        elif beta is w and len(net.populations) > 1:
-            beta = memory.copied(beta)
-        delta = memory.empty(self.slope.shape, self.slope.dtype)
+        if again is not None:
+            beta, delta = again.beta, again.delta
+            beta[chosen] = 0
+            for _, place, part in net.feedback_places:
+                beta[chosen, place] = w[chosen, part]
+        else:
+            beta = spread_sources(net, w)
+            if g is not None:
+                beta = beta + g
+            elif beta is w:
+                beta = memory.copied(beta)
+            delta = memory.empty(self.slope.shape, self.slope.dtype)
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)
-            constraints.product(self.slope[:, place], beta[:, place], delta[:, place])
+            constraints.product(self.slope[:, place], beta[:, place], delta[:, place], chosen)
             for c, (source, end) in zip(self.connections, net.ends, strict=True):
                 if end == target and 0 <= source < target:
-                    c.adjoint(delta[:, place], beta[:, net.place(source)])
+                    c.adjoint(delta[:, place], beta[:, net.place(source)], chosen)
         return beta, delta
 
     def vjp(self, w: NDArray) -> NDArray:
         """Jᵀ w on the feedback sources: (B, m) to (B, m), one backward sweep."""
-        return self.sweep_back(w)[2]
+        return self.sweep_back(w).y
 
 
 def linearise(

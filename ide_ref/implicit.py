@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks, solvers
-from ide_ref.equilibrium import Equilibrium, Linearisation, certified, contraction, gather_sources, linearise
+from ide_ref.equilibrium import Equilibrium, Linearisation, Pass, certified, contraction, gather_sources, linearise
 from ide_ref.network import Frozen, Params
 from ide_ref.neurons import MaskRule
 from ide_ref.simulation import Rates
@@ -104,21 +104,28 @@ def solve_beta(
         elsewhere = g.copy()
         for _, place, _ in net.feedback_places:
             elsewhere[:, place] = 0
-        b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere)[2]
-    # The sweep of the last product, which most solvers take at the very solution they return.
-    last: list[tuple[NDArray, NDArray, NDArray]] = []
+        b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere).y
+    # The pass of the last product, which most solvers take at the very solution they return, and where it was taken.
+    last: list[tuple[NDArray, NDArray, Pass]] = []
+    apart = not any(c.joins_samples for c in jacobian.connections)
 
     def product(w: NDArray) -> NDArray:
-        last.clear()
-        beta, delta, y = jacobian.sweep_back(w)
-        last.append((w, beta, delta))
-        return y
+        if apart and last:
+            _, there, again = last.pop()
+            moved = np.any(w != there, axis=1)
+            # A solver lets finished samples stand: nothing of theirs is computed again.
+            now = jacobian.sweep_back(w, again=again, chosen=moved)
+        else:
+            last.clear()
+            now = jacobian.sweep_back(w)
+        last.append((w, w.copy(), now))
+        return now.y.copy()
 
     solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter)
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
     if at is jacobian and elsewhere is None and last and last[0][0] is solution.x:
-        return *last[0][1:], solution
+        return last[0][2].beta, last[0][2].delta, solution
     last.clear()
     beta, delta = at.spread_back(solution.x, elsewhere)
     return beta, delta, solution

@@ -473,25 +473,25 @@ class FrozenConnection:
         return z if self.keep is None else self.keep * z
 
     @property
-    def _joins_samples(self) -> bool:
-        """Whether the derivative passes through the batch's own statistics."""
+    def joins_samples(self) -> bool:
+        """Whether the derivative passes through the batch's own statistics, so that a sample's has a part in others."""
         return self.norm is not None and self.norm.from_batch and self.z is not None
 
     def linear(self, cells: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
-        if self.norm is None or not self._joins_samples:
+        if self.norm is None or not self.joins_samples:
             out = self.synapse.apply(self.folded_taps, cells)
         else:
             out = self.norm.linear(self.synapse.apply(self.taps, cells), self.z)
         return out if self.keep is None else constraints.product(self.keep, out)
 
-    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
-        """Transpose of ``linear``; added to ``out`` where it is given, as by :meth:`Synapse.adjoint`."""
+    def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
+        """Transpose of ``linear``; added to ``out``, for chosen samples, as by :meth:`Synapse.adjoint`."""
         if self.keep is not None:
-            cells = constraints.product(self.keep, cells)
-        if self.norm is None or not self._joins_samples:
-            return self.synapse.adjoint(self._folded_in_reverse, cells, out)
-        return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out)
+            cells = constraints.product(self.keep, cells, chosen=chosen)
+        if self.norm is None or not self.joins_samples:
+            return self.synapse.adjoint(self._folded_in_reverse, cells, out, chosen)
+        return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out, chosen)
 
     def at(
         self, pre: NDArray, into: NDArray, *, measure: bool = False

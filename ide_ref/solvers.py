@@ -162,7 +162,8 @@ def anderson(
     n_products = 0 if x0 is None else 1
     r_before = move = r
     for k in range(max_iter):
-        worst = float(np.max(_relative(norms(r), size), initial=0.0))
+        relative = _relative(norms(r), size)
+        worst = float(np.max(relative, initial=0.0))
         history.append(worst)
         if worst <= tol or not np.isfinite(worst):
             break
@@ -182,6 +183,8 @@ def anderson(
             right = np.einsum("mbn,bn->bm", changes[:used], r) / scale
             weights = (np.linalg.solve(system, right[:, :, None])[:, :, 0] / scale).astype(b.dtype)
             move = r - np.einsum("bm,mbn->bn", weights, sums[:used])
+            # Finished samples stand where they are, and a product that knows the last one need not take them again.
+            move[relative <= tol] = 0
         after = x + move
         r_before, r = r, b + product(after) - after
         n_products += 1

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
+from ide_ref._kernels import cells as _cells
 from ide_ref._kernels import dense as _dense
 from ide_ref._kernels import memory
 from ide_ref._kernels import taps as _taps
@@ -171,10 +172,13 @@ class Synapse(ABC):
         """
 
     @abstractmethod
-    def adjoint(self, taps: NDArray, cells: NDArray, out: NDArray | None = None) -> NDArray:
+    def adjoint(
+        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
+    ) -> NDArray:
         """Wᵀ v: (B, n_out) to (B, n_in), ⟨W s, v⟩ = ⟨s, Wᵀ v⟩.
 
-        Added to ``out``, of the same dtype, and that returned, where it is given: a new array or columns of one.
+        Added to ``out``, of the same dtype, and that returned, where it is given: a new array or columns of one. Then
+        samples may be chosen, (B,) bool; the rows of the others are left alone.
         """
 
     @abstractmethod
@@ -209,11 +213,14 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
     return out
 
 
-def added(found: NDArray, out: NDArray | None) -> NDArray:
-    """What was found, or ``out`` with it added."""
+def added(found: NDArray, out: NDArray | None, chosen: NDArray | None = None) -> NDArray:
+    """What was found, or ``out`` with it added, to the rows that are chosen."""
     if out is None:
         return found
-    out += found
+    if chosen is None:
+        out += found
+    else:
+        out[chosen] += found
     return out
 
 
@@ -287,8 +294,10 @@ class Dense(Synapse):
     def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
         return matmul(cells, taps[0])
 
-    def adjoint(self, taps: NDArray, cells: NDArray, out: NDArray | None = None) -> NDArray:
-        return added(matmul(cells, taps[0].T), out)
+    def adjoint(
+        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
+    ) -> NDArray:
+        return added(matmul(cells if chosen is None else cells[chosen], taps[0].T), out, chosen)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         # A view of the weight's own layout, so that from_taps has nothing to copy.
@@ -370,8 +379,16 @@ class _Windowed(Synapse):
         """What every input position receives in reverse, from output positions."""
         return Runs.of(self.targets, self.kernel)
 
-    def _product(self, taps: NDArray, cells: NDArray, out: NDArray | None, *, reverse: bool) -> NDArray:
-        """W s, or Wᵀ v by the transposed taps; added to ``out`` where that is given."""
+    def _product(
+        self,
+        taps: NDArray,
+        cells: NDArray,
+        out: NDArray | None = None,
+        chosen: NDArray | None = None,
+        *,
+        reverse: bool = False,
+    ) -> NDArray:
+        """W s, or Wᵀ v by the transposed taps; added to ``out`` where that is given, see :meth:`Synapse.adjoint`."""
         _, c_in, c_out = taps.shape
         runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         n_batch, n_positions = len(cells), cells.shape[1] // c_in
@@ -387,16 +404,18 @@ class _Windowed(Synapse):
             )
         else:
             _taps.product(
-                read, row, n_batch, n_positions, c_in, weights, runs.fine, runs.coarse, block_of(n_batch), written,
-                out_row, c_out, add,
+                read, row, n_batch, _cells.EVERY if chosen is None else chosen, n_positions, c_in, weights, runs.fine,
+                runs.coarse, block_of(n_batch), written, out_row, c_out, add,
             )  # fmt: skip
         return out
 
     def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return self._product(taps, cells, None, reverse=False)
+        return self._product(taps, cells)
 
-    def adjoint(self, taps: NDArray, cells: NDArray, out: NDArray | None = None) -> NDArray:
-        return self._product(taps.transpose(0, 2, 1), cells, out, reverse=True)
+    def adjoint(
+        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
+    ) -> NDArray:
+        return self._product(taps.transpose(0, 2, 1), cells, out, chosen, reverse=True)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
@@ -572,14 +591,23 @@ class AvgPool2d(_Windowed):
     def from_taps(self, taps: NDArray) -> NDArray:
         return np.empty((), taps.dtype)
 
-    def _product(self, taps: NDArray, cells: NDArray, out: NDArray | None, *, reverse: bool) -> NDArray:
+    def _product(
+        self,
+        taps: NDArray,
+        cells: NDArray,
+        out: NDArray | None = None,
+        chosen: NDArray | None = None,
+        *,
+        reverse: bool = False,
+    ) -> NDArray:
         n_channels = self.in_shape[0]
+        cells = cells if chosen is None else cells[chosen]
         runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // n_channels, n_channels)
         found = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
         _taps.depthwise(cells.astype(found.dtype, copy=False), factors, runs.fine, found)
-        return added(found.reshape(cells.shape[0], n_out), out)
+        return added(found.reshape(cells.shape[0], n_out), out, chosen)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         n_channels = self.in_shape[0]

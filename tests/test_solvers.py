@@ -125,6 +125,31 @@ def test_a_product_of_nan_does_not_count_as_converged(method):
         require(solution, "test")
 
 
+def test_finished_samples_stand():
+    """Anderson's method moves no sample that is solved, and solves the others no worse."""
+    rng = np.random.default_rng(0)
+    J = 0.1 * np.stack([scale * np.linalg.qr(rng.normal(size=(12, 12)))[0] for scale in (0.1, 5.0, 9.0, 0.0)])
+    b = rng.normal(size=(4, 12))
+    seen = []
+
+    def watched(v):
+        seen.append(v.copy())
+        return product(J)(v)
+
+    tol = 1e-6
+    solution = solve("anderson", watched, b, tol=tol, max_iter=100)
+    assert solution.converged
+    np.testing.assert_allclose(solution.x, exact(J, b), atol=1e-4)
+    n_moved = []
+    for i in range(4):
+        relative = [norms(b + product(J)(v) - v)[i] / norms(b)[i] for v in seen]
+        done = next(k for k, r in enumerate(relative) if r <= tol)
+        for v in seen[done:]:
+            np.testing.assert_array_equal(v[i], seen[done][i])
+        n_moved.append(done)
+    assert len(set(n_moved)) >= 3
+
+
 def test_halved_iteration_has_another_limit():
     J, b = system(np.random.default_rng(0), 3, 6, 0.8)
     solution = solve("halved", product(J), b, tol=1e-14, max_iter=500)

@@ -11,6 +11,8 @@ from numba import njit, prange
 
 SLICES = 16
 
+EVERY = np.zeros(0, np.bool_)  # in place of the samples that are chosen
+
 
 @njit(cache=True, nogil=True)
 def _add(row, total):
@@ -143,9 +145,11 @@ def _multiply(x, y, out):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def multiply(x, row, y, y_row, n_batch, n, out, out_row):
-    """out = x ⊙ y, (B, n) each."""
+def multiply(x, row, y, y_row, n_batch, n, chosen, out, out_row):
+    """out = x ⊙ y, (B, n) each; where ``chosen`` (B,) is not empty, for the samples where it is True alone."""
     for b in prange(n_batch):
+        if chosen.shape[0] > 0 and not chosen[b]:
+            continue
         _multiply(x[b * row : b * row + n], y[b * y_row : b * y_row + n], out[b * out_row : b * out_row + n])
 
 

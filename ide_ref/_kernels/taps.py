@@ -12,7 +12,7 @@ from ide_ref._kernels.events import COLUMNS, JOIN, chunk_of, locate, propagate
 from ide_ref._kernels.rows import add_rows_through, nonzero
 
 SHARES = 4  # of one sample's output positions
-CHANNELS = 32  # rows of a weight tile, which stays in the first-level cache beside a sample's rows
+CHANNELS = 64  # rows of a weight tile, which stays in the first-level cache beside most of a sample's rows
 
 
 @njit(cache=True, nogil=True)
@@ -25,11 +25,14 @@ def _list_events(cells, cells_at, n, events, values, at):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def product(cells, row, n_batch, n_positions, c_in, weights, fine, coarse, share, out, out_row, c_out, add):
+def product(
+    cells, row, n_batch, chosen, n_positions, c_in, weights, fine, coarse, share, out, out_row, c_out, add
+):  # fmt: skip
     """The map of a batch: cells (B, P, C_in) to out (B, Q, C_out), weights as ``propagate`` has them.
 
     Cells that are 0 are passed over: Mβ and rates are sparse, (ACTIVE). ``fine`` and ``coarse`` say the same with
-    short runs and with long ones. A task takes ``share`` samples, see ``block_of``. Overwrites out, or adds to it.
+    short runs and with long ones. A task takes ``share`` samples, see ``block_of``. Overwrites out, or adds to it; where
+    ``chosen`` (B,) is not empty, for the samples where it is True alone.
     """
     n_out = fine.shape[1]
     n = n_positions * c_in
@@ -43,17 +46,23 @@ def product(cells, row, n_batch, n_positions, c_in, weights, fine, coarse, share
         places = np.empty(size, np.int64)
         first = np.empty((size, n_positions * (c_in // chunk) + 1), np.int64)
         total = 0
-        for i in range(size):
-            n_events = _list_events(cells, (b_first + i) * row, n, events, values, i * n)
+        n_chosen = 0
+        for b in range(b_first, b_first + size):
+            if chosen.shape[0] > 0 and not chosen[b]:
+                continue
+            i = n_chosen
+            n_events = _list_events(cells, b * row, n, events, values, i * n)
             locate(events, i * n, n_events, chunk, first[i])
-            places[i] = (b_first + i) * out_row
+            places[i] = b * out_row
             if not add:
                 out[places[i] : places[i] + n_out * c_out] = 0
             total += n_events
-        runs = coarse if total < JOIN * n_positions * size else fine
+            n_chosen += 1
+        runs = coarse if total < JOIN * n_positions * n_chosen else fine
         joined = runs.shape[0] < fine.shape[0]
         propagate(
-            runs, joined, 0, n_out, first, chunk, events, values, n_taps, c_in, weights, 0, c_out, out, places
+            runs, joined, 0, n_out, first, chunk, events, values, n_taps, c_in, weights, 0, c_out, out,
+            places[:n_chosen],
         )  # fmt: skip
 
 

@@ -124,16 +124,17 @@ class Mistake:
 
 
 class _Untransposed(FrozenConnection):
-    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+    def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
         if self.synapse.n_in != self.synapse.n_out:
-            return super().adjoint(cells, out)
-        return added(self.linear(cells), out)
+            return super().adjoint(cells, out, chosen)
+        found = self.linear(cells)
+        return added(found if chosen is None else found[chosen], out, chosen)
 
 
 class _Unflipped(FrozenConnection):
-    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+    def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
         flipped = FrozenConnection(**{**_fields(self), "taps": np.ascontiguousarray(self.taps[::-1])})
-        return flipped.adjoint(cells, out)
+        return flipped.adjoint(cells, out, chosen)
 
 
 class _Unprojected(FrozenConnection):
@@ -272,8 +273,9 @@ class _MaskedAfter(FrozenConnection):
         super().__init__(**parts)
         object.__setattr__(self, "mask", mask)
 
-    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
-        return added(super().adjoint(cells) * self.mask, out)  # type: ignore[attr-defined]
+    def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
+        found = super().adjoint(cells) * self.mask  # type: ignore[attr-defined]
+        return added(found if chosen is None else found[chosen], out, chosen)
 
 
 def _earlier(ctx: Context) -> Params | None:
