@@ -204,7 +204,8 @@ class Linearisation:
         g : (B, n) array, optional
             ∂L/∂a of the populations that send no feedback.
         again, chosen : Pass and (B,) bool array, optional
-            An earlier pass without g of which the rows of the chosen samples are computed anew, in place.
+            An earlier pass without g of which the rows of the chosen samples are computed anew; β and (1/V_th) M β in
+            place.
 
         Returns
         -------
@@ -217,8 +218,10 @@ class Linearisation:
         """
         net = self.frozen.network
         beta, delta = self._spread_back(w, g, again, chosen)
-        y = memory.zeros((w.shape[0], net.feedback_size), w.dtype) if again is None else again.y
-        if again is not None:
+        if again is None:
+            y = memory.zeros((w.shape[0], net.feedback_size), w.dtype)
+        else:
+            y = memory.copied(again.y)
             y[chosen] = 0
         part_of = {source: part for source, _, part in net.feedback_places}
         for c, (source, target) in zip(self.connections, net.ends, strict=True):

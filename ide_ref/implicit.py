@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks, solvers
+from ide_ref._kernels import memory
 from ide_ref.equilibrium import Equilibrium, Linearisation, Pass, certified, contraction, gather_sources, linearise
 from ide_ref.network import Frozen, Params
 from ide_ref.neurons import MaskRule
@@ -118,8 +119,8 @@ def solve_beta(
         else:
             last.clear()
             now = jacobian.sweep_back(w)
-        last.append((w, w.copy(), now))
-        return now.y.copy()
+        last.append((w, memory.copied(w), now))
+        return now.y
 
     solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter)
     if not allow_unconverged:

@@ -47,14 +47,26 @@ def test_small_arrays_are_not_kept():
     assert memory.spare() == 0
 
 
-def test_what_is_kept_is_bounded_and_what_was_in_use_lately(monkeypatch):
+def test_what_is_kept_is_bounded_and_what_came_last(monkeypatch):
     monkeypatch.setattr(memory, "MOST", 3 * memory.LARGE)
-    old = [memory.empty(memory.LARGE, np.uint8) for _ in range(3)]
+    first, second, third = (memory.empty(memory.LARGE, np.uint8) for _ in range(3))
     new = memory.empty(2 * memory.LARGE, np.uint8)
-    del old
+    where = address(third)
+    del first, second, third
     assert memory.spare() == 3 * memory.LARGE
     del new
+    assert memory.spare() == 3 * memory.LARGE
+    last = memory.empty(memory.LARGE, np.uint8)
+    assert address(last) == where
     assert memory.spare() == 2 * memory.LARGE
+
+
+def test_what_is_new_comes_in_exchange_for_what_was_kept():
+    old = memory.empty(4 * memory.LARGE, np.uint8)
+    del old
+    new = memory.empty(3 * memory.LARGE, np.uint8)
+    assert new.size == 3 * memory.LARGE
+    assert memory.spare() == 0
 
 
 def test_zeros_and_copies_are_not_what_lay_there_before():
@@ -84,3 +96,10 @@ def test_rows_are_the_memory_they_lie_in(n_rows, n, before, after, step):
     if x.size and step == 1:
         flat[-1] = -1
         assert x[-1, -1] == -1
+
+
+def test_small_arrays_cost_nothing_that_is_kept():
+    old = memory.empty(memory.LARGE, np.uint8)
+    del old
+    assert memory.empty(7, np.float32).shape == (7,)
+    assert memory.spare() == memory.LARGE

@@ -19,9 +19,10 @@ the larger networks a tenth of a step.
 """
 
 MOST = 512 << 20
-"""Bytes kept at most. When they are full all are let go, so that what is kept is what was in use lately."""
+"""Bytes kept at most; what was given back first is let go first."""
 
-_spare: dict[int, list[NDArray]] = {}
+_spare: dict[int, NDArray] = {}
+"""What is kept, by its address, in the order in which it was given back."""
 
 
 class _Lent:
@@ -38,14 +39,31 @@ class _Lent:
     def __del__(self) -> None:
         # While Python ends, what this needs may be gone.
         with contextlib.suppress(Exception):
-            if spare() + self._memory.size > MOST:
-                _spare.clear()
-            _spare.setdefault(self._memory.size, []).append(self._memory)
+            _let_go(spare() + self._memory.size - MOST)
+            _spare[_address(self._memory)] = self._memory
 
 
 def spare() -> int:
     """Bytes that are kept."""
-    return sum(size * len(kept) for size, kept in tuple(_spare.items()))
+    return sum(memory.size for memory in tuple(_spare.values()))
+
+
+def _let_go(n_bytes: int) -> None:
+    """Give so many bytes of what is kept back to the system, as far as there are."""
+    for address, memory in tuple(_spare.items()):
+        if n_bytes <= 0:
+            break
+        n_bytes -= memory.size
+        _spare.pop(address, None)
+
+
+def _take(n_bytes: int) -> NDArray | None:
+    """Memory of that size that was kept, the last that came; None for none."""
+    for address, memory in reversed(tuple(_spare.items())):
+        # Another thread may have been quicker.
+        if memory.size == n_bytes and _spare.pop(address, None) is not None:
+            return memory
+    return None
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
@@ -53,15 +71,20 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int) else shape
     n_bytes = math.prod(shape) * dtype.itemsize
-    try:
-        memory = _spare[n_bytes].pop()
-    except (KeyError, IndexError):
-        buffer = np.empty(n_bytes + LINE, np.uint8)
-        start = -_address(buffer) % LINE
-        memory = buffer[start : start + n_bytes]
     if n_bytes < LARGE:
-        return memory.view(dtype).reshape(shape)
+        return _new(n_bytes).view(dtype).reshape(shape)
+    memory = _take(n_bytes)
+    if memory is None:
+        # In exchange for as much, so that keeping memory never makes a process larger than its arrays once were.
+        _let_go(n_bytes)
+        memory = _new(n_bytes)
     return np.asarray(_Lent(memory, shape, dtype))
+
+
+def _new(n_bytes: int) -> NDArray:
+    buffer = np.empty(n_bytes + LINE, np.uint8)
+    start = -_address(buffer) % LINE
+    return buffer[start : start + n_bytes]
 
 
 def zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
