@@ -66,6 +66,7 @@ def propagate(
     listed = np.empty((places.shape[0] * (q_last - q_first), 4), np.int64)
     # Unsigned, places cost half the time: Numba asks of a signed one whether it counts from the end.
     per_position, one = np.uint64(n_chunks), np.uint64(1)
+    line = LINE // weights.itemsize
     for j in range(0, c_out, COLUMNS):
         width = min(COLUMNS, c_out - j)
         block = w_at + n_taps * c_in * j
@@ -92,7 +93,7 @@ def propagate(
                         # While the runs are listed, a line each, the tile comes from farther caches.
                         if ahead < tile_end:
                             prefetch(weights, ahead)
-                            ahead += LINE // weights.itemsize
+                            ahead += line
                 add_runs(out, width, weights, events, values, listed, np.int64(n))
 
 

@@ -131,7 +131,7 @@ def rollout(
         size = min(share, n_batch - b_first)
         scratch = np.empty((size, largest), drive.dtype)
         places = np.empty(size, np.int64)
-        first = np.empty((size, n_located + 1), np.int64)
+        first = np.empty((size, n_located + 1), np.int32)
         expected = np.zeros((size, n), np.uint8)
         constant = np.empty((size, n), drive.dtype)  # the drive with what the expected spikes bring
         # Changes of what is expected, for the constant part, and events, for the potential: rows of n each.

@@ -44,7 +44,7 @@ def product(
         events = np.empty(size * n, np.uint32)
         values = np.empty(size * n, cells.dtype)
         places = np.empty(size, np.int64)
-        first = np.empty((size, n_positions * (c_in // chunk) + 1), np.int64)
+        first = np.empty((size, n_positions * (c_in // chunk) + 1), np.int32)
         total = 0
         n_chosen = 0
         for b in range(b_first, b_first + size):
@@ -75,7 +75,7 @@ def product_one(cells, n_positions, c_in, weights, fine, coarse, n_parts, out, c
     events = np.empty(n, np.uint32)
     values = np.empty(n, cells.dtype)
     chunk = chunk_of(c_in)
-    first = np.empty((1, n_positions * (c_in // chunk) + 1), np.int64)
+    first = np.empty((1, n_positions * (c_in // chunk) + 1), np.int32)
     n_events = _list_events(cells, 0, n, events, values, 0)
     locate(events, 0, n_events, chunk, first[0])
     runs = coarse if n_events < JOIN * n_positions else fine
