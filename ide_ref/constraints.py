@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -128,30 +129,24 @@ def leading_singular_pair(
     """
     dtype = start.dtype
     n_vectors = min(n_vectors, start.size)
-    stray = np.random.default_rng(start.size).standard_normal(start.size).astype(dtype)
     rights = np.empty((n_vectors + 1, start.size), dtype)
-    projected = np.zeros((n_vectors, n_vectors))
-    rights[0] = start / np.linalg.norm(start) + stray * dtype.type(STRAY / np.linalg.norm(stray))
+    projected, along = np.zeros((n_vectors, n_vectors)), np.empty(n_vectors + 1)
+    rights[0] = start / np.linalg.norm(start) + dtype.type(STRAY) * _stray(start.size).astype(dtype)
     rights[0] /= np.linalg.norm(rights[0])
     kept = 0
     for _ in range(max_restarts):
         for k in range(kept, n_vectors):
-            u = apply(rights[k])
+            u = np.array(apply(rights[k]), order="C")
             if k == 0:
                 lefts = np.empty((n_vectors, u.size), u.dtype)
             # B = Uᵀ A V is upper bidiagonal in exact arithmetic, but for the column after those kept; keeping
             # whole columns keeps that one and their rounding.
-            for _pass in range(2):
-                overlap = lefts[:k] @ u
-                u = u - overlap @ lefts[:k]
-                projected[:k, k] += overlap
-            alpha = _length(u)
+            alpha = _cells.orthogonalise(lefts, k, u, along)
+            projected[:k, k] = along[:k]
             projected[k, k] = alpha
-            lefts[k] = u / alpha if alpha > 0 else 0
-            w = adjoint(lefts[k])
-            for _pass in range(2):
-                w = w - (rights[: k + 1] @ w) @ rights[: k + 1]
-            beta = _length(w)
+            lefts[k] = u
+            w = np.array(adjoint(u), order="C")
+            beta = _cells.orthogonalise(rights, k + 1, w, along)
             if not (math.isfinite(alpha) and math.isfinite(beta)):
                 return SingularPair(float("nan"), u, w, float("nan"))
             size = k + 1
@@ -164,7 +159,7 @@ def leading_singular_pair(
                 residual = abs(beta * x[k, 0]) / s[0] if s[0] > 0 else 0.0
                 if residual <= tol or exhausted:
                     break
-            rights[size] = w / beta
+            rights[size] = w
         kept = min(max(1, n_vectors // 3), size)
         lefts[:kept] = x.T[:kept].astype(dtype) @ lefts[:size]
         rights[:kept] = yt[:kept].astype(dtype) @ rights[:size]
@@ -176,9 +171,13 @@ def leading_singular_pair(
     return SingularPair(float(s[0]), lefts[0].copy(), rights[0] / np.linalg.norm(rights[0]), float(residual))
 
 
-def _length(v: NDArray) -> float:
-    """‖v‖₂. Not by BLAS, whose threads cost more than so short a sum, and a hundred times more on a busy machine."""
-    return float(np.sqrt(np.sum(np.square(v))))
+@lru_cache(maxsize=16)
+def _stray(size: int) -> NDArray:
+    """A fixed pseudo-random vector of length 1."""
+    vector = np.random.default_rng(size).standard_normal(size)
+    vector /= np.linalg.norm(vector)
+    vector.flags.writeable = False
+    return vector
 
 
 def power_step(

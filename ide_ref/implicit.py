@@ -108,17 +108,19 @@ def solve_beta(
         b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere).y
     # The pass of the last product, which most solvers take at the very solution they return, and where it was taken.
     last: list[tuple[NDArray, NDArray, Pass]] = []
-    apart = not any(c.joins_samples for c in jacobian.connections)
+    apart = not any(
+        c.joins_samples for c, (source, _) in zip(jacobian.connections, net.ends, strict=True) if source >= 0
+    )
 
     def product(w: NDArray) -> NDArray:
+        again = chosen = None
         if apart and last:
-            _, there, again = last.pop()
-            moved = np.any(w != there, axis=1)
             # A solver lets finished samples stand: nothing of theirs is computed again.
-            now = jacobian.sweep_back(w, again=again, chosen=moved)
-        else:
-            last.clear()
-            now = jacobian.sweep_back(w)
+            moved = np.any(w != last[0][1], axis=1)
+            if 4 * np.count_nonzero(moved) <= 3 * len(moved):
+                again, chosen = last[0][2], moved
+        last.clear()
+        now = jacobian.sweep_back(w, again=again, chosen=chosen)
         last.append((w, memory.copied(w), now))
         return now.y
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ide_ref import Restriction
+from ide_ref._kernels import cells
 from ide_ref.constraints import (
     EPSILON,
     BatchNorm,
@@ -273,6 +274,26 @@ def test_bounds_of_alpha_are_positive(c):
 def test_norms_have_names():
     with pytest.raises(ValueError, match="norm is 'frobenius'; expected 'operator' or 'kernel'"):
         Restriction(norm="frobenius")
+
+
+@given(n=st.integers(0, 4), size=st.integers(8, 40), seed=seeds, dtype=st.sampled_from([np.float32, np.float64]))
+def test_vectors_are_made_orthogonal_and_of_unit_length(n, size, seed, dtype):
+    rng = np.random.default_rng(seed)
+    vectors = np.linalg.qr(rng.normal(size=(size, 4)))[0].T.astype(dtype).copy()
+    # Mostly along them, so that one pass is not enough.
+    v = (1e3 * vectors[:n].T @ rng.normal(size=n) + rng.normal(size=size)).astype(dtype)
+    found, along = v.copy(), np.full(5, 7.0)
+    length = cells.orthogonalise(vectors, n, found, along)
+    eps = float(np.finfo(dtype).eps)
+    exact = v - vectors[:n].T.astype(float) @ (vectors[:n].astype(float) @ v)
+    assert length == pytest.approx(np.linalg.norm(exact), abs=1e4 * eps * size)
+    assert np.all(along[n:] == 7.0)
+    np.testing.assert_allclose(vectors[:n].astype(float) @ found, 0, atol=200 * eps)
+    assert np.linalg.norm(found.astype(float)) == pytest.approx(1, abs=20 * eps)
+    np.testing.assert_allclose(along[:n] @ vectors[:n] + length * found, v, atol=2e4 * eps)
+    zero = np.zeros(size, dtype)
+    assert cells.orthogonalise(vectors, n, zero, along) == 0
+    assert not zero.any()
 
 
 @given(

@@ -153,6 +153,42 @@ def multiply(x, row, y, y_row, n_batch, n, chosen, out, out_row):
         _multiply(x[b * row : b * row + n], y[b * y_row : b * y_row + n], out[b * out_row : b * out_row + n])
 
 
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _dot(x, y):
+    total = 0.0
+    for j in range(x.shape[0]):
+        total += np.float64(x[j]) * np.float64(y[j])
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_multiple(factor, x, y):
+    for j in range(y.shape[0]):
+        y[j] += factor * x[j]
+
+
+@njit(cache=True, nogil=True)
+def orthogonalise(vectors, n, v, along):
+    """Make v orthogonal to the first n of orthonormal vectors, and of unit length unless it is 0: in place.
+
+    Overwrites along[:n] with what it has along each, and returns the length that is left. Classical Gram and Schmidt,
+    twice.
+    """
+    found = np.empty(n)
+    along[:n] = 0
+    for _ in range(2):
+        for i in range(n):
+            found[i] = _dot(vectors[i], v)
+            along[i] += found[i]
+        for i in range(n):
+            _add_multiple(v.dtype.type(-found[i]), vectors[i], v)
+    length = np.sqrt(_dot(v, v))
+    if length > 0:
+        for j in range(v.shape[0]):
+            v[j] /= length
+    return length
+
+
 @njit(cache=True, nogil=True)
 def _slope(p, lower, upper, v_th, inverse, out):
     for j in range(out.shape[0]):
