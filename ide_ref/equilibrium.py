@@ -239,9 +239,10 @@ class Linearisation:
         net = self.frozen.network
         if again is not None:
             beta, delta = again.beta, again.delta
-            beta[chosen] = 0
-            for _, place, part in net.feedback_places:
-                beta[chosen, place] = w[chosen, part]
+            for b in np.flatnonzero(chosen):  # an index by a mask would copy
+                beta[b] = 0
+                for _, place, part in net.feedback_places:
+                    beta[b, place] = w[b, part]
         else:
             beta = spread_sources(net, w)
             if g is not None:

@@ -117,7 +117,7 @@ def solve_beta(
         if apart and last:
             # A solver lets finished samples stand: nothing of theirs is computed again.
             moved = np.any(w != last[0][1], axis=1)
-            if 4 * np.count_nonzero(moved) <= 3 * len(moved):
+            if 8 * np.count_nonzero(moved) <= 7 * len(moved):
                 again, chosen = last[0][2], moved
         last.clear()
         now = jacobian.sweep_back(w, again=again, chosen=chosen)
