@@ -208,15 +208,20 @@ def running_update(running: NDArray, batch: NDArray) -> NDArray:
 
 def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, dtype: DTypeLike) -> NDArray:
     """Mask (B, n), one draw a batch: 0 with probability ``rate``, to a multiple of 2⁻¹⁶, else 1/(1 − rate)."""
-    bits = rng.integers(0, 1 << 16, shape, dtype=np.uint16)
+    n = math.prod(shape)
+    # Each number is four draws of 16 bits.
+    bits = rng.integers(0, (1 << 64) - 1, -(-n // 4), dtype=np.uint64, endpoint=True).view(np.uint16)[:n]
     mask = memory.empty(shape, dtype)
-    return np.multiply(bits >= round(rate * (1 << 16)), np.asarray(1.0 / (1.0 - rate), dtype), out=mask)
+    factor = mask.dtype.type(1.0 / (1.0 - rate))
+    _cells.keep(bits, round(rate * (1 << 16)), factor, mask.reshape(-1))
+    return mask
 
 
 def channel_sums(x: NDArray, n_channels: int) -> NDArray:
     """Sum of each channel of cells x (B, n), a float64 (n_channels,) array."""
     out = np.empty(n_channels)
-    _cells.sums(*memory.rows(x), *x.shape, out)
+    cells, row = memory.rows(x)
+    _cells.sums(cells, row, len(x), x.shape[1], out)
     return out
 
 
@@ -228,18 +233,24 @@ def affine(
     Added to ``out``, cells of the same dtype, where it is given.
     """
     into = memory.empty(x.shape, x.dtype) if out is None else out
-    cells = memory.rows(x)
-    kept = cells if keep is None else memory.rows(keep.astype(x.dtype, copy=False))
-    _cells.affine(*cells, *x.shape, scale, shift, keep is not None, *kept, out is not None, *memory.rows(into))
+    n_batch, n = x.shape
+    cells, row = memory.rows(x)
+    kept, kept_row = (cells, row) if keep is None else memory.rows(keep.astype(x.dtype, copy=False))
+    written, out_row = memory.rows(into)
+    _cells.affine(
+        cells, row, n_batch, n, scale, shift, keep is not None, kept, kept_row, out is not None, written, out_row
+    )
     return into
 
 
 def product(x: NDArray, y: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
-    """x ⊙ y of cells (B, n), in ``out`` where it is given; other rows than the chosen ones, (B,) bool, are left alone."""
+    """x ⊙ y of cells (B, n), in ``out`` where it is given; rows that are not chosen, (B,) bool, are left alone."""
     dtype = np.result_type(x, y)
     out = memory.empty(x.shape, dtype) if out is None else out
-    left, right = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
-    _cells.multiply(*left, *right, *x.shape, _cells.EVERY if chosen is None else chosen, *memory.rows(out))
+    (left, row), (right, right_row) = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
+    written, out_row = memory.rows(out)
+    every = _cells.EVERY if chosen is None else chosen
+    _cells.multiply(left, row, right, right_row, len(x), x.shape[1], every, written, out_row)
     return out
 
 

@@ -237,7 +237,7 @@ class Linearisation:
         self, w: NDArray, g: NDArray | None, again: Pass | None, chosen: NDArray | None
     ) -> tuple[NDArray, NDArray]:
         net = self.frozen.network
-        if again is not None:
+        if again is not None and chosen is not None:
             beta, delta = again.beta, again.delta
             for b in np.flatnonzero(chosen):  # an index by a mask would copy
                 beta[b] = 0

@@ -116,7 +116,10 @@ def solve_beta(
         again = chosen = None
         if apart and last:
             # A solver lets finished samples stand: nothing of theirs is computed again.
-            moved = np.any(w != last[0][1], axis=1)
+            there = last[0][1]
+            moved = np.any(w[:, :64] != there[:, :64], axis=1)
+            for b in np.flatnonzero(~moved):
+                moved[b] = not np.array_equal(w[b], there[b])
             if 8 * np.count_nonzero(moved) <= 7 * len(moved):
                 again, chosen = last[0][2], moved
         last.clear()

@@ -25,17 +25,18 @@ from ide_ref.neurons import Neuron
 from ide_ref.profiles import PAPER, Profile
 from ide_ref.synapses import Dense, Shape, Synapse, from_cells, matmul, to_cells
 
-def _finite(array: NDArray) -> bool:
-    """Whether no value is NaN or infinite."""
-    if array.flags.c_contiguous and array.dtype in (np.float32, np.float64):
-        return bool(_cells.all_finite(array.reshape(-1)))
-    return bool(np.all(np.isfinite(array)))
-
 
 INPUT = "input"
 """Name of the input as the source of a connection."""
 
 Params = dict[str, NDArray]
+
+
+def _finite(array: NDArray) -> bool:
+    """Whether no value is NaN or infinite."""
+    if array.flags.c_contiguous and array.dtype in (np.float32, np.float64):
+        return bool(_cells.all_finite(array.reshape(-1)))
+    return bool(np.all(np.isfinite(array)))
 
 
 @dataclass(frozen=True)

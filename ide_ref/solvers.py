@@ -80,9 +80,10 @@ def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
     size = norms(b)
     x = b if x0 is None else x0
     history: list[float] = []
+    r = np.empty_like(b)
     for k in range(max_iter):
         after = product(x) + b
-        r = after - x
+        np.subtract(after, x, out=r)
         worst = float(np.max(_relative(norms(r), size), initial=0.0))
         history.append(worst)
         if worst <= tol or not np.isfinite(worst):

@@ -263,6 +263,10 @@ def test_dropout_masks_have_mean_one(rate, seed, dtype):
     # Every sample has a mask of its own.
     assert len(np.unique(mask, axis=0)) == len(mask)
     np.testing.assert_array_equal(mask, dropout_mask((50, 400), rate, np.random.default_rng(seed), dtype))
+    # The same bits as the generator's own draws of 16.
+    bits = np.random.default_rng(seed).integers(0, 1 << 16, (50, 400), dtype=np.uint16)
+    np.testing.assert_array_equal(mask != 0, bits >= round(rate * (1 << 16)))
+    assert dropout_mask((3, 3), rate, np.random.default_rng(seed), dtype).shape == (3, 3)
 
 
 @pytest.mark.parametrize("c", [0.0, -1.0, np.nan, np.inf, "1", None])
@@ -305,7 +309,7 @@ def test_cells_are_scaled_masked_multiplied_and_summed_by_channel(n, n_positions
     size = 3 * n_positions
     wide = rng.normal(size=(4, n, size + spare))
     inside = slice(spare // 2, spare // 2 + size)
-    x, keep, before, y = wide[..., inside]
+    x, keep, _, y = wide[..., inside]
     keep *= rng.integers(0, 2, keep.shape)
     scale, shift = rng.normal(size=3), rng.normal(size=3)
     expected = x * np.tile(scale, n_positions) + np.tile(shift, n_positions)

@@ -153,6 +153,22 @@ def multiply(x, row, y, y_row, n_batch, n, chosen, out, out_row):
         _multiply(x[b * row : b * row + n], y[b * y_row : b * y_row + n], out[b * out_row : b * out_row + n])
 
 
+@njit(cache=True, nogil=True)
+def _keep(bits, least, factor, out):
+    for j in range(out.shape[0]):
+        out[j] = factor if bits[j] >= least else 0
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def keep(bits, least, factor, out):
+    """out = factor where bits are at least ``least``, 0 elsewhere: dropout's mask, flat arrays."""
+    n = out.shape[0]
+    for i in prange(SLICES):
+        lo = i * n // SLICES
+        hi = (i + 1) * n // SLICES
+        _keep(bits[lo:hi], least, factor, out[lo:hi])
+
+
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 def _dot(x, y):
     total = 0.0

@@ -85,7 +85,7 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
 def _new(n_bytes: int) -> NDArray:
     buffer = np.empty(n_bytes + LINE, np.uint8)
     # The quickest way to its address.
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % LINE
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(buffer.data)) % LINE
     return buffer[start : start + n_bytes]
 
 

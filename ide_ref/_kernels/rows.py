@@ -17,7 +17,17 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["TILE", "add_rows", "add_rows_through", "add_runs", "copy_panel", "fire", "nonzero", "prefetch", "tile_product"]
+__all__ = [
+    "TILE",
+    "add_rows",
+    "add_rows_through",
+    "add_runs",
+    "copy_panel",
+    "fire",
+    "nonzero",
+    "prefetch",
+    "tile_product",
+]
 
 WIDEST = 384  # bytes of the output held in registers: twelve of AVX2's sixteen
 LINE = 64  # bytes of a tile's row, and of the vectors that are searched
@@ -425,7 +435,7 @@ def _emit_fire(context, builder, signature, args):
 
 
 def _fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, leak, constant):
-    """s = H(v − V_th), v = u[at:], and what is left, v − V_th s, in its place; weight s added to the rates' sums a[at:].
+    """s = H(v − V_th), v = u[at:]; in its place what is left, v − V_th s; weight s added to the rates' sums a[at:].
 
     Where the steps go on, λ (v − V_th s) + constant, the next potential before any event arrives. Lists where s is not
     what was expected, ascending, with value s − expected: the lists, ``expected`` and ``constant`` from ``place`` on.

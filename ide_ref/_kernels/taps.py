@@ -1,8 +1,8 @@
 """Products along the taps of a connection: apply, adjoint and Hebbian of every convolution.
 
 A population of P positions with C channels is (B, P, C), and a part of a state: one flat array in which sample b begins
-at b · row, see ``memory.rows``. What each output position sees is told by ``runs``, see ``events``; exchanging what sends
-and what receives (and the axes of the weights) transposes the map.
+at b · row, see ``memory.rows``. What each output position sees is told by ``runs``, see ``events``; exchanging what
+sends and what receives (and the axes of the weights) transposes the map.
 """
 
 import numpy as np
@@ -31,8 +31,8 @@ def product(
     """The map of a batch: cells (B, P, C_in) to out (B, Q, C_out), weights as ``propagate`` has them.
 
     Cells that are 0 are passed over: Mβ and rates are sparse, (ACTIVE). ``fine`` and ``coarse`` say the same with
-    short runs and with long ones. A task takes ``share`` samples, see ``block_of``. Overwrites out, or adds to it; where
-    ``chosen`` (B,) is not empty, for the samples where it is True alone.
+    short runs and with long ones. A task takes ``share`` samples, see ``block_of``. Overwrites out, or adds to it;
+    where ``chosen`` (B,) is not empty, for the samples where it is True alone.
     """
     n_out = fine.shape[1]
     n = n_positions * c_in
