@@ -25,7 +25,6 @@ from ide_ref.neurons import Neuron
 from ide_ref.profiles import PAPER, Profile
 from ide_ref.synapses import Dense, Shape, Synapse, from_cells, matmul, to_cells
 
-
 INPUT = "input"
 """Name of the input as the source of a connection."""
 
