@@ -236,7 +236,7 @@ def affine(
     n_batch, n = x.shape
     cells, row = memory.rows(x)
     kept, kept_row = (cells, row) if keep is None else memory.rows(keep.astype(x.dtype, copy=False))
-    written, out_row = memory.rows(into)
+    written, out_row = memory.rows(into, written=True)
     _cells.affine(
         cells, row, n_batch, n, scale, shift, keep is not None, kept, kept_row, out is not None, written, out_row
     )
@@ -248,7 +248,7 @@ def product(x: NDArray, y: NDArray, out: NDArray | None = None, chosen: NDArray 
     dtype = np.result_type(x, y)
     out = memory.empty(x.shape, dtype) if out is None else out
     (left, row), (right, right_row) = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
-    written, out_row = memory.rows(out)
+    written, out_row = memory.rows(out, written=True)
     every = _cells.EVERY if chosen is None else chosen
     _cells.multiply(left, row, right, right_row, len(x), x.shape[1], every, written, out_row)
     return out

@@ -494,9 +494,9 @@ class FrozenConnection:
         return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out, chosen)
 
     def at(
-        self, pre: NDArray, into: NDArray, *, measure: bool = False
+        self, pre: NDArray, out: NDArray, *, measure: bool = False
     ) -> tuple[FrozenConnection, Seen | None]:
-        """Add the output for given rates to ``into``, (B, n_to).
+        """Add the output for given rates to ``out``, (B, n_to).
 
         Returns
         -------
@@ -510,18 +510,18 @@ class FrozenConnection:
             z = self.raw(pre)
             mean, variance = constraints.batch_statistics(z, n_channels)
             here = replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
-            into += here.normalise(z)
+            out += here.normalise(z)
             return here, None
         if self.norm is not None:
             z = self.raw(pre)
-            constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, into)
+            constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, out)
             return self, Seen.of(z, n_channels) if measure else None
         z = self.synapse.apply(self.taps, pre)
         if self.bias is None and self.keep is None:
-            into += z
+            out += z
         else:
             shift = np.zeros(n_channels, z.dtype) if self.bias is None else self.bias
-            constraints.affine(z, np.ones_like(shift), shift, self.keep, into)
+            constraints.affine(z, np.ones_like(shift), shift, self.keep, out)
         return self, None
 
     @property

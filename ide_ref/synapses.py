@@ -395,8 +395,10 @@ class _Windowed(Synapse):
         dtype = np.result_type(cells, taps)
         add = out is not None
         out = memory.empty((n_batch, n_out), dtype) if out is None else out
+        if out.shape != (n_batch, n_out) or out.dtype != dtype:
+            raise ValueError(f"out is {out.dtype} of shape {out.shape}; expected {dtype} of {n_batch, n_out}")
         read, row = memory.rows(cells.astype(dtype, copy=False))
-        written, out_row = memory.rows(out)
+        written, out_row = memory.rows(out, written=True)
         weights = in_blocks(taps, dtype)
         if n_batch == 1:
             _taps.product_one(

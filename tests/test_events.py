@@ -106,6 +106,14 @@ def test_weights_in_blocks_bring_the_same(c_in, c_out, dtype):
             np.testing.assert_array_equal(received[b], reverse)
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 36), np.float64), ((3, 36), np.float32), ((2, 72), np.float32)])
+def test_out_must_fit(shape, dtype):
+    synapse = Conv2d.over((3, 3, 4), 2, kernel=3)
+    post = np.ones((2, synapse.n_out), np.float32)
+    with pytest.raises(ValueError, match="out is"):
+        synapse.adjoint(np.ones((9, 3, 2), np.float32), post, out=np.zeros(shape, dtype))
+
+
 @given(synapse=synapses(), shares=st.tuples(*[st.sampled_from([0.0, 0.1, 1.0])] * 2), seed=st.integers(0, 99))
 def test_outer_products_are_those_of_the_plain_loop_from_either_side(synapse, shares, seed):
     rng = np.random.default_rng(seed)

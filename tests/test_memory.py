@@ -93,6 +93,9 @@ def test_rows_are_the_memory_they_lie_in(n_rows, n, before, after, step):
     flat, row = memory.rows(x)
     for b in range(n_rows):
         np.testing.assert_array_equal(flat[b * row : b * row + n], x[b])
+    if x.size and n > 1 and step > 1:
+        with pytest.raises(ValueError, match="side by side"):
+            memory.rows(x, written=True)
     if x.size and step == 1:
         flat[-1] = -1
         assert x[-1, -1] == -1

@@ -115,14 +115,18 @@ def aligned(array: NDArray, dtype: DTypeLike | None = None) -> NDArray:
     return copied(array, dtype)
 
 
-def rows(x: NDArray) -> tuple[NDArray, int]:
+def rows(x: NDArray, *, written: bool = False) -> tuple[NDArray, int]:
     """The memory of a matrix's rows as one flat array, and how far a row is from the next.
 
     So a slice of columns is read, and written, where it lies. Where the numbers of a row do not lie side by side, that
-    of a copy.
+    of a copy, or a ValueError if it is to be written.
     """
     n_rows, n = x.shape
-    if x.flags.c_contiguous or x.strides[1] != x.itemsize or x.strides[0] % x.itemsize or x.strides[0] < n * x.itemsize:
+    if x.flags.c_contiguous:
+        return x.reshape(-1), n
+    if x.strides[1] != x.itemsize or x.strides[0] % x.itemsize or x.strides[0] < n * x.itemsize:
+        if written:
+            raise ValueError(f"out has strides {x.strides}; expected rows whose numbers lie side by side in memory")
         return np.ascontiguousarray(x).reshape(-1), n
     row = x.strides[0] // x.itemsize
     return np.lib.stride_tricks.as_strided(x, ((n_rows - 1) * row + n,), (x.itemsize,)), row
