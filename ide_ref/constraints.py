@@ -136,6 +136,7 @@ def leading_singular_pair(
     kept = 0
     for _ in range(max_restarts):
         for k in range(kept, n_vectors):
+            # Copies, for they are changed in place: a map may return what it was given.
             u = np.array(apply(rights[k]), order="C")
             if k == 0:
                 lefts = np.empty((n_vectors, u.size), u.dtype)

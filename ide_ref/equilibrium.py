@@ -217,7 +217,7 @@ class Linearisation:
             What feedback connections return to their sources: Jᵀ w when g is None.
         """
         net = self.frozen.network
-        beta, delta = self._spread_back(w, g, again, chosen)
+        beta, delta = self.spread_back(w, g, again=again, chosen=chosen)
         if again is None:
             y = memory.zeros((w.shape[0], net.feedback_size), w.dtype)
         else:
@@ -229,13 +229,10 @@ class Linearisation:
                 c.adjoint(delta[:, net.place(target)], y[:, part_of[source]], chosen)
         return Pass(beta, delta, y)
 
-    def spread_back(self, w: NDArray, g: NDArray | None = None) -> tuple[NDArray, NDArray]:
-        """The same without what feedback connections return: β and (1/V_th) M β, (B, n) each."""
-        return self._spread_back(w, g, None, None)
-
-    def _spread_back(
-        self, w: NDArray, g: NDArray | None, again: Pass | None, chosen: NDArray | None
+    def spread_back(
+        self, w: NDArray, g: NDArray | None = None, *, again: Pass | None = None, chosen: NDArray | None = None
     ) -> tuple[NDArray, NDArray]:
+        """The same without what feedback connections return: β and (1/V_th) M β, (B, n) each."""
         net = self.frozen.network
         if again is not None and chosen is not None:
             beta, delta = again.beta, again.delta

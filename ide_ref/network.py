@@ -23,7 +23,7 @@ from ide_ref._kernels import memory
 from ide_ref.constraints import BatchNorm, Restriction, SingularPair
 from ide_ref.neurons import Neuron
 from ide_ref.profiles import PAPER, Profile
-from ide_ref.synapses import Dense, Shape, Synapse, from_cells, matmul, to_cells
+from ide_ref.synapses import Dense, Shape, Synapse, added, from_cells, matmul, to_cells
 
 INPUT = "input"
 """Name of the input as the source of a connection."""
@@ -466,11 +466,14 @@ class FrozenConnection:
             by_channel += self.bias
         return z
 
-    def normalise(self, z: NDArray) -> NDArray:
-        """Output of the connection from its z: keep ⊙ BN(z)."""
+    def normalise(self, z: NDArray, out: NDArray | None = None) -> NDArray:
+        """Output of the connection from its z: keep ⊙ BN(z); added to ``out``, (B, n_to), where it is given."""
         if self.norm is not None:
-            return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep)
-        return z if self.keep is None else self.keep * z
+            return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, out)
+        if self.keep is None:
+            return added(z, out)
+        n_channels = self.synapse.out_shape[0]
+        return constraints.affine(z, np.ones(n_channels, z.dtype), np.zeros(n_channels, z.dtype), self.keep, out)
 
     @property
     def joins_samples(self) -> bool:
@@ -505,24 +508,15 @@ class FrozenConnection:
         seen : Seen or None
             What a batch normalisation sees there, where that is asked for and it is normalised by other moments.
         """
-        n_channels = self.synapse.out_shape[0]
-        if self.couples and self.norm is not None:
-            z = self.raw(pre)
-            mean, variance = constraints.batch_statistics(z, n_channels)
-            here = replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
-            out += here.normalise(z)
-            return here, None
-        if self.norm is not None:
-            z = self.raw(pre)
-            constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, out)
-            return self, Seen.of(z, n_channels) if measure else None
-        z = self.synapse.apply(self.taps, pre)
-        if self.bias is None and self.keep is None:
-            out += z
-        else:
-            shift = np.zeros(n_channels, z.dtype) if self.bias is None else self.bias
-            constraints.affine(z, np.ones_like(shift), shift, self.keep, out)
-        return self, None
+        z = self.raw(pre)
+        here, seen = self, None
+        if self.norm is not None and (self.couples or measure):
+            seen = Seen.of(z, self.synapse.out_shape[0])
+            if self.couples:
+                norm = replace(self.norm, mean=seen.mean, variance=seen.variance, from_batch=True)
+                here, seen = replace(self, norm=norm, z=z), None
+        here.normalise(z, out)
+        return here, seen
 
     @property
     def constant(self) -> NDArray | None:
@@ -731,18 +725,12 @@ class Frozen:
         """F x̄ + b of the input connections: (B, *input_shape) to (B, n)."""
         net = self.network
         cells = to_cells(x_mean, net.input_shape)
-        out = memory.empty((x_mean.shape[0], net.state_size), self.dtype)
+        out = memory.zeros((x_mean.shape[0], net.state_size), self.dtype)
         # The batch's own z was computed when its statistics were taken.
         known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
-        reached: set[int] = set()
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
             if source < 0:
-                arriving = c.normalise(c.z if known and c.z is not None else c.raw(cells))
-                into = out[:, net.place(target)]
-                np.add(into, arriving, out=into) if target in reached else np.copyto(into, arriving)
-                reached.add(target)
-        for target in set(range(len(net.populations))) - reached:
-            out[:, net.place(target)] = 0
+                c.normalise(c.z if known and c.z is not None else c.raw(cells), out[:, net.place(target)])
         return out
 
     def constants(self, n_batch: int, *, with_input: bool) -> NDArray:

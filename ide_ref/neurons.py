@@ -15,6 +15,11 @@ from ide_ref._kernels import memory
 MaskRule = Literal["closed", "open", "half"]
 
 
+def _check_rule(rule: str) -> None:
+    if not _checks.is_one_of(rule, ("closed", "open", "half")):
+        raise ValueError(f"mask rule {rule!r} is unknown; expected 'closed', 'open' or 'half'")
+
+
 @dataclass(frozen=True)
 class Neuron:
     """A discrete integrate-and-fire neuron.
@@ -74,8 +79,7 @@ class Neuron:
         ``closed`` counts both ends, ``open`` neither, ``half`` the upper end alone (the slides' H, with
         H(0) = 0).
         """
-        if not _checks.is_one_of(rule, ("closed", "open", "half")):
-            raise ValueError(f"mask rule {rule!r} is unknown; expected 'closed', 'open' or 'half'")
+        _check_rule(rule)
         if rule == "closed":
             return (p >= 0.0) & (p <= self.v_th)
         if rule == "open":
@@ -84,12 +88,11 @@ class Neuron:
 
     def slope(self, p: NDArray, rule: MaskRule = "closed") -> NDArray:
         """M / V_th: σ's slope at p (B, n), 1/V_th where :meth:`mask` is and 0 elsewhere."""
-        if not _checks.is_one_of(rule, ("closed", "open", "half")):
-            raise ValueError(f"mask rule {rule!r} is unknown; expected 'closed', 'open' or 'half'")
+        _check_rule(rule)
         out = memory.empty(p.shape, p.dtype)
         v_th = p.dtype.type(self.v_th)
-        flat, into = (np.ascontiguousarray(array).reshape(-1) for array in (p, out))
-        _cells.slope(flat, rule == "closed", rule != "open", v_th, 1 / v_th, into)
+        flat = np.ascontiguousarray(p).reshape(-1)
+        _cells.slope(flat, rule == "closed", rule != "open", v_th, 1 / v_th, out.reshape(-1))
         return out
 
 

@@ -214,7 +214,7 @@ def matmul(x: NDArray, w: NDArray) -> NDArray:
 
 
 def added(found: NDArray, out: NDArray | None, chosen: NDArray | None = None) -> NDArray:
-    """What was found, or ``out`` with it added, to the rows that are chosen."""
+    """What was found, or ``out`` with it added; where rows are chosen, it was found for those alone."""
     if out is None:
         return found
     if chosen is None:
@@ -379,6 +379,11 @@ class _Windowed(Synapse):
         """What every input position receives in reverse, from output positions."""
         return Runs.of(self.targets, self.kernel)
 
+
+@dataclass(frozen=True)
+class _Convolution(_Windowed):
+    """A windowed synapse with a matrix a tap."""
+
     def _product(
         self,
         taps: NDArray,
@@ -421,20 +426,19 @@ class _Windowed(Synapse):
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
-        n_batch, n_taps = len(pre), self.targets.shape[1]
         dtype = np.result_type(pre, post)
-        senders, receivers = (memory.rows(side.astype(dtype, copy=False)) for side in (pre, post))
         # The sparser side is taken event by event; a few samples tell which that is.
         few = slice(8)
-        if np.count_nonzero(pre[few]) * self.n_out <= np.count_nonzero(post[few]) * self.n_in:
-            out = memory.empty((n_taps, c_in, c_out), dtype)
-            rows = memory.empty(_taps.shape_of_rows(n_batch, self.n_out // c_out, c_out), dtype)
-            _taps.hebbian(*senders, *receivers, n_batch, *self._joins, rows, out)
-            return out
-        out = memory.empty((n_taps, c_out, c_in), dtype)
-        rows = memory.empty(_taps.shape_of_rows(n_batch, self.n_in // c_in, c_in), dtype)
-        _taps.hebbian(*receivers, *senders, n_batch, *self._joins_back, rows, out)
-        return out.transpose(0, 2, 1)
+        by_senders = np.count_nonzero(pre[few]) * self.n_out <= np.count_nonzero(post[few]) * self.n_in
+        sides, joins, c, depth, n = (
+            ((pre, post), self._joins, c_in, c_out, self.n_out) if by_senders
+            else ((post, pre), self._joins_back, c_out, c_in, self.n_in)
+        )  # fmt: skip
+        (cells, row), (others, others_row) = (memory.rows(side.astype(dtype, copy=False)) for side in sides)
+        rows = memory.empty(_taps.shape_of_rows(len(pre), n // depth, depth), dtype)
+        out = memory.empty((self.targets.shape[1], c, depth), dtype)
+        _taps.hebbian(cells, row, others, others_row, len(pre), *joins, rows, out)
+        return out if by_senders else out.transpose(0, 2, 1)
 
     @property
     def _picture(self) -> Shape:
@@ -464,7 +468,7 @@ class _Windowed(Synapse):
 
 
 @dataclass(frozen=True)
-class Conv2d(_Windowed):
+class Conv2d(_Convolution):
     """Convolution (cross-correlation, as the field has it); weight (out, in, k, k). See :meth:`over`."""
 
     def __post_init__(self) -> None:
@@ -498,7 +502,7 @@ class Conv2d(_Windowed):
 
 
 @dataclass(frozen=True)
-class ConvTranspose2d(_Windowed):
+class ConvTranspose2d(_Convolution):
     """Transposed convolution; weight (in, out, k, k). See :meth:`over`."""
 
     output_padding: int = 0
@@ -593,23 +597,22 @@ class AvgPool2d(_Windowed):
     def from_taps(self, taps: NDArray) -> NDArray:
         return np.empty((), taps.dtype)
 
-    def _product(
-        self,
-        taps: NDArray,
-        cells: NDArray,
-        out: NDArray | None = None,
-        chosen: NDArray | None = None,
-        *,
-        reverse: bool = False,
-    ) -> NDArray:
+    def _pool(self, taps: NDArray, cells: NDArray, runs: Runs, n_out: int) -> NDArray:
         n_channels = self.in_shape[0]
-        cells = cells if chosen is None else cells[chosen]
-        runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // n_channels, n_channels)
-        found = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
+        out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
-        _taps.depthwise(cells.astype(found.dtype, copy=False), factors, runs.fine, found)
-        return added(found.reshape(cells.shape[0], n_out), out, chosen)
+        _taps.depthwise(cells.astype(out.dtype, copy=False), factors, runs.fine, out)
+        return out.reshape(cells.shape[0], n_out)
+
+    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
+        return self._pool(taps, cells, self.runs, self.n_out)
+
+    def adjoint(
+        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
+    ) -> NDArray:
+        cells = cells if chosen is None else cells[chosen]
+        return added(self._pool(taps, cells, self.runs_back, self.n_in), out, chosen)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         n_channels = self.in_shape[0]

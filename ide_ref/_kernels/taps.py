@@ -136,7 +136,7 @@ def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap
     ----------
     cells : (B, P, C)  the sparser side, taken event by event.
     others : (B, Q, D)
-    row, others_row : where a sample of either begins
+    row, others_row : from a sample of either to the next
     table : (K, P) unsigned  position on the other side that tap k joins with p; Q for none.
     rows : (⌈D / columns⌉, B, Q + 1, columns)  overwritten, see ``shape_of_rows``.
     part_of, part_of_tap : (P,), (K,)  tap k joins positions p with part_of[p] = part_of_tap[k] alone.
@@ -148,8 +148,8 @@ def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap
     n_channels, depth = out.shape[1:]
     n_cells = n_positions * n_channels
     n_lists = (max(part_of.max(), part_of_tap.max()) + 1) * n_channels
-    n_columns, _, n_rows_of, columns = rows.shape
-    n_others = n_rows_of - 1
+    n_columns, columns = rows.shape[0], rows.shape[3]
+    n_others = rows.shape[2] - 1
     starts = np.empty((n_batch, n_lists + 1), np.int64)
     for b in prange(n_batch):
         for j in range(n_columns):

@@ -123,18 +123,28 @@ class Mistake:
 # --- connections with a mistake ----------------------------------------------------------------------
 
 
-class _Untransposed(FrozenConnection):
+class _Transpose(FrozenConnection):
+    """A connection with a transpose of its own."""
+
+    def transposed(self, cells: NDArray) -> NDArray:
+        """What ``adjoint`` returns, or adds."""
+        return FrozenConnection.adjoint(self, cells)
+
     def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
-        if self.synapse.n_in != self.synapse.n_out:
-            return super().adjoint(cells, out, chosen)
-        found = self.linear(cells)
+        found = self.transposed(cells)
         return added(found if chosen is None else found[chosen], out, chosen)
 
 
-class _Unflipped(FrozenConnection):
-    def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
-        flipped = FrozenConnection(**{**_fields(self), "taps": np.ascontiguousarray(self.taps[::-1])})
-        return flipped.adjoint(cells, out, chosen)
+class _Untransposed(_Transpose):
+    def transposed(self, cells: NDArray) -> NDArray:
+        if self.synapse.n_in != self.synapse.n_out:
+            return super().transposed(cells)
+        return self.linear(cells)
+
+
+class _Unflipped(_Transpose):
+    def transposed(self, cells: NDArray) -> NDArray:
+        return FrozenConnection(**{**_fields(self), "taps": np.ascontiguousarray(self.taps[::-1])}).adjoint(cells)
 
 
 class _Unprojected(FrozenConnection):
@@ -266,16 +276,15 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
     return {**grads, **found}
 
 
-class _MaskedAfter(FrozenConnection):
+class _MaskedAfter(_Transpose):
     """A connection whose transpose is followed by the sender's mask."""
 
     def __init__(self, mask: NDArray, **parts: Any) -> None:
         super().__init__(**parts)
         object.__setattr__(self, "mask", mask)
 
-    def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
-        found = super().adjoint(cells) * self.mask  # type: ignore[attr-defined]
-        return added(found if chosen is None else found[chosen], out, chosen)
+    def transposed(self, cells: NDArray) -> NDArray:
+        return super().transposed(cells) * self.mask  # type: ignore[attr-defined]
 
 
 def _earlier(ctx: Context) -> Params | None:
