@@ -10,6 +10,7 @@ Arrays are given whole, C-contiguous, with places in them counted flat: a slice 
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from llvmlite import ir
@@ -287,21 +288,34 @@ def _tile_product(out, at, stride, x, x_at, x_stride, panel, depth):
                 out[at + r * stride + j] += x[x_at + r * x_stride + k] * panel[k, j]
 
 
-def _for_each_bit(builder, mask, body):
-    """Calls ``body`` once, for the code of a loop that takes the bits of a mask from the lowest on."""
-    bits = mask.type
-    rest = cgutils.alloca_once(builder, bits)
-    builder.store(mask, rest)
-    head, step, done = (builder.append_basic_block() for _ in range(3))
-    builder.branch(head)
-    builder.position_at_end(head)
-    left = builder.load(rest)
-    builder.cbranch(builder.icmp_unsigned("!=", left, ir.Constant(bits, 0)), step, done)
-    builder.position_at_end(step)
-    body(builder.cttz(left, ir.Constant(ir.IntType(1), 1)))
-    builder.store(builder.and_(left, builder.sub(left, ir.Constant(bits, 1))), rest)
-    builder.branch(head)
-    builder.position_at_end(done)
+_PLACES = [[i for i in range(8) if byte >> i & 1] for byte in range(256)]
+"""Of every byte the places of its ones."""
+
+
+def _list_ones(builder, mask, first, found, place, also=None):
+    """Appends first + i for every bit i of a mask that is 1, ascending, to found[place:], and moves the place on.
+
+    All eight places of a byte are written, and those that count are kept: no branch to foresee. So found must have room
+    for all bits. ``also``, called with where a byte's list goes, its number and its places, writes more beside it.
+    """
+    byte, kind = ir.IntType(8), found.type.pointee
+    table = cgutils.global_constant(
+        builder, "places_of_ones", ir.Constant(ir.ArrayType(ir.VectorType(byte, 8), 256), [
+            ir.Constant(ir.VectorType(byte, 8), (places + [0] * 8)[:8]) for places in _PLACES
+        ]),
+    )  # fmt: skip
+    indices = ir.VectorType(kind, 8)
+    for number in range(mask.type.width // 8):
+        bits = builder.trunc(builder.lshr(mask, mask.type(8 * number)), byte)
+        there = builder.gep(table, [_int(0), builder.zext(bits, _I64)])
+        places = builder.load(there, align=8)
+        start = builder.trunc(builder.add(first, _int(8 * number)), kind)
+        to = builder.load(place)
+        listed = builder.add(builder.zext(places, indices), _broadcast(builder, start, indices))
+        builder.store(listed, _at(builder, found, to, indices), align=kind.width // 8)
+        if also is not None:
+            also(to, number, places)
+        builder.store(builder.add(to, builder.zext(builder.ctpop(bits), _I64)), place)
 
 
 def _emit_nonzero(context, builder, signature, args):
@@ -326,7 +340,7 @@ def _emit_nonzero(context, builder, signature, args):
         chunk = builder.load(_at(builder, values, first, vector), align=size_of)
         hits = builder.fcmp_unordered("!=", chunk, _broadcast(builder, ir.Constant(real, 0.0), vector))
         mask = builder.bitcast(hits, ir.IntType(lanes))
-        _for_each_bit(builder, mask, lambda lowest: note(builder.add(first, builder.zext(lowest, _I64))))
+        _list_ones(builder, mask, first, found, place)
     with cgutils.for_range_slice(builder, builder.mul(whole, _int(lanes)), n, _int(1), intp=_I64) as (i, _):
         hit = builder.fcmp_unordered("!=", builder.load(builder.gep(values, [i])), ir.Constant(real, 0.0))
         with builder.if_then(hit):
@@ -335,7 +349,10 @@ def _emit_nonzero(context, builder, signature, args):
 
 
 def _nonzero(values, at, n, found, found_at):
-    """Writes the i < n with values[at + i] ≠ 0 to found[found_at:], ascending; returns their number. A NaN is found."""
+    """Lists the i < n with values[at + i] ≠ 0 from found[found_at] on, ascending; returns their number. A NaN is found.
+
+    The list has n places; what lies behind the last one found may be overwritten.
+    """
     values, found = values.reshape(-1), found.reshape(-1)
     count = 0
     for i in range(n):
@@ -374,6 +391,16 @@ def _emit_fire(context, builder, signature, args):
         builder.store(builder.or_(one, sign), value)
         builder.store(builder.add(to, _int(1)), place)
 
+    def tell(fired, to, number_of_byte, places):
+        """The values of what a byte's list has: 1, or −1 where its neuron did not fire."""
+        several = ir.VectorType(number, 8)
+        silent = builder.zext(builder.not_(builder.lshr(fired, fired.type(8 * number_of_byte))), number)
+        bits = builder.lshr(_broadcast(builder, silent, several), builder.zext(places, several))
+        signs = builder.shl(bits, ir.Constant(several, [8 * size_of - 1] * 8))
+        ones = builder.or_(signs, _broadcast(builder, one, several))
+        there = builder.bitcast(values, number.as_pointer())
+        builder.store(ones, _at(builder, there, to, several), align=size_of)
+
     def smaller(x, y):
         return builder.select(builder.fcmp_ordered("<", x, y), x, y)
 
@@ -411,11 +438,7 @@ def _emit_fire(context, builder, signature, args):
             fired, differs = (builder.bitcast(mask, bits) for mask in neurons(first, lanes, nearest, leaks))
             count(builder.zext(builder.ctpop(fired), _I64))
 
-            def tell(lowest, first=first, fired=fired):
-                bit = builder.trunc(builder.lshr(fired, lowest), ir.IntType(1))
-                note(builder.add(first, builder.zext(lowest, _I64)), bit)
-
-            _for_each_bit(builder, differs, tell)
+            _list_ones(builder, differs, first, events, place, partial(tell, fired))
         with cgutils.for_range_slice(builder, builder.mul(whole, _int(lanes)), n, _int(1), intp=_I64) as (i, _):
             fired, differs = neurons(i, 1, nearest_of_rest, leaks)
             count(builder.zext(fired, _I64))
@@ -438,8 +461,8 @@ def _fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, lea
     """s = H(v − V_th), v = u[at:]; in its place what is left, v − V_th s; weight s added to the rates' sums a[at:].
 
     Where the steps go on, λ (v − V_th s) + constant, the next potential before any event arrives. Lists where s is not
-    what was expected, ascending, with value s − expected: the lists, ``expected`` and ``constant`` from ``place`` on.
-    Returns the number of these events, that of the spikes, and the smallest |v − V_th|.
+    what was expected, ascending, with value s − expected: the lists, ``expected`` and ``constant`` from ``place`` on. The
+    lists have n places; what lies behind the last event may be overwritten. Returns the number of these events, that of the spikes, and the smallest |v − V_th|.
     """
     u, a, expected, constant = u.reshape(-1), a.reshape(-1), expected.reshape(-1), constant.reshape(-1)
     events, values = events.reshape(-1), values.reshape(-1)
