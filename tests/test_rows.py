@@ -33,8 +33,8 @@ def add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, ta
 
 
 @njit
-def add_runs(out, width, w, index, values, runs, n_runs):
-    rows.add_runs(out, width, w, index, values, runs, n_runs)
+def add_runs(out, out_at, width, w, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead):
+    rows.add_runs(out, out_at, width, w, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead)
 
 
 @njit
@@ -109,19 +109,19 @@ def test_rows_are_added_where_and_as_often_as_told(dtype, width, n_rows, n_event
 )
 def test_runs_are_summed_one_by_one(dtype, width, n_events, n_runs, seed):
     rng = np.random.default_rng(seed)
-    w, out = sixteenths(rng, (12, width), dtype), sixteenths(rng, 5 * width + 1, dtype)
-    index, values = rng.integers(0, 9, n_events).astype(np.uint32), sixteenths(rng, n_events, dtype)
-    bounds = np.sort(rng.integers(0, n_events + 1, (n_runs + 1, 2)))
-    first, at = rng.integers(0, 3, n_runs + 1) * width, rng.integers(0, 4 * width + 1, n_runs + 1)
-    runs = np.column_stack([bounds, first, at])
+    w, out = sixteenths(rng, (14, width), dtype), sixteenths(rng, 5 * width + 3, dtype)
+    index, values = rng.integers(3, 10, n_events).astype(np.uint32), sixteenths(rng, n_events, dtype)
+    bounds = np.sort(rng.integers(0, n_events + 1, (n_runs + 2, 2)))
+    added, at = rng.integers(-1, 2, n_runs + 2), rng.integers(0, 4 * width + 1, n_runs + 2)
+    runs = np.column_stack([bounds, added, at]).astype(np.int32)
     expected = out.copy()
-    for lo, hi, begin, to in runs[:n_runs]:
+    for lo, hi, tap, to in runs[1 : 1 + n_runs]:
         for e in range(lo, hi):
-            flat = begin + width * int(index[e])
-            expected[to : to + width] += values[e] * w.ravel()[flat : flat + width]
+            row = width + 2 * width * tap + width * int(index[e])
+            expected[2 + to : 2 + to + width] += values[e] * w.ravel()[row : row + width]
     for function in (add_runs, plain_add_runs):
         found = out.copy()
-        function(found, width, w, index, values, runs, n_runs)
+        function(found, 2, width, w, width, 2 * width, index, values, runs, 1, 1 + n_runs, 0, 1)
         np.testing.assert_array_equal(found, expected)
 
 

@@ -11,7 +11,7 @@ or a whole row of a kernel; the sums have the same order, so the same bits.
 import numpy as np
 from numba import get_num_threads, njit
 
-from ide_ref._kernels.rows import LINE, add_runs, prefetch
+from ide_ref._kernels.rows import LINE, add_runs
 
 JOIN = 8  # events a position below which longer runs win: the output is loaded and stored less often
 BLOCK = 8  # most samples that share a tile of weights while it is near
@@ -20,7 +20,7 @@ COLUMNS = 64  # of a tile, which in float32 just fills the first-level cache
 
 # Columns of a table of runs, and of a list of them as ``add_runs`` takes it.
 FIRST, LAST, ADDED = np.arange(3, dtype=np.uint64)
-LO, HI, ROWS, AT = np.arange(4, dtype=np.uint64)
+LO, HI, _, AT = np.arange(4, dtype=np.uint64)
 
 
 def block_of(n_batch):
@@ -61,40 +61,57 @@ def propagate(
     positions of all samples pass while it is there. first[i] locates sample i's events by ``size`` cells. ``joined``
     tells that runs have several positions; they take all channels at once.
     """
+    if places.shape[0] == 0:
+        return
     n_chunks = c_in // size
     n_tiles = 1 if joined else n_chunks
-    listed = np.empty((places.shape[0] * (q_last - q_first), 4), np.int64)
-    # Unsigned, places cost half the time: Numba asks of a signed one whether it counts from the end.
-    per_position, one = np.uint64(n_chunks), np.uint64(1)
+    # All runs are listed once where several blocks of outputs read the list; else one after the other, and it is short.
+    together = 1 if c_out <= COLUMNS else runs.shape[0]
+    listed = np.empty((together * n_tiles * places.shape[0] * (q_last - q_first), 4), np.int32)
+    ends = np.empty(together * n_tiles + 1, np.int64)
     line = LINE // weights.itemsize
-    for j in range(0, c_out, COLUMNS):
-        width = min(COLUMNS, c_out - j)
-        block = w_at + n_taps * c_in * j
-        a_tap = c_in * width
-        for r in range(runs.shape[0]):
-            seen = runs[r]
+    for r_first in range(0, runs.shape[0], together):
+        ends[0] = 0
+        n = np.uint64(0)
+        for r in range(together):
             for tile in range(n_tiles):
-                ahead = block + r * a_tap + tile * size * width
-                tile_end = ahead + size * width
-                n = np.uint64(0)
-                for i in range(places.shape[0]):
-                    place_of = first[i]
-                    at = places[i] + j
-                    for q in range(np.uint64(q_first), np.uint64(q_last)):
-                        p, p_end = np.uint64(seen[q, FIRST]), np.uint64(seen[q, LAST])
-                        if p == p_end:
-                            continue
-                        here = p * per_position + np.uint64(tile)
-                        listed[n, LO] = place_of[here]
-                        listed[n, HI] = place_of[p_end * per_position if joined else here + one]
-                        listed[n, ROWS] = block + seen[q, ADDED] * a_tap
-                        listed[n, AT] = at + np.int64(q) * c_out
-                        n += np.uint64(listed[n, LO] < listed[n, HI])
-                        # While the runs are listed, a line each, the tile comes from farther caches.
-                        if ahead < tile_end:
-                            prefetch(weights, ahead)
-                            ahead += line
-                add_runs(out, width, weights, events, values, listed, np.int64(n))
+                n = _list_runs(runs[r_first + r], joined, q_first, q_last, tile, n_chunks, first, places, c_out, listed, n)
+                ends[r * n_tiles + tile + 1] = n
+        for j in range(0, c_out, COLUMNS):
+            width = min(COLUMNS, c_out - j)
+            block = w_at + n_taps * c_in * j
+            a_tap = c_in * width
+            tile_size = n_taps * a_tap // (runs.shape[0] * n_tiles)
+            last = block + n_taps * a_tap - 1
+            for i in range(together * n_tiles):
+                ahead = min(block + (r_first * n_tiles + i + 1) * tile_size, last)
+                add_runs(
+                    out, places[0] + j, width, weights, block, a_tap, events, values, listed, ends[i], ends[i + 1], ahead,
+                    max(1, min(tile_size, last - ahead) // line),
+                )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _list_runs(seen, joined, q_first, q_last, tile, n_chunks, first, places, c_out, listed, n):
+    """The runs of all samples that have events, as ``add_runs`` takes them, from listed[n] on; returns where they end.
+
+    Numbers are unsigned, for that costs half the time: Numba asks of a signed one whether it counts from the end.
+    """
+    per_position, one = np.uint64(n_chunks), np.uint64(1)
+    for i in range(places.shape[0]):
+        place_of = first[i]
+        at = places[i] - places[0]
+        for q in range(np.uint64(q_first), np.uint64(q_last)):
+            p, p_end = np.uint64(seen[q, FIRST]), np.uint64(seen[q, LAST])
+            if p == p_end:
+                continue
+            here = p * per_position + np.uint64(tile)
+            listed[n, LO] = place_of[here]
+            listed[n, HI] = place_of[p_end * per_position if joined else here + one]
+            listed[n, ADDED] = seen[q, ADDED]
+            listed[n, AT] = at + np.int64(q) * c_out
+            n += np.uint64(listed[n, LO] < listed[n, HI])
+    return n
 
 
 @njit(cache=True, nogil=True)

@@ -26,7 +26,6 @@ __all__ = [
     "copy_panel",
     "fire",
     "nonzero",
-    "prefetch",
     "tile_product",
 ]
 
@@ -66,6 +65,14 @@ def _opaque(builder, i):
 def _at(builder, base, place, vector):
     """Pointer to a vector that begins at an element."""
     return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
+
+
+def _ask_for(builder, place):
+    """Bring the line of a place, to be read, to the second-level cache, without waiting."""
+    number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+    given = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], fnty=given)
+    builder.call(ask, [builder.bitcast(place, byte), number(0), number(2), number(1)])
 
 
 def _emit_sum(builder, real, size_of, out, rows, width, stride, index, values, lo, hi, shapes, table=None):
@@ -143,18 +150,26 @@ def _emit_add_rows(context, builder, signature, args, through):
 
 
 def _emit_add_runs(context, builder, signature, args):
-    out, rows, index, values, runs = (_data(context, builder, signature, args, i) for i in (0, 2, 3, 4, 5))
-    width, n_runs = (_int_arg(context, builder, signature, args, i) for i in (1, 6))
+    out, rows, index, values, runs = (_data(context, builder, signature, args, i) for i in (0, 3, 6, 7, 8))
+    out_at, width, begin, a_tap, k_first, k_last, ahead, n_ahead = (
+        _int_arg(context, builder, signature, args, i) for i in (1, 2, 4, 5, 9, 10, 11, 12)
+    )
     dtype = signature.args[0].dtype
     size_of = dtype.bitwidth // 8
+    out, rows = builder.gep(out, [out_at]), builder.gep(rows, [begin])
+    ahead = builder.sub(ahead, begin)
+    last_line = builder.sub(n_ahead, _int(1))
 
     def every_run(width):
-        with cgutils.for_range(builder, n_runs, intp=_I64) as loop:
-            run = builder.gep(runs, [builder.mul(loop.index, _int(4))])
-            lo, hi, first, at = (builder.load(builder.gep(run, [_int(k)])) for k in range(4))
+        with cgutils.for_range_slice(builder, k_first, k_last, _int(1), intp=_I64) as (k, n_done):
+            # While runs pass, a line each, what comes next is brought from farther caches.
+            line = builder.select(builder.icmp_signed("<", n_done, last_line), n_done, last_line)
+            _ask_for(builder, builder.gep(rows, [builder.add(ahead, builder.mul(line, _int(LINE // size_of)))]))
+            run = builder.gep(runs, [builder.mul(k, _int(4))])
+            lo, hi, added, at = (builder.sext(builder.load(builder.gep(run, [_int(i)])), _I64) for i in range(4))
             _emit_sum(
-                builder, context.get_data_type(dtype), size_of, builder.gep(out, [at]), builder.gep(rows, [first]),
-                width, width, index, values, lo, hi, _shapes(size_of, 4),
+                builder, context.get_data_type(dtype), size_of, builder.gep(out, [at]),
+                builder.gep(rows, [builder.mul(added, a_tap)]), width, width, index, values, lo, hi, _shapes(size_of, 4),
             )  # fmt: skip
 
     # A width the compiler knows saves a twentieth, so the usual one gets code of its own.
@@ -167,14 +182,20 @@ def _emit_add_runs(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _add_runs(out, width, rows, index, values, runs, n_runs):
-    """Many sums like those of ``add_rows`` with rows of ``width`` end to end; runs[k] is (lo, hi, first, at) of one."""
+def _add_runs(out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead):
+    """Many sums like those of ``add_rows`` with rows of ``width`` end to end; runs[k] is (lo, hi, added, at) of one.
+
+    out[out_at + at + j] += Σ over e from lo to hi of values[e] rows[begin + added a_tap + width index[e] + j], j < width,
+    for k from k_first to k_last; meanwhile up to n_ahead ≥ 1 lines of rows[ahead:] are asked for, and nothing follows
+    from that.
+    """
     out, rows = out.reshape(-1), rows.reshape(-1)
     index, values = index.reshape(-1), values.reshape(-1)
-    for k in range(n_runs):
-        for e in range(runs[k, 0], runs[k, 1]):
+    for k in range(k_first, k_last):
+        lo, hi, added, at = runs[k]
+        for e in range(lo, hi):
             for j in range(width):
-                out[runs[k, 3] + j] += values[e] * rows[runs[k, 2] + width * index[e] + j]
+                out[out_at + at + j] += values[e] * rows[begin + added * a_tap + width * index[e] + j]
 
 
 def _join(phis, before, begin, after, step):
@@ -211,20 +232,6 @@ def _add_rows_through(out, at, width, rows, first, stride, index, values, lo, hi
     for e in range(lo, hi):
         for j in range(width):
             out[at + j] += values[e] * rows[first + stride * table[table_at + index[e]] + j]
-
-
-def _emit_prefetch(context, builder, signature, args):
-    place = builder.gep(_data(context, builder, signature, args, 0), [_int_arg(context, builder, signature, args, 1)])
-    number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-    given = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-    ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], fnty=given)
-    # To be read, to stay near, as data.
-    builder.call(ask, [builder.bitcast(place, byte), number(0), number(3), number(1)])
-    return context.get_dummy_value()
-
-
-def _prefetch(array, at):
-    """Ask for the cache line of array[at], flat, without waiting for it; changes nothing."""
 
 
 def _emit_copy_panel(context, builder, signature, args):
@@ -497,13 +504,11 @@ def _vector_add_rows_through(context, out, at, width, rows, first, stride, index
 
 
 @intrinsic
-def _vector_add_runs(context, out, width, rows, index, values, runs, n_runs):
-    return types.void(out, width, rows, index, values, runs, n_runs), _emit_add_runs
-
-
-@intrinsic
-def _vector_prefetch(context, array, at):
-    return types.void(array, at), _emit_prefetch
+def _vector_add_runs(
+    context, out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead
+):  # fmt: skip
+    given = (out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead)
+    return types.void(*given), _emit_add_runs
 
 
 @intrinsic
@@ -541,4 +546,3 @@ copy_panel = _choose(_copy_panel, _vector_copy_panel)
 tile_product = _choose(_tile_product, _vector_tile_product)
 fire = _choose(_fire, _vector_fire)
 nonzero = _choose(_nonzero, _vector_nonzero)
-prefetch = _choose(_prefetch, _vector_prefetch)
