@@ -124,7 +124,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         dtype.type(net.neuron.leak),
         dtype.type(net.neuron.v_th),
         weights_of_rate.astype(dtype),
-        expectations(n_steps),
+        expectations(n_steps).astype(dtype),
         net.starts,
         incoming,
         rows,
@@ -156,14 +156,24 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     )
 
 
-def expectations(n_steps: int) -> NDArray[np.bool_]:
-    """(T,) array: before which steps the rollout asks of each neuron whether it fired at most steps so far.
+def expectations(n_steps: int) -> NDArray[np.float64]:
+    """(T, 2) array: before which steps the rollout asks of each neuron whether it is one that fires, and by which rates.
 
-    Where it did, its spikes become part of its targets' drive and it sends an event when it does not fire. A change
-    costs an event as well, so at first there must have been some steps to judge by, and a third of all must be left.
+    Row t has the rate so far below which a neuron is expected to be silent from then on and that above which it is
+    expected to fire at every step; between them it is expected to do what it was before. Other rows are NaN. Where a
+    neuron is expected to fire, its spikes become part of its targets' drive and it sends an event when it does not.
+
+    With k spikes in t steps the next one is a spike with probability (k + 1)/(t + 2), by Laplace's rule. A change costs an
+    event and saves T − t times the difference between that and its complement, so it must be above 1. Steps are the
+    Fibonacci numbers from 3 on, as long as a third of all steps is left.
     """
-    steps = np.arange(n_steps)
-    return (steps >= 4) & (steps & (steps - 1) == 0) & (3 * steps < 2 * n_steps)
+    bounds = np.full((n_steps, 2), np.nan)
+    t, following = 3, 5
+    while 3 * t < 2 * n_steps:
+        margin = 1 / (n_steps - t)
+        bounds[t] = ((t + 2) / 2 * np.array([1 - margin, 1 + margin]) - 1) / t
+        t, following = following, t + following
+    return bounds
 
 
 def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:

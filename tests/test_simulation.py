@@ -39,30 +39,49 @@ def test_float32_fires_the_same_exact_spikes(case):
 @given(case=st.one_of(cases(exact=True), cases(exact=True, dtype=np.float32)), data=st.data())
 def test_spikes_do_not_depend_on_what_is_expected(case, data):
     """Whenever neurons are told to go on as before, they fire the same; and they send what differs, and the changes."""
-    revise = np.array(data.draw(st.lists(st.booleans(), min_size=case.n_steps, max_size=case.n_steps)))
+    quarters = st.tuples(st.sampled_from([-0.25, 0.0, 0.25, 0.5]), st.sampled_from([0.5, 0.75, 1.0]))
+    asked = st.one_of(st.just((np.nan, np.nan)), quarters)
+    bounds = np.array(data.draw(st.lists(asked, min_size=case.n_steps, max_size=case.n_steps)))
     spikes, potentials, _ = case.rollout()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "expectations", lambda n_steps: revise)
+        patch.setattr(simulation, "expectations", lambda n_steps: bounds)
         rates = simulate(case.frozen, case.x, case.n_steps, record=True)
     np.testing.assert_array_equal(rates.spikes, spikes)
     np.testing.assert_array_equal(rates.potentials, potentials)
 
     weights = case.network.neuron.leak ** np.arange(case.n_steps - 1, -1, -1.0)
-    expected = np.zeros_like(spikes[:, 0])
-    n_events = np.zeros_like(expected, dtype=np.int64)
-    for t in range(case.n_steps):
-        if revise[t]:
-            most = np.tensordot(spikes[:, :t], weights[:t], (1, 0)) > weights[:t].sum() / 2
-            n_events += most != expected
-            expected = most
+    expected = np.zeros(spikes[:, 0].shape, bool)
+    n_events = np.zeros(expected.shape, np.int64)
+    for t, (few, many) in enumerate(bounds):
+        if not np.isnan(few):
+            rate, most = np.tensordot(spikes[:, :t], weights[:t], (1, 0)), weights[:t].sum()
+            now = (expected & (rate >= few * most)) | (rate > many * most)
+            n_events += now != expected
+            expected = now
         n_events += spikes[:, t] != expected
     for i, place in enumerate(case.places()):
         np.testing.assert_array_equal(rates.n_events[:, i], n_events[:, place].sum(axis=1))
 
 
 def test_expectations_are_revised_when_there_is_something_to_judge_by():
-    revised = {n_steps: np.flatnonzero(simulation.expectations(n_steps)).tolist() for n_steps in (1, 5, 6, 7, 30, 100)}
-    assert revised == {1: [], 5: [], 6: [], 7: [4], 30: [4, 8, 16], 100: [4, 8, 16, 32, 64]}
+    asked = {}
+    for n_steps in (1, 4, 5, 8, 30, 100):
+        bounds = simulation.expectations(n_steps)
+        assert bounds.shape == (n_steps, 2)
+        asked[n_steps] = np.flatnonzero(~np.isnan(bounds[:, 0])).tolist()
+    assert asked == {1: [], 4: [], 5: [3], 8: [3, 5], 30: [3, 5, 8, 13], 100: [3, 5, 8, 13, 21, 34, 55]}
+
+
+@given(n_steps=st.integers(1, 200))
+def test_a_change_of_what_is_expected_saves_more_than_it_costs(n_steps):
+    bounds = simulation.expectations(n_steps)
+    for t in np.flatnonzero(~np.isnan(bounds[:, 0])):
+        spikes = np.arange(t + 1)
+        likely = (spikes + 1) / (t + 2)
+        saved = (n_steps - t) * (2 * likely - 1)  # events, if the neuron is expected to fire from t on
+        rates, clear = spikes / t, np.abs(np.abs(saved) - 1) > 1e-9
+        np.testing.assert_array_equal((rates > bounds[t, 1])[clear], (saved > 1)[clear])
+        np.testing.assert_array_equal((rates < bounds[t, 0])[clear], (saved < -1)[clear])
 
 
 @given(case=cases())

@@ -48,15 +48,16 @@ def _add(arrived, masked, keep, u):
 
 
 @njit(cache=True, nogil=True)
-def _revise(a, at, n, half, expected, changes, values, first):
-    """Expects of a neuron from now on what it did at most steps so far: whether its rate's sum is above half.
+def _revise(a, at, n, few, many, expected, changes, values, first):
+    """Expects a neuron to fire from now on if its rate's sum is above ``many``, and not to if it is below ``few``.
 
     Lists the neurons of which that is new from place ``first`` on, with value new − old; returns their number.
     """
     count = 0
     for i in range(n):
-        s = 1 if a[at + i] > half else 0
-        if s != expected[first + i]:
+        rate, old = a[at + i], expected[first + i]
+        s = 1 if rate > many else 0 if rate < few else old
+        if s != old:
             changes[first + count] = i
             values[first + count] = 1 if s else -1
             expected[first + i] = s
@@ -71,7 +72,7 @@ def rollout(
     leak,
     v_th,
     rate_weights,
-    revise,
+    bounds,
     starts,
     incoming,
     table,
@@ -91,8 +92,8 @@ def rollout(
 
     A spiking neuron is expected to fire at every step or at none. What it is expected to do is part of its targets'
     drive; an event, of value 1 or -1, says that it did otherwise. So a neuron that fires at most steps costs what one
-    that fires at few does. At first no neuron is expected to fire; at the steps that ``revise`` names each is
-    expected to go on as it did at most steps so far.
+    that fires at few does. At first no neuron is expected to fire; before the steps that ``bounds`` names each is
+    expected to go on as it did so far, where that was clear enough.
 
     Parameters
     ----------
@@ -100,7 +101,8 @@ def rollout(
     train : (B, T, n_in)  spike-train input; (B, 0, 0) where the input is static.
     leak, v_th : scalars of the array dtype.
     rate_weights : (T,)  what a spike of each step adds to its neuron's rate, (RATE).
-    revise : (T,)  whether expectations are revised before a step.
+    bounds : (T, 2)  before which steps expectations are revised: the rate so far below which a neuron is expected not to
+        fire from then on, and that above which it is. NaN for the other steps.
     starts : (L + 1,)  offsets of the populations in the state.
     incoming : (L + 1,)  rows incoming[l]:incoming[l + 1] of ``table`` end in population l.
     table : (n_connections, N_COLUMNS)  see the column names above; source -1 is the input.
@@ -141,7 +143,7 @@ def rollout(
         arrived = np.empty((size, n_in), np.uint32)
         arrived_values = np.empty((size, n_in), drive.dtype)
         n_arrived = np.zeros(size, np.int64)
-        half = drive.dtype.type(0)
+        so_far = drive.dtype.type(0)  # what the rate's sum of a neuron is that fired at every step
         for i in range(size):
             b = b_first + i
             constant[i] = drive[b]
@@ -197,10 +199,10 @@ def rollout(
                 for i in range(size):
                     b = b_first + i
                     n_sent[CHANGES, pop, i] = 0
-                    if revise[t]:
+                    if not np.isnan(bounds[t, 0]):
                         n_sent[CHANGES, pop, i] = _revise(
-                            a.reshape(-1), b * n + lo, hi - lo, half, expected.reshape(-1), events[CHANGES].reshape(-1),
-                            values[CHANGES].reshape(-1), i * n + lo,
+                            a.reshape(-1), b * n + lo, hi - lo, bounds[t, 0] * so_far, bounds[t, 1] * so_far,
+                            expected.reshape(-1), events[CHANGES].reshape(-1), values[CHANGES].reshape(-1), i * n + lo,
                         )  # fmt: skip
                     n_sent[EVENTS, pop, i], fired, near = fire(
                         u, a, b * n + lo, hi - lo, v_th, rate_weights[t], expected, events[EVENTS], values[EVENTS],
@@ -216,4 +218,4 @@ def rollout(
                         potentials[b, t, lo:hi] = u[b, lo:hi]
                         if goes_on:
                             _leak(leak, constant[i, lo:hi], u[b, lo:hi])
-            half += rate_weights[t] / 2
+            so_far += rate_weights[t]
