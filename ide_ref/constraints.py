@@ -76,6 +76,7 @@ def singular_tolerance(dtype: DTypeLike, *, training: bool = False) -> float:
 
 
 _LOOKS = (1, 4, 6, 8, 12, 16, 20)
+_UNIT = np.ones((1, 1))
 
 STRAY = 0.03
 """Length of the random vector that a search adds to its unit start: see :func:`leading_singular_pair`."""
@@ -155,7 +156,8 @@ def leading_singular_pair(
             exhausted = size == start.size or min(alpha, beta) <= 10.0 * np.finfo(dtype).eps * projected.max()
             # The projected problem is looked at now and then, and at the end.
             if size in _LOOKS or size == n_vectors or exhausted:
-                x, s, yt = np.linalg.svd(projected[:size, :size])
+                # One number is its own singular value, and costs no call.
+                x, s, yt = np.linalg.svd(projected[:size, :size]) if size > 1 else (_UNIT, projected[0, :1], _UNIT)
                 # Aᵀ (U x) − s (V y) = beta · x_k · w/beta, the standard Lanczos residual.
                 residual = abs(beta * x[k, 0]) / s[0] if s[0] > 0 else 0.0
                 if residual <= tol or exhausted:
@@ -318,7 +320,7 @@ class BatchNorm:
 
 
 def restrict_pull_back(
-    d_weight: NDArray, raw: NDArray, alpha: NDArray, norm: float, d_norm: NDArray
+    d_weight: NDArray, raw: NDArray, alpha: NDArray, norm: float, d_norm: tuple[NDArray, NDArray]
 ) -> tuple[NDArray, NDArray]:
     """From ∂L/∂W to ∂L/∂W̄ and ∂L/∂α, W = α W̄/‖W̄‖ (NORM).
 
@@ -329,12 +331,14 @@ def restrict_pull_back(
     alpha : 0-d array
     norm : float
         ‖W̄‖.
-    d_norm : array of the weight's shape
-        ∂‖W̄‖/∂W̄: left rightᵀ of the leading singular pair, in the weight's layout.
+    d_norm : (m,) and (n,) arrays
+        ∂‖W̄‖/∂W̄ as left rightᵀ, (m, n), the weight's numbers in their order: the leading singular pair where W̄ is
+        taken as a matrix; for any other norm the whole of it, and [1].
     """
     along = float(np.vdot(d_weight, raw)) / norm
     dtype = raw.dtype
     out = memory.empty(raw.shape, dtype)
-    change, direction = (np.ascontiguousarray(array, dtype).reshape(-1) for array in (d_weight, d_norm))
-    _cells.take_off(change, direction, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))
+    change = np.ascontiguousarray(d_weight, dtype).reshape(-1)
+    left, right = (np.ascontiguousarray(side, dtype) for side in d_norm)
+    _cells.take_off(change, left, right, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))
     return out, np.asarray(along, dtype)

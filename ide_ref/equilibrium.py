@@ -244,8 +244,8 @@ class Linearisation:
             beta = spread_sources(net, w)
             if g is not None:
                 beta = beta + g
-            elif beta is w:
-                beta = memory.copied(beta)
+            elif beta is w and any(0 <= source < target for source, target in net.ends):
+                beta = memory.copied(beta)  # for forward connections add to it
             delta = memory.empty(self.slope.shape, self.slope.dtype)
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)

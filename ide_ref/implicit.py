@@ -108,14 +108,14 @@ def solve_beta(
         b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere).y
     # The pass of the last product, which most solvers take at the very solution they return, and where it was taken.
     last: list[tuple[NDArray, NDArray, Pass]] = []
-    apart = not any(
+    # Anderson's method lets finished samples stand: nothing of theirs is computed again.
+    apart = solver == "anderson" and not any(
         c.joins_samples for c, (source, _) in zip(jacobian.connections, net.ends, strict=True) if source >= 0
     )
 
     def product(w: NDArray) -> NDArray:
         again = chosen = None
         if apart and last:
-            # A solver lets finished samples stand: nothing of theirs is computed again.
             there = last[0][1]
             moved = np.any(w[:, :64] != there[:, :64], axis=1)
             for b in np.flatnonzero(~moved):
@@ -123,8 +123,10 @@ def solve_beta(
             if 8 * np.count_nonzero(moved) <= 7 * len(moved):
                 again, chosen = last[0][2], moved
         last.clear()
-        now = jacobian.sweep_back(w, again=again, chosen=chosen)
-        last.append((w, memory.copied(w), now))
+        # A pass that is taken again is written into, and β may be the very array that it is given.
+        given = memory.copied(w) if apart else w
+        now = jacobian.sweep_back(given, again=again, chosen=chosen)
+        last.append((w, given, now))
         return now.y
 
     solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter)

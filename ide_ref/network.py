@@ -23,7 +23,7 @@ from ide_ref._kernels import memory
 from ide_ref.constraints import BatchNorm, Restriction, SingularPair
 from ide_ref.neurons import Neuron
 from ide_ref.profiles import PAPER, Profile
-from ide_ref.synapses import Dense, Shape, Synapse, added, from_cells, matmul, to_cells
+from ide_ref.synapses import Dense, Shape, Synapse, added, both_ways, from_cells, to_cells
 
 INPUT = "input"
 """Name of the input as the source of a connection."""
@@ -493,7 +493,7 @@ class FrozenConnection:
         if self.keep is not None:
             cells = constraints.product(self.keep, cells, chosen=chosen)
         if self.norm is None or not self.joins_samples:
-            return self.synapse.adjoint(self._folded_in_reverse, cells, out, chosen)
+            return self.synapse.adjoint(self.folded_taps, cells, out, chosen)
         return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out, chosen)
 
     def at(
@@ -518,18 +518,15 @@ class FrozenConnection:
         here.normalise(z, out)
         return here, seen
 
-    @property
-    def constant(self) -> NDArray | None:
-        """keep ⊙ shift, (B, n_to) or (1, n_to): what arrives without any spike; None for nothing."""
+    def add_constant(self, out: NDArray) -> None:
+        """Add what arrives without any spike, keep ⊙ shift, to ``out``, (B, n_to)."""
         if self.shift is None:
-            return None
-        shift = self.synapse.out_channels(self.shift)[None]
-        return shift if self.keep is None else self.keep * shift
-
-    @cached_property
-    def _folded_in_reverse(self) -> NDArray:
-        """``folded_taps``, laid out in memory so that their transposes are contiguous."""
-        return memory.aligned(self.folded_taps.transpose(0, 2, 1)).transpose(0, 2, 1)
+            return
+        if self.keep is None:
+            out += self.synapse.out_channels(self.shift)
+        else:
+            # Of no spike, 0 times what is there.
+            constraints.affine(out, np.zeros_like(self.shift), self.shift, self.keep, out)
 
     @cached_property
     def folded_taps(self) -> NDArray:
@@ -624,10 +621,7 @@ def _singular_pair(
         apply = lambda v: c.synapse.apply(taps, v[None])[0]  # noqa: E731
         adjoint = lambda v: c.synapse.adjoint(taps, v[None])[0]  # noqa: E731
     else:
-        matrix = c.synapse.kernel_matrix(raw)
-        transposed = np.ascontiguousarray(matrix.T)
-        apply = lambda v: matmul(v[None], transposed)[0]  # noqa: E731
-        adjoint = lambda v: matmul(v[None], matrix)[0]  # noqa: E731
+        apply, adjoint = both_ways(np.ascontiguousarray(c.synapse.kernel_matrix(raw)))
     if one_step:
         pair = constraints.power_step(apply, adjoint, start)
     else:
@@ -647,11 +641,12 @@ def _singular_pair(
     return pair
 
 
-def _norm_gradient(c: Connection, pair: SingularPair) -> NDArray:
-    """∂‖W̄‖/∂W̄ in the weight's layout."""
+def _norm_gradient(c: Connection, pair: SingularPair) -> tuple[NDArray, NDArray]:
+    """∂‖W̄‖/∂W̄ as ``constraints.restrict_pull_back`` takes it."""
     if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
-        return c.synapse.from_taps(c.synapse.hebbian(pair.left[None], pair.right[None]))
-    return np.outer(pair.left, pair.right).reshape(c.synapse.weight_shape)
+        whole = c.synapse.from_taps(c.synapse.hebbian(pair.left[None], pair.right[None]))
+        return whole.reshape(-1), np.ones(1, whole.dtype)
+    return pair.left, pair.right
 
 
 class HasRates(Protocol):
@@ -721,11 +716,11 @@ class Frozen:
         """x̄ of (RATE), (B, *input_shape)."""
         return self.network.mean_input(x, profile=self.profile)
 
-    def drive(self, x_mean: NDArray) -> NDArray:
-        """F x̄ + b of the input connections: (B, *input_shape) to (B, n)."""
+    def drive(self, x_mean: NDArray, out: NDArray | None = None) -> NDArray:
+        """F x̄ + b of the input connections: (B, *input_shape) to (B, n); added to ``out`` where it is given."""
         net = self.network
         cells = to_cells(x_mean, net.input_shape)
-        out = memory.zeros((x_mean.shape[0], net.state_size), self.dtype)
+        out = memory.zeros((x_mean.shape[0], net.state_size), self.dtype) if out is None else out
         # The batch's own z was computed when its statistics were taken.
         known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
@@ -738,9 +733,8 @@ class Frozen:
         net = self.network
         out = memory.zeros((n_batch, net.state_size), self.dtype)
         for c, (source, target) in zip(self.connections, net.ends, strict=True):
-            constant = c.simulated.constant
-            if constant is not None and (source >= 0 or with_input):
-                out[:, net.place(target)] += constant
+            if source >= 0 or with_input:
+                c.simulated.add_constant(out[:, net.place(target)])
         return out
 
     def read_out(self, state: HasRates) -> NDArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     x_mean = frozen.mean_input(x)
     drive = frozen.constants(n_batch, with_input=is_train)
     if not is_train:
-        drive += frozen.drive(x_mean)
+        frozen.drive(x_mean, drive)
     if is_train:
         merged = x.reshape(n_batch * n_steps, *net.input_shape)
         train = to_cells(merged, net.input_shape).reshape(n_batch, n_steps, -1)
@@ -138,7 +139,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         margin,
         spikes,
         potentials,
-        block_of(n_batch),
+        block_of(n_batch, rows[:, _rollout.N_OUT].max(initial=1)),
     )
     # Divided last: for IF the sum is a whole number, so the rate is correctly rounded.
     a /= dtype.type(net.neuron.total_weight(n_steps))
@@ -156,6 +157,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     )
 
 
+@lru_cache(maxsize=8)
 def expectations(n_steps: int) -> NDArray[np.float64]:
     """(T, 2) array: before which steps the rollout asks of each neuron whether it is one that fires, and by which rates.
 
@@ -165,14 +167,15 @@ def expectations(n_steps: int) -> NDArray[np.float64]:
 
     With k spikes in t steps the next one is a spike with probability (k + 1)/(t + 2), by Laplace's rule. A change costs an
     event and saves T − t times the difference between that and its complement, so it must be above 1. Steps are the
-    Fibonacci numbers from 3 on, as long as a third of all steps is left.
+    Fibonacci numbers from 3 on, as long as a third of all steps is left and more than five.
     """
     bounds = np.full((n_steps, 2), np.nan)
     t, following = 3, 5
-    while 3 * t < 2 * n_steps:
+    while 3 * t < 2 * n_steps and n_steps - t > 5:
         margin = 1 / (n_steps - t)
         bounds[t] = ((t + 2) / 2 * np.array([1 - margin, 1 + margin]) - 1) / t
         t, following = following, t + following
+    bounds.flags.writeable = False
     return bounds
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref._checks import is_one_of, positive, whole
+from ide_ref._kernels import cells as _cells
 
 Product = Callable[[NDArray], NDArray]
 
@@ -56,7 +57,9 @@ class Solution:
 
 def norms(x: NDArray) -> NDArray:
     """Euclidean norm of each row."""
-    return np.sqrt(np.einsum("bn,bn->b", x, x))
+    out = np.empty(len(x), x.dtype)
+    _cells.norms(np.ascontiguousarray(x), out)
+    return out
 
 
 def _relative(residual: NDArray, size: NDArray) -> NDArray:
@@ -77,14 +80,15 @@ def _solution(
 
 def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
     """x^{k+1} = J x^k + b, the iteration of (BETA); converges when the spectral radius of J is below 1."""
+    b = np.ascontiguousarray(b)
     size = norms(b)
-    x = b if x0 is None else x0
+    x = b if x0 is None else np.ascontiguousarray(x0, b.dtype)
     history: list[float] = []
-    r = np.empty_like(b)
+    r, norm = np.empty_like(b), np.empty_like(size)
     for k in range(max_iter):
-        after = product(x) + b
-        np.subtract(after, x, out=r)
-        worst = float(np.max(_relative(norms(r), size), initial=0.0))
+        after = np.empty_like(b)
+        _cells.move(np.ascontiguousarray(product(x), b.dtype), b, x, after, r, norm)
+        worst = float(np.max(_relative(norm, size), initial=0.0))
         history.append(worst)
         if worst <= tol or not np.isfinite(worst):
             return _solution(x, r, b, tol, "fixed_point", k, k + 1, history)

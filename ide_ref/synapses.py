@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -196,21 +197,45 @@ class Synapse(ABC):
         """
 
 
-def matmul(x: NDArray, w: NDArray) -> NDArray:
-    """x @ w in an order of summation that does not depend on the number of rows."""
+def matmul(x: NDArray, w: NDArray, out: NDArray | None = None) -> NDArray:
+    """x @ w in an order of summation that does not depend on the number of rows; added to ``out`` where it is given."""
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; expected (B, n) and (n, m)")
     shape, dtype = (x.shape[0], w.shape[1]), np.result_type(x, w)
-    x = np.ascontiguousarray(x, dtype)
+    add = out is not None
+    out = memory.empty(shape, dtype) if out is None else out
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"out is {out.dtype} of shape {out.shape}; expected {dtype} of {shape}")
+    written, out_row = memory.rows(out, written=True)
+    x = x.astype(dtype, copy=False)
     if x.shape[0] < TILE:
-        out = np.empty(shape, dtype)
-        _dense.matmul_few(x, np.ascontiguousarray(w, dtype), out)
+        _dense.matmul_few(np.ascontiguousarray(x), np.ascontiguousarray(w, dtype), add, written, out_row)
         return out
-    out = memory.empty(shape, dtype)
-    # A transposed view is read as it lies, without a copy.
+    # Transposed views are read as they lie, without a copy.
+    if x.flags.f_contiguous and not x.flags.c_contiguous:
+        (read, step), row = memory.rows(x.T), 1
+    else:
+        (read, row), step = memory.rows(x), 1
     transposed = w.flags.f_contiguous and not w.flags.c_contiguous
-    _dense.matmul(x, np.ascontiguousarray(w.T if transposed else w, dtype), transposed, out)
+    matrix = np.ascontiguousarray(w.T if transposed else w, dtype)
+    _dense.matmul(read, row, step, len(x), matrix, transposed, add, written, out_row)
     return out
+
+
+def both_ways(matrix: NDArray) -> tuple[Callable[[NDArray], NDArray], Callable[[NDArray], NDArray]]:
+    """v ↦ W v and u ↦ Wᵀ u for many vectors and one matrix (m, n), C-contiguous, which is read as it lies."""
+
+    def apply(v: NDArray) -> NDArray:
+        out = np.empty(matrix.shape[0], matrix.dtype)
+        _dense.dots(matrix, v, out)
+        return out
+
+    def adjoint(u: NDArray) -> NDArray:
+        out = np.empty(matrix.shape[1], matrix.dtype)
+        _dense.matmul_few(u[None], matrix, False, out, out.size)
+        return out
+
+    return apply, adjoint
 
 
 def added(found: NDArray, out: NDArray | None, chosen: NDArray | None = None) -> NDArray:
@@ -226,13 +251,13 @@ def added(found: NDArray, out: NDArray | None, chosen: NDArray | None = None) ->
 
 def in_blocks(taps: NDArray, dtype: np.dtype) -> NDArray:
     """Taps (K, C_in, C_out) as ``_kernels.events.propagate`` reads them, flat: by blocks of output channels."""
-    n_taps, c_in, c_out = taps.shape
-    if c_out <= COLUMNS:
+    across = taps.transpose(0, 2, 1).flags.c_contiguous and not taps.flags.c_contiguous
+    if taps.shape[2] <= COLUMNS and not across:
         return memory.aligned(taps, dtype).reshape(-1)
+    # Transposed taps are read as they lie.
+    read = np.ascontiguousarray(taps.transpose(0, 2, 1) if across else taps, dtype)
     out = memory.empty(taps.size, dtype)
-    for j in range(0, c_out, COLUMNS):
-        block = taps[:, :, j : j + COLUMNS]
-        np.copyto(out[n_taps * c_in * j :][: block.size].reshape(block.shape), block)
+    _taps.lay_in_blocks(read.reshape(-1), across, *taps.shape, out)
     return out
 
 
@@ -297,7 +322,10 @@ class Dense(Synapse):
     def adjoint(
         self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
     ) -> NDArray:
-        return added(matmul(cells if chosen is None else cells[chosen], taps[0].T), out, chosen)
+        if out is None or chosen is None:
+            return matmul(cells, taps[0].T, out)
+        out[chosen] = matmul(cells[chosen], taps[0].T, out[chosen])
+        return out
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         # A view of the weight's own layout, so that from_taps has nothing to copy.
@@ -412,7 +440,7 @@ class _Convolution(_Windowed):
         else:
             _taps.product(
                 read, row, n_batch, _cells.EVERY if chosen is None else chosen, n_positions, c_in, weights, runs.fine,
-                runs.coarse, block_of(n_batch), written, out_row, c_out, add,
+                runs.coarse, block_of(n_batch, runs.fine.shape[1]), written, out_row, c_out, add,
             )  # fmt: skip
         return out
 

@@ -182,7 +182,10 @@ def test_restriction_pulls_back(rows, columns, seed, alpha):
     rng = np.random.default_rng(seed)
     raw, d_weight = matrix(rng, rows, columns, SPECTRA["spread"]), rng.normal(size=(rows, columns))
     pair = leading(raw, rng.normal(size=columns))
-    d_raw, d_alpha = restrict_pull_back(d_weight, raw, np.asarray(alpha), pair.value, np.outer(pair.left, pair.right))
+    d_raw, d_alpha = restrict_pull_back(d_weight, raw, np.asarray(alpha), pair.value, (pair.left, pair.right))
+    whole = np.outer(pair.left, pair.right).ravel(), np.ones(1)
+    again, _ = restrict_pull_back(d_weight, raw, np.asarray(alpha), pair.value, whole)
+    np.testing.assert_allclose(again, d_raw, rtol=0, atol=1e-13)
 
     def loss(w, scale=alpha):
         return np.vdot(d_weight, scale * w / np.linalg.norm(w, 2))

@@ -360,8 +360,9 @@ def test_convolutions_and_pooling_are_the_same_matrix(kind):
     plain = twin.init(rng)
     for c in frozen.connections:
         plain[f"{c.connection.name}.weight"] = c.linear(np.eye(c.synapse.n_in)).T
-        constant = c.constant
-        plain[f"{c.connection.name}.bias"] = np.zeros(c.synapse.n_out) if constant is None else constant[0]
+        constant = np.zeros((1, c.synapse.n_out))
+        c.add_constant(constant)
+        plain[f"{c.connection.name}.bias"] = constant[0]
     if kind == "constant":
         x = rng.uniform(0, 1, shape)
         x_twin = x.transpose(1, 2, 0).ravel()

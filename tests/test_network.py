@@ -205,8 +205,9 @@ def test_frozen_connections_are_the_affine_maps(case):
         if not (case.training and c.connection.source == "input" and c.connection.batch_norm):
             np.testing.assert_allclose(c.linear(v), apply(A, v), atol=size)
             np.testing.assert_allclose(c.adjoint(w), apply(A.swapaxes(1, 2), w), atol=size)
-        shift = 0 if c.constant is None else c.constant
-        np.testing.assert_allclose(shift + np.zeros_like(constant), constant, atol=size)
+        arrived = np.ones((len(v), A.shape[1]))
+        c.add_constant(arrived)
+        np.testing.assert_allclose(arrived, 1 + constant + np.zeros_like(arrived), atol=size)
         if c.connection.restriction:
             weight = c.effective_weight()
             matrix = weight.reshape(len(weight), -1)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.kernels
 plain_add_rows = njit(rows._add_rows)
 plain_add_rows_through = njit(rows._add_rows_through)
 plain_add_runs = njit(rows._add_runs)
+plain_copy_across = njit(rows._copy_across)
 plain_tile_product = njit(rows._tile_product)
 plain_copy_panel = njit(rows._copy_panel)
 plain_fire = njit(rows._fire)
@@ -38,13 +39,18 @@ def add_runs(out, out_at, width, w, begin, a_tap, index, values, runs, k_first, 
 
 
 @njit
+def copy_across(out, out_at, out_row, w, at, row, depth):
+    rows.copy_across(out, out_at, out_row, w, at, row, depth)
+
+
+@njit
 def copy_panel(panel, w, at, stride, depth):
     rows.copy_panel(panel, w, at, stride, depth)
 
 
 @njit
-def tile_product(out, at, stride, x, x_at, x_stride, panel, depth):
-    rows.tile_product(out, at, stride, x, x_at, x_stride, panel, depth)
+def tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth):
+    rows.tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth)
 
 
 @njit
@@ -125,6 +131,18 @@ def test_runs_are_summed_one_by_one(dtype, width, n_events, n_runs, seed):
         np.testing.assert_array_equal(found, expected)
 
 
+@given(dtype=DTYPES, depth=st.integers(0, 40), spare=st.integers(0, 7), seed=st.integers(0, 2**32 - 1))
+def test_rows_become_columns(dtype, depth, spare, seed):
+    lanes = rows.LINE // np.dtype(dtype).itemsize
+    w = np.random.default_rng(seed).normal(size=(lanes, depth + spare + 1)).astype(dtype)
+    expected = np.full((depth + 1, lanes + spare), 7, dtype)
+    expected[:depth, spare:] = w[:, 1 : 1 + depth].T
+    for function in (copy_across, plain_copy_across):
+        found = np.full_like(expected, 7)
+        function(found, spare, lanes + spare, w, 1, depth + spare + 1, depth)
+        np.testing.assert_array_equal(found, expected)
+
+
 @given(
     dtype=DTYPES,
     depth=st.integers(0, 40),
@@ -147,9 +165,10 @@ def test_a_tile_gains_a_product(dtype, depth, spare, seed):
     expected = out.copy()
     expected[:, :lanes] += x[:, :depth] @ w[:depth, :lanes]
     for function in (tile_product, plain_tile_product):
-        found = out.copy()
-        function(found, 0, lanes + spare, x, 0, depth + spare + 1, panels[0], depth)
-        np.testing.assert_array_equal(found, expected)
+        for read, x_row, x_step in ((x, depth + spare + 1, 1), (np.ascontiguousarray(x.T), 1, rows.TILE)):
+            found = out.copy()
+            function(found, 0, lanes + spare, read, 0, x_row, x_step, panels[0], depth)
+            np.testing.assert_array_equal(found, expected)
 
 
 @given(dtype=DTYPES, n=st.integers(0, 70), at=st.integers(0, 3), seed=st.integers(0, 2**32 - 1))
@@ -207,22 +226,41 @@ def test_neurons_fire_and_tell_what_was_not_expected(dtype, n, at, go_on, seed):
 def test_products_are_matrix_products_whatever_the_layout_and_the_batch(dtype, n_rows, depth, n_columns, cut, seed):
     rng = np.random.default_rng(seed)
     x, w = rng.normal(size=(n_rows, depth)).astype(dtype), rng.normal(size=(depth, n_columns)).astype(dtype)
-    whole = np.empty((n_rows, n_columns), dtype)
-    dense.matmul(x, w, False, whole)
+    row = n_columns + 3
+
+    def product(x, w, *, across=False, add=None):
+        """From kernels that read either order of the axes and write rows with something between them."""
+        out = np.full((len(x), row), 7, dtype)
+        if add is not None:
+            out[:, :n_columns] = add
+        read = np.ascontiguousarray(x.T if across else x).ravel()
+        x_row, x_step = (1, len(x)) if across else (depth, 1)
+        dense.matmul(read, x_row, x_step, len(x), w, w.shape[0] != depth, add is not None, out.ravel(), row)
+        assert np.all(out[:, n_columns:] == 7)
+        return out[:, :n_columns]
+
+    whole = product(x, w)
     exact = x.astype(np.float64) @ w.astype(np.float64)
     scale = np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64)
     assert np.all(np.abs(whole - exact) <= depth * np.finfo(dtype).eps * scale)
-    transposed = np.empty_like(whole)
-    dense.matmul(x, np.ascontiguousarray(w.T), True, transposed)
-    np.testing.assert_array_equal(transposed, whole)
+    np.testing.assert_array_equal(product(x, w, across=True), whole)
+    if depth != n_columns:
+        np.testing.assert_array_equal(product(x, np.ascontiguousarray(w.T)), whole)
+    before = rng.normal(size=whole.shape).astype(dtype)
+    more = product(x, w, add=before)
+    assert np.all(np.abs(more - before - exact) <= (depth + 2) * np.finfo(dtype).eps * (scale + np.abs(before)))
     # The same bits from parts of the batch, and from the kernel for few rows.
     for part in (slice(0, cut), slice(cut, None)):
         if len(x[part]):
-            out = np.empty((len(x[part]), n_columns), dtype)
-            dense.matmul(x[part], w, False, out)
-            np.testing.assert_array_equal(out, whole[part])
-            dense.matmul_few(x[part], w, out)
-            np.testing.assert_array_equal(out, whole[part])
+            np.testing.assert_array_equal(product(x[part], w), whole[part])
+            np.testing.assert_array_equal(product(x[part], w, add=before[part]), more[part])
+            for add, expected in ((False, whole), (True, more)):
+                out = before[part].copy()
+                dense.matmul_few(x[part], w, add, out.reshape(-1), n_columns)
+                np.testing.assert_array_equal(out, expected[part])
+    found = np.empty(n_columns, dtype)
+    dense.dots(np.ascontiguousarray(w.T), x[0], found)
+    assert np.all(np.abs(found - exact[0]) <= depth * np.finfo(dtype).eps * scale[0])
 
 
 def test_compiled_kernels_older_than_any_source_are_forgotten(tmp_path):

@@ -205,6 +205,36 @@ def orthogonalise(vectors, n, v, along):
     return length
 
 
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _square(x):
+    total = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        total += x[j] * x[j]
+    return total
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def norms(x, out):
+    """Euclidean norm of each row of x (B, n): overwrites out (B,)."""
+    for b in prange(x.shape[0]):
+        out[b] = np.sqrt(_square(x[b]))
+
+
+@njit(cache=True, nogil=True)
+def _move(y, b, x, after, r):
+    for j in range(y.shape[0]):
+        after[j] = y[j] + b[j]
+        r[j] = after[j] - x[j]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def move(y, b, x, after, r, norm):
+    """after = y + b and r = after − x, (B, n) each, and the norm of each row of r: overwrites the last three."""
+    for i in prange(y.shape[0]):
+        _move(y[i], b[i], x[i], after[i], r[i])
+        norm[i] = np.sqrt(_square(r[i]))
+
+
 @njit(cache=True, nogil=True)
 def _slope(p, lower, upper, v_th, inverse, out):
     for j in range(out.shape[0]):
@@ -269,10 +299,15 @@ def _off(d_weight, d_norm, along, factor, out):
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def take_off(d_weight, d_norm, along, factor, out):
-    """out = factor · (d_weight − along · d_norm) for flat arrays; overwrites out."""
-    n = out.shape[0]
+def take_off(d_weight, left, right, along, factor, out):
+    """out = factor · (d_weight − along · left rightᵀ), d_weight and out flat, a row for each of left; overwrites out."""
+    n = right.shape[0]
     for i in prange(SLICES):
-        lo = i * n // SLICES
-        hi = (i + 1) * n // SLICES
-        _off(d_weight[lo:hi], d_norm[lo:hi], along, factor, out[lo:hi])
+        if n == 1:
+            lo = i * left.shape[0] // SLICES
+            hi = (i + 1) * left.shape[0] // SLICES
+            _off(d_weight[lo:hi], left[lo:hi], along * right[0], factor, out[lo:hi])
+        else:
+            for row in range(i * left.shape[0] // SLICES, (i + 1) * left.shape[0] // SLICES):
+                here = slice(row * n, (row + 1) * n)
+                _off(d_weight[here], right, along * left[row], factor, out[here])

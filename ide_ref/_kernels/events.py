@@ -14,7 +14,9 @@ from numba import get_num_threads, njit
 from ide_ref._kernels.rows import LINE, add_runs
 
 JOIN = 8  # events a position below which longer runs win: the output is loaded and stored less often
-BLOCK = 8  # most samples that share a tile of weights while it is near
+BLOCK = 8  # samples that share a tile of weights while it is near,
+ROWS = 512  # or as many as have so many rows of the output: they stay in the second-level cache
+CLOSE = 4  # fewer rows than this have no use for weights that stay near
 CHUNK = 128  # most channels of a tile
 COLUMNS = 64  # of a tile, which in float32 just fills the first-level cache
 
@@ -23,10 +25,13 @@ FIRST, LAST, ADDED = np.arange(3, dtype=np.uint64)
 LO, HI, _, AT = np.arange(4, dtype=np.uint64)
 
 
-def block_of(n_batch):
-    """Samples of a block, up to BLOCK, such that every thread has as many blocks. Compiled, it could not be cached."""
+def block_of(n_batch, n_positions):
+    """Samples of a block, such that every thread has as many blocks. Compiled, it could not be cached.
+
+    At most BLOCK, or as many as have ROWS output positions together.
+    """
     n_threads = get_num_threads()
-    n_blocks = max(1, -(-n_batch // (BLOCK * n_threads))) * n_threads
+    n_blocks = max(1, -(-n_batch // (max(BLOCK, ROWS // n_positions) * n_threads))) * n_threads
     return max(1, -(-n_batch // n_blocks))
 
 

@@ -73,20 +73,35 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
     shape = (shape,) if isinstance(shape, int) else shape
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes < LARGE:
-        return _new(n_bytes).view(dtype).reshape(shape)
+        buffer, start = _new(n_bytes)
+        return np.ndarray(shape, dtype, buffer, start)
     memory = _take(n_bytes)
     if memory is None:
         # In exchange for as much, so that keeping memory never makes a process larger than its arrays once were.
         _let_go(n_bytes)
-        memory = _new(n_bytes)
+        buffer, start = _new(n_bytes)
+        memory = buffer[start : start + n_bytes]
     return np.asarray(_Lent(memory, shape, dtype))
 
 
-def _new(n_bytes: int) -> NDArray:
+def _new(n_bytes: int) -> tuple[NDArray, int]:
+    """Memory with room for so many bytes, and where in it a cache line begins."""
     buffer = np.empty(n_bytes + LINE, np.uint8)
     # The quickest way to its address.
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(buffer.data)) % LINE
-    return buffer[start : start + n_bytes]
+    return buffer, -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % LINE
+
+
+def _keep_small_memory() -> None:
+    """Let glibc keep what small arrays leave behind.
+
+    It gives the top of its heap back to the system when more than a bound is free there, and what it is asked for then
+    comes as pages that are cleared first. The bound is twice the size of the largest block that came straight from the
+    system and was freed; this is one.
+    """
+    np.empty(4 * LARGE, np.uint8)
+
+
+_keep_small_memory()
 
 
 def zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:

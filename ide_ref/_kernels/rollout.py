@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit, prange
 
-from ide_ref._kernels.events import JOIN, chunk_of, locate, propagate, propagate_depthwise
+from ide_ref._kernels.events import CLOSE, JOIN, chunk_of, locate, propagate, propagate_depthwise
 from ide_ref._kernels.rows import fire, nonzero
 
 # Columns of the connection table.
@@ -178,8 +178,9 @@ def rollout(
                         masked = row[KEEP] >= 0
                         # What dropout lets through is added by itself, and so is what is added twice.
                         apart = masked or kind == CHANGES
-                        # One position alone has no use for weights that stay near; depthwise, channels stay apart.
-                        chunk = row[C_IN] if row[DEPTHWISE] or row[N_IN] == 1 else chunk_of(row[C_IN])
+                        # Depthwise, channels stay apart.
+                        few = row[N_IN] * size < CLOSE
+                        chunk = row[C_IN] if row[DEPTHWISE] or few else chunk_of(row[C_IN])
                         n_first = row[N_IN] * (row[C_IN] // chunk) + 1
                         for i in range(size):
                             if apart:

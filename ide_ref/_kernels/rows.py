@@ -23,6 +23,7 @@ __all__ = [
     "add_rows",
     "add_rows_through",
     "add_runs",
+    "copy_across",
     "copy_panel",
     "fire",
     "nonzero",
@@ -254,12 +255,58 @@ def _copy_panel(panel, w, at, stride, depth):
             panel[k, j] = w[at + k * stride + j]
 
 
+def _emit_copy_across(context, builder, signature, args):
+    out, w = (_data(context, builder, signature, args, i) for i in (0, 3))
+    out_at, out_row, at, row, depth = (_int_arg(context, builder, signature, args, i) for i in (1, 2, 4, 5, 6))
+    size_of = signature.args[0].dtype.bitwidth // 8
+    real = context.get_data_type(signature.args[0].dtype)
+    side = LINE // size_of // 2  # of a square of numbers that is turned in registers
+    vector, lane = ir.VectorType(real, side), ir.VectorType(ir.IntType(32), side)
+
+    def halves(x, y):
+        """x0 y0 x1 y1 ... in two vectors."""
+        for start in (0, side // 2):
+            order = [place for i in range(start, start + side // 2) for place in (i, side + i)]
+            yield builder.shuffle_vector(x, y, ir.Constant(lane, order))
+
+    whole = builder.mul(builder.sdiv(depth, _int(side)), _int(side))
+    for half in (0, side):
+        begin = builder.add(at, builder.mul(row, _int(half)))
+        with cgutils.for_range_slice(builder, _int(0), whole, _int(side), intp=_I64) as (k, _):
+            square = []
+            for c in range(side):
+                there = builder.add(builder.add(begin, k), builder.mul(row, _int(c)))
+                square.append(builder.load(_at(builder, w, there, vector), align=size_of))
+            # Each round lays rows half a square apart into each other; after log₂ of the side, rows are columns.
+            for _ in range(side.bit_length() - 1):
+                square = [part for c in range(side // 2) for part in halves(square[c], square[c + side // 2])]
+            for i, column in enumerate(square):
+                here = builder.add(builder.add(out_at, _int(half)), builder.mul(out_row, builder.add(k, _int(i))))
+                builder.store(column, _at(builder, out, here, vector), align=size_of)
+        with cgutils.for_range_slice(builder, whole, depth, _int(1), intp=_I64) as (k, _):
+            for c in range(side):
+                there = builder.add(builder.add(begin, k), builder.mul(row, _int(c)))
+                here = builder.add(builder.add(out_at, _int(half + c)), builder.mul(out_row, k))
+                builder.store(builder.load(builder.gep(w, [there])), builder.gep(out, [here]))
+    return context.get_dummy_value()
+
+
+def _copy_across(out, out_at, out_row, w, at, row, depth):
+    """out[out_at + k out_row + c] = w[at + c row + k], k < depth, for as many c as a cache line has numbers."""
+    out, w = out.reshape(-1), w.reshape(-1)
+    for k in range(depth):
+        for c in range(LINE // w.itemsize):
+            out[out_at + k * out_row + c] = w[at + c * row + k]
+
+
 def _emit_tile_product(context, builder, signature, args):
-    out, x, panel = (_data(context, builder, signature, args, i) for i in (0, 3, 6))
-    at, stride, x_at, x_stride, depth = (_int_arg(context, builder, signature, args, i) for i in (1, 2, 4, 5, 7))
+    out, x, panel = (_data(context, builder, signature, args, i) for i in (0, 3, 7))
+    at, stride, x_at, x_row, x_step, depth = (
+        _int_arg(context, builder, signature, args, i) for i in (1, 2, 4, 5, 6, 8)
+    )
     size_of = signature.args[0].dtype.bitwidth // 8
     vector = ir.VectorType(context.get_data_type(signature.args[0].dtype), LINE // size_of)
-    starts = [builder.gep(x, [builder.add(x_at, builder.mul(x_stride, _int(r)))]) for r in range(TILE)]
+    starts = [builder.gep(x, [builder.add(x_at, builder.mul(x_row, _int(r)))]) for r in range(TILE)]
     places = [_at(builder, out, builder.add(at, builder.mul(stride, _int(r))), vector) for r in range(TILE)]
     before = [builder.load(place, align=size_of) for place in places]
     begin = builder.block
@@ -267,24 +314,24 @@ def _emit_tile_product(context, builder, signature, args):
     builder.cbranch(builder.icmp_signed("<", _int(0), depth), step, end)
 
     builder.position_at_end(step)
-    k = builder.phi(_I64)
+    k, there = builder.phi(_I64), builder.phi(_I64)
     totals = [builder.phi(vector) for _ in places]
     w = builder.load(_at(builder, panel, builder.mul(k, _int(vector.count)), vector), align=size_of)
     after = []
     for start, total in zip(starts, totals, strict=True):
-        product = builder.fmul(_broadcast(builder, builder.load(builder.gep(start, [k])), vector), w, flags=_CONTRACT)
-        after.append(builder.fadd(total, product, flags=_CONTRACT))
-    following = builder.add(k, _int(1))
-    _join([k, *totals], [_int(0), *before], begin, [following, *after], step)
-    builder.cbranch(builder.icmp_signed("<", following, depth), step, end)
+        factor = _broadcast(builder, builder.load(builder.gep(start, [there])), vector)
+        after.append(builder.fadd(total, builder.fmul(factor, w, flags=_CONTRACT), flags=_CONTRACT))
+    following = [builder.add(k, _int(1)), builder.add(there, x_step)]
+    _join([k, there, *totals], [_int(0), _int(0), *before], begin, [*following, *after], step)
+    builder.cbranch(builder.icmp_signed("<", following[0], depth), step, end)
 
     builder.position_at_end(end)
     _store_either(builder, places, before, begin, after, step, size_of)
     return context.get_dummy_value()
 
 
-def _tile_product(out, at, stride, x, x_at, x_stride, panel, depth):
-    """out[at + r stride + j] += Σ over k < depth of x[x_at + r x_stride + k] panel[k, j], r < TILE, a panel wide.
+def _tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth):
+    """out[at + r stride + j] += Σ over k < depth of x[x_at + r x_row + k x_step] panel[k, j], r < TILE, a panel wide.
 
     For each element one chain of fused multiply-adds in ascending k.
     """
@@ -292,7 +339,7 @@ def _tile_product(out, at, stride, x, x_at, x_stride, panel, depth):
     for r in range(TILE):
         for k in range(depth):
             for j in range(panel.shape[1]):
-                out[at + r * stride + j] += x[x_at + r * x_stride + k] * panel[k, j]
+                out[at + r * stride + j] += x[x_at + r * x_row + k * x_step] * panel[k, j]
 
 
 _PLACES = [[i for i in range(8) if byte >> i & 1] for byte in range(256)]
@@ -517,8 +564,13 @@ def _vector_copy_panel(context, panel, w, at, stride, depth):
 
 
 @intrinsic
-def _vector_tile_product(context, out, at, stride, x, x_at, x_stride, panel, depth):
-    return types.void(out, at, stride, x, x_at, x_stride, panel, depth), _emit_tile_product
+def _vector_copy_across(context, out, out_at, out_row, w, at, row, depth):
+    return types.void(out, out_at, out_row, w, at, row, depth), _emit_copy_across
+
+
+@intrinsic
+def _vector_tile_product(context, out, at, stride, x, x_at, x_row, x_step, panel, depth):
+    return types.void(out, at, stride, x, x_at, x_row, x_step, panel, depth), _emit_tile_product
 
 
 @intrinsic
@@ -542,6 +594,7 @@ def _choose(plain: Callable, vector: Callable) -> Callable:
 add_rows = _choose(_add_rows, _vector_add_rows)
 add_rows_through = _choose(_add_rows_through, _vector_add_rows_through)
 add_runs = _choose(_add_runs, _vector_add_runs)
+copy_across = _choose(_copy_across, _vector_copy_across)
 copy_panel = _choose(_copy_panel, _vector_copy_panel)
 tile_product = _choose(_tile_product, _vector_tile_product)
 fire = _choose(_fire, _vector_fire)

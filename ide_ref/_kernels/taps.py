@@ -9,10 +9,34 @@ import numpy as np
 from numba import njit, prange
 
 from ide_ref._kernels.events import COLUMNS, JOIN, chunk_of, locate, propagate
-from ide_ref._kernels.rows import add_rows_through, nonzero
+from ide_ref._kernels.rows import LINE, add_rows_through, copy_across, nonzero
 
 SHARES = 4  # of one sample's output positions
 CHANNELS = 64  # rows of a weight tile, which stays in the first-level cache beside most of a sample's rows
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def lay_in_blocks(taps, across, n_taps, c_in, c_out, out):
+    """Taps (K, C_in, C_out), or ``across`` (K, C_out, C_in), by blocks of COLUMNS outputs: (K, C_in, its outputs) each.
+
+    Both are flat; overwrites out.
+    """
+    lanes = LINE // out.itemsize
+    n_parts = (c_out + lanes - 1) // lanes
+    for task in prange(n_taps * n_parts):
+        k = task // n_parts
+        i = task % n_parts * lanes
+        n = min(lanes, c_out - i)
+        j = i // COLUMNS * COLUMNS
+        width = min(COLUMNS, c_out - j)
+        to = n_taps * c_in * j + k * c_in * width + i - j
+        if across and n == lanes:
+            copy_across(out, to, width, taps, (k * c_out + i) * c_in, c_in, c_in)
+        else:
+            for c in range(c_in):
+                for d in range(n):
+                    at = (k * c_out + i + d) * c_in + c if across else (k * c_in + c) * c_out + i + d
+                    out[to + c * width + d] = taps[at]
 
 
 @njit(cache=True, nogil=True)

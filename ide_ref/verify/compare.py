@@ -158,7 +158,7 @@ class _Unprojected(FrozenConnection):
             plain, _ = FrozenConnection(**{**_fields(self), "singular": None}).pull_back(delta, pre, params)
             alpha = params[f"{c.name}.alpha"]
             grads[f"{c.name}.weight"], _ = restrict_pull_back(
-                plain[f"{c.name}.weight"], raw, alpha, self.singular.value, np.zeros_like(raw)
+                plain[f"{c.name}.weight"], raw, alpha, self.singular.value, (np.zeros(raw.size, raw.dtype), np.ones(1, raw.dtype))
             )
         return grads, statistics
 
