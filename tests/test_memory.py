@@ -13,6 +13,7 @@ pytestmark = pytest.mark.kernels
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
     monkeypatch.setattr(memory, "_spare", {})
+    monkeypatch.setattr(memory, "_sizes", [0, 0])
 
 
 def address(array):
@@ -67,6 +68,17 @@ def test_what_is_new_comes_in_exchange_for_what_was_kept():
     new = memory.empty(3 * memory.LARGE, np.uint8)
     assert new.size == 3 * memory.LARGE
     assert memory.spare() == 0
+
+
+def test_what_is_kept_stays_while_all_together_is_no_more_than_there_once_was(monkeypatch):
+    monkeypatch.setattr(memory, "MOST", 3 * memory.LARGE)
+    large, small = memory.empty(3 * memory.LARGE, np.uint8), memory.empty(2 * memory.LARGE, np.uint8)
+    del small, large  # five in all, of which three are kept
+    new = memory.empty(2 * memory.LARGE, np.uint8)
+    assert memory.spare() == 3 * memory.LARGE
+    more = memory.empty(memory.LARGE, np.uint8)
+    assert memory.spare() == 0
+    assert new.size + more.size == 3 * memory.LARGE
 
 
 def test_zeros_and_copies_are_not_what_lay_there_before():

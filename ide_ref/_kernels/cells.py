@@ -238,9 +238,10 @@ def move(y, b, x, after, r, norm):
 @njit(cache=True, nogil=True)
 def _slope(p, lower, upper, v_th, inverse, out):
     for j in range(out.shape[0]):
-        after = p[j] > 0 or (lower and p[j] == 0)
-        before = p[j] < v_th or (upper and p[j] == v_th)
-        out[j] = inverse if after and before else 0
+        # No short cuts: they are branches, and half of them are not foreseen.
+        after = (p[j] > 0) | (lower & (p[j] == 0))
+        before = (p[j] < v_th) | (upper & (p[j] == v_th))
+        out[j] = inverse if after & before else 0
 
 
 @njit(parallel=True, cache=True, nogil=True)

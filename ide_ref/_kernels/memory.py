@@ -22,6 +22,10 @@ the larger networks a tenth of a step.
 MOST = 512 << 20
 """Bytes kept at most; what was given back first is let go first."""
 
+_LENT, _PEAK = range(2)
+_sizes = [0, 0]
+"""Bytes that arrays lie on now, and the most that did."""
+
 _spare: dict[int, NDArray] = {}
 """What is kept, by its address, in the order in which it was given back."""
 
@@ -33,6 +37,8 @@ class _Lent:
 
     def __init__(self, memory: NDArray, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._memory = memory
+        _sizes[_LENT] += memory.size
+        _sizes[_PEAK] = max(_sizes)
         self.__array_interface__ = {
             "shape": shape, "typestr": dtype.str, "data": (_address(memory), False), "version": 3
         }  # fmt: skip
@@ -40,6 +46,7 @@ class _Lent:
     def __del__(self) -> None:
         # While Python ends, what this needs may be gone.
         with contextlib.suppress(Exception):
+            _sizes[_LENT] -= self._memory.size
             _let_go(spare() + self._memory.size - MOST)
             _spare[_address(self._memory)] = self._memory
 
@@ -77,8 +84,9 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray:
         return np.ndarray(shape, dtype, buffer, start)
     memory = _take(n_bytes)
     if memory is None:
-        # In exchange for as much, so that keeping memory never makes a process larger than its arrays once were.
-        _let_go(n_bytes)
+        # Keeping memory never makes a process larger than its arrays once were.
+        together = _sizes[_LENT] + n_bytes
+        _let_go(together + spare() - max(_sizes[_PEAK], together))
         buffer, start = _new(n_bytes)
         memory = buffer[start : start + n_bytes]
     return np.asarray(_Lent(memory, shape, dtype))

@@ -22,21 +22,25 @@ def lay_in_blocks(taps, across, n_taps, c_in, c_out, out):
     Both are flat; overwrites out.
     """
     lanes = LINE // out.itemsize
-    n_parts = (c_out + lanes - 1) // lanes
+    share = lanes if across else COLUMNS
+    n_parts = (c_out + share - 1) // share
     for task in prange(n_taps * n_parts):
         k = task // n_parts
-        i = task % n_parts * lanes
-        n = min(lanes, c_out - i)
+        i = task % n_parts * share
+        n = min(share, c_out - i)
         j = i // COLUMNS * COLUMNS
         width = min(COLUMNS, c_out - j)
         to = n_taps * c_in * j + k * c_in * width + i - j
         if across and n == lanes:
             copy_across(out, to, width, taps, (k * c_out + i) * c_in, c_in, c_in)
-        else:
+        elif across:
             for c in range(c_in):
                 for d in range(n):
-                    at = (k * c_out + i + d) * c_in + c if across else (k * c_in + c) * c_out + i + d
-                    out[to + c * width + d] = taps[at]
+                    out[to + c * width + d] = taps[(k * c_out + i + d) * c_in + c]
+        else:
+            for c in range(c_in):
+                at = (k * c_in + c) * c_out + i
+                out[to + c * width : to + c * width + n] = taps[at : at + n]
 
 
 @njit(cache=True, nogil=True)
