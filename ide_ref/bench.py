@@ -25,7 +25,7 @@ from ide_ref.continuous import simulate_continuous
 from ide_ref.datasets import Dataset, EventFrames, load
 from ide_ref.equilibrium import linearise
 from ide_ref.implicit import hebbian, solve_beta
-from ide_ref.network import INPUT, Network, Params, freeze, read_out
+from ide_ref.network import INPUT, Frozen, Network, Params, freeze, read_out
 from ide_ref.neurons import IF
 from ide_ref.presets import Preset
 from ide_ref.simulation import simulate
@@ -56,6 +56,9 @@ class Timing:
         Seconds of a whole step: median and extremes.
     forward : float
         Median seconds of the rollout and the readout of a frozen network, evaluation mode.
+    dense_rollout : float or None
+        Seconds of :func:`dense_rollout` on the same batch; None where the kernels have fewer threads than BLAS, or for
+        spike trains.
     dense_equivalent : float
         D, seconds.
     dense_forward : float
@@ -87,6 +90,7 @@ class Timing:
     fastest: float
     slowest: float
     forward: float
+    dense_rollout: float | None
     dense_equivalent: float
     dense_forward: float
     matrix_rate: float
@@ -108,13 +112,18 @@ class Timing:
         return self.dense_forward / self.forward
 
     @property
+    def blas_ratio(self) -> float | None:
+        """Samples a second forward, over those of the rollout with BLAS."""
+        return None if self.dense_rollout is None else self.dense_rollout / self.forward
+
+    @property
     def samples_per_second(self) -> float:
         """Trained samples a second."""
         return self.batch_size / self.step
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and derived figures, fit for JSON."""
-        derived = ("ratio", "samples_per_second", "forward_ratio")
+        derived = ("ratio", "samples_per_second", "forward_ratio", "blas_ratio")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
@@ -211,6 +220,65 @@ def dense_equivalent(network: Network, n_steps: int, batch_size: int, rate: floa
             sweep += c.synapse.n_multiplications
     drives = n_steps + 1 if spike_input else 2
     return 2.0 * batch_size * (sweep * (n_steps + 31) + drive * drives) / rate
+
+
+COLUMNS_BYTES = 16 << 20
+"""Of the copies of spikes that one product of :func:`dense_rollout` reads, about: they stay in the caches."""
+
+
+def dense_rollout(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
+    """Average rates a[T], (B, n), from (STEP) with dense products: what a rollout costs that does not use sparsity.
+
+    For each connection and step what every output position sees is copied side by side, some samples at a time, and
+    multiplied by the weights in NumPy's matrix product, that is in BLAS; everything else is done in place. Static
+    input, and connections with weights.
+    """
+    net, dtype, n_batch = frozen.network, frozen.dtype, len(x)
+    drive = frozen.drive(x, frozen.constants(n_batch, with_input=False))
+    maps = []
+    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        if source >= 0:
+            c_in, _ = c.synapse.channels
+            first, last = c.synapse.runs.fine[:, :, :2].transpose(2, 1, 0)
+            # Of a position that is none, the row of zeros behind the others.
+            seen = np.where(first < last, first, net.populations[source].size // c_in).ravel()
+            share = max(1, min(n_batch, COLUMNS_BYTES // (seen.size * c_in * dtype.itemsize)))
+            weights = np.ascontiguousarray(c.folded_taps.reshape(-1, c.folded_taps.shape[2]))
+            columns = np.empty((share, seen.size, c_in), dtype)
+            maps.append((source, target, seen, weights, c.keep, columns, np.empty((share, c.synapse.n_out), dtype)))
+    v, a = np.zeros_like(drive), np.zeros_like(drive)
+    # Spikes by position as each connection sees them, and a position without any.
+    sent = {
+        (source, columns.shape[2]): np.zeros(
+            (n_batch, net.populations[source].size // columns.shape[2] + 1, columns.shape[2]), dtype
+        )
+        for source, _, _, _, _, columns, _ in maps
+    }
+    leak, v_th = dtype.type(net.neuron.leak), dtype.type(net.neuron.v_th)
+    for t in range(n_steps):
+        v *= leak
+        v += drive
+        for target in range(len(net.populations)):
+            here = v[:, net.place(target)]
+            for source, end, seen, weights, keep, columns, product in maps:
+                if end != target:
+                    continue
+                for first in range(0, n_batch, len(columns)):
+                    part = slice(first, min(first + len(columns), n_batch))
+                    n = part.stop - first
+                    read, found = columns[:n], product[:n]
+                    np.take(sent[source, columns.shape[2]][part], seen, axis=1, out=read, mode="clip")
+                    np.matmul(read.reshape(-1, len(weights)), weights, out=found.reshape(-1, weights.shape[1]))
+                    if keep is not None:
+                        found *= keep[part]
+                    here[part] += found
+            fired = here >= v_th
+            here -= fired * v_th
+            a[:, net.place(target)] += fired * dtype.type(net.neuron.leak ** (n_steps - 1 - t))
+            for (source, c_in), by_position in sent.items():
+                if source == target:
+                    by_position[:, :-1] = fired.reshape(n_batch, -1, c_in)
+    return a / dtype.type(net.neuron.total_weight(n_steps))
 
 
 def find_data(preset: Preset, data_dir: str | None) -> Dataset:
@@ -322,6 +390,10 @@ def _timing(
     frozen = freeze(network, params)
     forward = median_seconds(lambda: read_out(frozen, simulate(frozen, x, n_steps)), len(records))
     stages = {name: float(np.median([r[name] for r in records])) for name in STAGES}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+    dense = None
+    if threads == most_threads() and not network.is_train(x):
+        dense = median_seconds(lambda: dense_rollout(frozen, x, n_steps), 1 if forward > 1 else len(records))
     return Timing(
         preset=preset.name,
         neuron=preset.neuron.name,
@@ -334,6 +406,7 @@ def _timing(
         fastest=min(totals),
         slowest=max(totals),
         forward=forward,
+        dense_rollout=dense,
         dense_equivalent=dense_equivalent(
             network, n_steps, len(x), rate, spike_input=preset.recipe.input == "spikes"
         ),
@@ -343,7 +416,7 @@ def _timing(
         events_per_second=_events(network, n_spikes) / stages["rollout"],
         sent_per_second=_events(network, n_events) / stages["rollout"],
         sweeps=float(np.mean(sweeps)),
-        peak_mebibytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+        peak_mebibytes=peak,
         data=data,
     )
 
@@ -402,13 +475,14 @@ def table(timings: list[Timing], limits: Mapping[str, float]) -> str:
     """Timings and what ``event_limits`` found, as text."""
     lines = [
         f"{'preset':<20}{'dtype':>8}{'thr':>4}{'step ms':>10}{'D ms':>9}{'ratio':>7}{'smp/s':>9}{'fwd ms':>9}"
-        f"{'fwd/dense':>10}{'events/s':>10}{'sweeps':>7}{'peak MiB':>9}"
+        f"{'fwd/dense':>10}{'fwd/BLAS':>9}{'events/s':>10}{'sweeps':>7}{'peak MiB':>9}"
     ]
     for t in timings:
         lines.append(
             f"{t.preset:<20}{t.dtype:>8}{t.threads:>4}{1e3 * t.step:>10.1f}{1e3 * t.dense_equivalent:>9.1f}"
             f"{t.ratio:>7.2f}{t.samples_per_second:>9.0f}{1e3 * t.forward:>9.1f}"
-            f"{t.forward_ratio:>10.2f}{t.events_per_second:>10.2e}"
+            f"{t.forward_ratio:>10.2f}{'' if t.blas_ratio is None else format(t.blas_ratio, '.2f'):>9}"
+            f"{t.events_per_second:>10.2e}"
             f"{t.sweeps:>7.1f}{t.peak_mebibytes:>9.0f}"
         )
         stages = "  ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in t.stages.items())

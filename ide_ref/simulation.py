@@ -159,14 +159,14 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
 
 @lru_cache(maxsize=8)
 def expectations(n_steps: int) -> NDArray[np.float64]:
-    """(T, 2) array: before which steps the rollout asks of each neuron whether it is one that fires, and by which rates.
+    """(T, 2) array: before which steps the rollout asks whether a neuron is one that fires, and judges by which rates.
 
     Row t has the rate so far below which a neuron is expected to be silent from then on and that above which it is
     expected to fire at every step; between them it is expected to do what it was before. Other rows are NaN. Where a
     neuron is expected to fire, its spikes become part of its targets' drive and it sends an event when it does not.
 
-    With k spikes in t steps the next one is a spike with probability (k + 1)/(t + 2), by Laplace's rule. A change costs an
-    event and saves T − t times the difference between that and its complement, so it must be above 1. Steps are the
+    With k spikes in t steps the next one is a spike with probability (k + 1)/(t + 2), by Laplace's rule. A change costs
+    an event and saves T − t times the difference between that and its complement, so it must be above 1. Steps are the
     Fibonacci numbers from 3 on, as long as a third of all steps is left and more than five.
     """
     bounds = np.full((n_steps, 2), np.nan)

@@ -257,7 +257,8 @@ def in_blocks(taps: NDArray, dtype: np.dtype) -> NDArray:
     # Transposed taps are read as they lie.
     read = np.ascontiguousarray(taps.transpose(0, 2, 1) if across else taps, dtype)
     out = memory.empty(taps.size, dtype)
-    _taps.lay_in_blocks(read.reshape(-1), across, *taps.shape, out)
+    n_taps, c_in, c_out = taps.shape
+    _taps.lay_in_blocks(read.reshape(-1), across, n_taps, c_in, c_out, out)
     return out
 
 

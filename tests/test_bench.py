@@ -7,8 +7,11 @@ import numba
 import numpy as np
 import pytest
 import tiny
+from graphs import cases
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from ide_ref import bench, build, figures, presets
+from ide_ref import bench, build, figures, presets, simulate
 from ide_ref.cli import main
 from ide_ref.neurons import IF
 
@@ -31,6 +34,21 @@ def test_timings_are_of_the_steps_described():
         assert document["ratio"] == t.step / t.dense_equivalent
         assert document["forward_ratio"] == t.dense_forward / t.forward
         assert document["samples_per_second"] == 16 / t.step
+        if t.threads == bench.most_threads():
+            assert document["blas_ratio"] == t.dense_rollout / t.forward > 0
+        else:
+            assert document["blas_ratio"] is None
+
+
+@given(case=cases(exact=True, dtype=np.float32), room=st.integers(1, 4000))
+def test_the_rollout_with_blas_is_the_same_rollout(case, room):
+    """On sums without rounding, whatever the share of the batch that one product takes."""
+    assume(not case.network.is_train(case.x))
+    assume(not any(c.synapse.depthwise and c.connection.source != "input" for c in case.frozen.connections))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "COLUMNS_BYTES", room)
+        found = bench.dense_rollout(case.frozen, case.x, case.n_steps)
+    np.testing.assert_allclose(found, simulate(case.frozen, case.x, case.n_steps).a, rtol=0, atol=1e-6)
 
 
 def test_the_steps_train_as_the_recipe_says(monkeypatch):

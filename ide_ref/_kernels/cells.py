@@ -301,7 +301,7 @@ def _off(d_weight, d_norm, along, factor, out):
 
 @njit(parallel=True, cache=True, nogil=True)
 def take_off(d_weight, left, right, along, factor, out):
-    """out = factor · (d_weight − along · left rightᵀ), d_weight and out flat, a row for each of left; overwrites out."""
+    """out = factor · (d_weight − along · left rightᵀ), both flat, a row for each number of left; overwrites out."""
     n = right.shape[0]
     for i in prange(SLICES):
         if n == 1:

@@ -69,9 +69,9 @@ def matmul(x, x_row, x_step, n_rows, w, transposed, add, out, out_row):
     """out = x @ w, or that added to out, for x (B, n), w (n, m), out (B, m); x @ wᵀ for w (m, n).
 
     x and out are flat: x[b, k] lies at b x_row + k x_step, so either order of its axes, out[b, j] at b out_row + j.
-    Every output element is one chain of fused multiply-adds in ascending k, from 0 or from what it was, whatever B is and
-    however the rows are shared out, so splitting a batch changes no bit (BLAS gives no such promise, and
-    its waiting threads take the cores from the other kernels).
+    Every output element is one chain of fused multiply-adds in ascending k, from 0 or from what it was, whatever B is
+    and however the rows are shared out, so splitting a batch changes no bit (BLAS gives no such promise, and its
+    waiting threads take the cores from the other kernels).
     """
     lanes = LINE // x.itemsize
     n_panels = ((w.shape[0] if transposed else w.shape[1]) + lanes - 1) // lanes

@@ -80,7 +80,9 @@ def propagate(
         n = np.uint64(0)
         for r in range(together):
             for tile in range(n_tiles):
-                n = _list_runs(runs[r_first + r], joined, q_first, q_last, tile, n_chunks, first, places, c_out, listed, n)
+                n = _list_runs(
+                    runs[r_first + r], joined, q_first, q_last, tile, n_chunks, first, places, c_out, listed, n
+                )  # fmt: skip
                 ends[r * n_tiles + tile + 1] = n
         for j in range(0, c_out, COLUMNS):
             width = min(COLUMNS, c_out - j)
@@ -91,8 +93,8 @@ def propagate(
             for i in range(together * n_tiles):
                 ahead = min(block + (r_first * n_tiles + i + 1) * tile_size, last)
                 add_runs(
-                    out, places[0] + j, width, weights, block, a_tap, events, values, listed, ends[i], ends[i + 1], ahead,
-                    max(1, min(tile_size, last - ahead) // line),
+                    out, places[0] + j, width, weights, block, a_tap, events, values, listed, ends[i], ends[i + 1],
+                    ahead, max(1, min(tile_size, last - ahead) // line),
                 )  # fmt: skip
 
 

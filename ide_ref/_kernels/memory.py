@@ -96,7 +96,7 @@ def _new(n_bytes: int) -> tuple[NDArray, int]:
     """Memory with room for so many bytes, and where in it a cache line begins."""
     buffer = np.empty(n_bytes + LINE, np.uint8)
     # The quickest way to its address.
-    return buffer, -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % LINE
+    return buffer, -ctypes.addressof(ctypes.c_char.from_buffer(buffer.data)) % LINE
 
 
 def _keep_small_memory() -> None:

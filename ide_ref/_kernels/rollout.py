@@ -101,8 +101,8 @@ def rollout(
     train : (B, T, n_in)  spike-train input; (B, 0, 0) where the input is static.
     leak, v_th : scalars of the array dtype.
     rate_weights : (T,)  what a spike of each step adds to its neuron's rate, (RATE).
-    bounds : (T, 2)  before which steps expectations are revised: the rate so far below which a neuron is expected not to
-        fire from then on, and that above which it is. NaN for the other steps.
+    bounds : (T, 2)  before which steps expectations are revised: the rate so far below which a neuron is expected not
+        to fire from then on, and that above which it is. NaN for the other steps.
     starts : (L + 1,)  offsets of the populations in the state.
     incoming : (L + 1,)  rows incoming[l]:incoming[l + 1] of ``table`` end in population l.
     table : (n_connections, N_COLUMNS)  see the column names above; source -1 is the input.

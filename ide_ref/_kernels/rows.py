@@ -170,7 +170,8 @@ def _emit_add_runs(context, builder, signature, args):
             lo, hi, added, at = (builder.sext(builder.load(builder.gep(run, [_int(i)])), _I64) for i in range(4))
             _emit_sum(
                 builder, context.get_data_type(dtype), size_of, builder.gep(out, [at]),
-                builder.gep(rows, [builder.mul(added, a_tap)]), width, width, index, values, lo, hi, _shapes(size_of, 4),
+                builder.gep(rows, [builder.mul(added, a_tap)]), width, width, index, values, lo, hi,
+                _shapes(size_of, 4),
             )  # fmt: skip
 
     # A width the compiler knows saves a twentieth, so the usual one gets code of its own.
@@ -186,9 +187,9 @@ def _emit_add_runs(context, builder, signature, args):
 def _add_runs(out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead):
     """Many sums like those of ``add_rows`` with rows of ``width`` end to end; runs[k] is (lo, hi, added, at) of one.
 
-    out[out_at + at + j] += Σ over e from lo to hi of values[e] rows[begin + added a_tap + width index[e] + j], j < width,
-    for k from k_first to k_last; meanwhile up to n_ahead ≥ 1 lines of rows[ahead:] are asked for, and nothing follows
-    from that.
+    out[out_at + at + j] += Σ over e from lo to hi of values[e] rows[begin + added a_tap + width index[e] + j] for
+    j < width and k from k_first to k_last; meanwhile up to n_ahead ≥ 1 lines of rows[ahead:] are asked for, and nothing
+    follows from that.
     """
     out, rows = out.reshape(-1), rows.reshape(-1)
     index, values = index.reshape(-1), values.reshape(-1)
@@ -515,8 +516,9 @@ def _fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, lea
     """s = H(v − V_th), v = u[at:]; in its place what is left, v − V_th s; weight s added to the rates' sums a[at:].
 
     Where the steps go on, λ (v − V_th s) + constant, the next potential before any event arrives. Lists where s is not
-    what was expected, ascending, with value s − expected: the lists, ``expected`` and ``constant`` from ``place`` on. The
-    lists have n places; what lies behind the last event may be overwritten. Returns the number of these events, that of the spikes, and the smallest |v − V_th|.
+    what was expected, ascending, with value s − expected: the lists, ``expected`` and ``constant`` from ``place`` on.
+    The lists have n places; what lies behind the last event may be overwritten. Returns the number of these events, that
+    of the spikes, and the smallest |v − V_th|.
     """
     u, a, expected, constant = u.reshape(-1), a.reshape(-1), expected.reshape(-1), constant.reshape(-1)
     events, values = events.reshape(-1), values.reshape(-1)

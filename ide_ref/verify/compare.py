@@ -157,8 +157,9 @@ class _Unprojected(FrozenConnection):
             raw = params[f"{c.name}.weight"]
             plain, _ = FrozenConnection(**{**_fields(self), "singular": None}).pull_back(delta, pre, params)
             alpha = params[f"{c.name}.alpha"]
+            nothing = np.zeros(raw.size, raw.dtype), np.ones(1, raw.dtype)
             grads[f"{c.name}.weight"], _ = restrict_pull_back(
-                plain[f"{c.name}.weight"], raw, alpha, self.singular.value, (np.zeros(raw.size, raw.dtype), np.ones(1, raw.dtype))
+                plain[f"{c.name}.weight"], raw, alpha, self.singular.value, nothing
             )
         return grads, statistics
 
