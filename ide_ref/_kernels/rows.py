@@ -517,8 +517,8 @@ def _fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, lea
 
     Where the steps go on, λ (v − V_th s) + constant, the next potential before any event arrives. Lists where s is not
     what was expected, ascending, with value s − expected: the lists, ``expected`` and ``constant`` from ``place`` on.
-    The lists have n places; what lies behind the last event may be overwritten. Returns the number of these events, that
-    of the spikes, and the smallest |v − V_th|.
+    The lists have n places; what lies behind the last event may be overwritten. Returns the number of these events,
+    that of the spikes, and the smallest |v − V_th|.
     """
     u, a, expected, constant = u.reshape(-1), a.reshape(-1), expected.reshape(-1), constant.reshape(-1)
     events, values = events.reshape(-1), values.reshape(-1)
