@@ -234,8 +234,10 @@ class Linearisation:
     ) -> tuple[NDArray, NDArray]:
         """The same without what feedback connections return: β and (1/V_th) M β, (B, n) each."""
         net = self.frozen.network
+        # Where no forward connection adds to β, it may be the very array that was given.
+        adds = any(0 <= source < target for source, target in net.ends)
         if again is not None and chosen is not None:
-            beta, delta = again.beta, again.delta
+            beta, delta = again.beta if adds else memory.copied(again.beta), again.delta
             for b in np.flatnonzero(chosen):  # an index by a mask would copy
                 beta[b] = 0
                 for _, place, part in net.feedback_places:
@@ -244,8 +246,8 @@ class Linearisation:
             beta = spread_sources(net, w)
             if g is not None:
                 beta = beta + g
-            elif beta is w and any(0 <= source < target for source, target in net.ends):
-                beta = memory.copied(beta)  # for forward connections add to it
+            elif beta is w and adds:
+                beta = memory.copied(beta)
             delta = memory.empty(self.slope.shape, self.slope.dtype)
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)

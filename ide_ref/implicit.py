@@ -123,7 +123,7 @@ def solve_beta(
             if 8 * np.count_nonzero(moved) <= 7 * len(moved):
                 again, chosen = last[0][2], moved
         last.clear()
-        # A pass that is taken again is written into, and β may be the very array that it is given.
+        # β may be the very array that is given, and a solver writes into its own.
         given = memory.copied(w) if apart else w
         now = jacobian.sweep_back(given, again=again, chosen=chosen)
         last.append((w, given, now))
