@@ -109,7 +109,7 @@ def solve_beta(
     # The pass of the last product, which most solvers take at the very solution they return, and where it was taken.
     last: list[tuple[NDArray, NDArray, Pass]] = []
     # Anderson's method lets finished samples stand: nothing of theirs is computed again.
-    apart = solver == "anderson" and not any(
+    apart = _checks.is_one_of(solver, ("anderson",)) and not any(
         c.joins_samples for c, (source, _) in zip(jacobian.connections, net.ends, strict=True) if source >= 0
     )
 
