@@ -320,7 +320,7 @@ class BatchNorm:
 
 
 def restrict_pull_back(
-    d_weight: NDArray, raw: NDArray, alpha: NDArray, norm: float, d_norm: tuple[NDArray, NDArray]
+    d_weight: NDArray, raw: NDArray, alpha: NDArray | float, norm: float, d_norm: tuple[NDArray, NDArray]
 ) -> tuple[NDArray, NDArray]:
     """From ∂L/∂W to ∂L/∂W̄ and ∂L/∂α, W = α W̄/‖W̄‖ (NORM).
 
@@ -328,7 +328,7 @@ def restrict_pull_back(
     ----------
     d_weight, raw : arrays of the weight's shape
         ∂L/∂W and W̄.
-    alpha : 0-d array
+    alpha : 0-d array or float
     norm : float
         ‖W̄‖.
     d_norm : (m,) and (n,) arrays

@@ -6,6 +6,7 @@ from numba import njit, prange
 from ide_ref._kernels.rows import LINE, TILE, add_rows, copy_across, copy_panel, tile_product
 
 ROWS = 24 * TILE  # rows a task,
+ACROSS = 72 * TILE  # or so many where the rows of x lie across, whose columns are read anyway,
 FEW = 4 * TILE  # or so many where there are few columns, so that every thread has some
 DEPTH = 256  # k a block: its part of a panel stays in the first-level cache while the task's rows pass
 
@@ -75,7 +76,7 @@ def matmul(x, x_row, x_step, n_rows, w, transposed, add, out, out_row):
     """
     lanes = LINE // x.itemsize
     n_panels = ((w.shape[0] if transposed else w.shape[1]) + lanes - 1) // lanes
-    share = ROWS if n_panels > 4 else FEW
+    share = FEW if n_panels <= 4 else ROWS if x_step == 1 else ACROSS
     n_chunks = (n_rows + share - 1) // share
     for task in prange(n_chunks * n_panels):
         first = task % n_chunks * share
