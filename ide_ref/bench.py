@@ -230,54 +230,48 @@ def dense_rollout(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
     """Average rates a[T], (B, n), from (STEP) with dense products: what a rollout costs that does not use sparsity.
 
     For each connection and step what every output position sees is copied side by side, some samples at a time, and
-    multiplied by the weights in NumPy's matrix product, that is in BLAS; everything else is done in place. Static
-    input, and connections with weights.
+    multiplied by the weights in NumPy's matrix product, that is in BLAS. Static input, and connections with weights.
     """
     net, dtype, n_batch = frozen.network, frozen.dtype, len(x)
     drive = frozen.drive(x, frozen.constants(n_batch, with_input=False))
     maps = []
     for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
         if source >= 0:
-            c_in, _ = c.synapse.channels
+            c_in, c_out = c.synapse.channels
+            n_positions = net.populations[source].size // c_in
             first, last = c.synapse.runs.fine[:, :, :2].transpose(2, 1, 0)
             # Of a position that is none, the row of zeros behind the others.
-            seen = np.where(first < last, first, net.populations[source].size // c_in).ravel()
+            seen = np.where(first < last, first, n_positions).ravel()
+            weights = np.ascontiguousarray(c.folded_taps.reshape(-1, c_out))
+            sent = np.zeros((n_batch, n_positions + 1, c_in), dtype)
             share = max(1, min(n_batch, COLUMNS_BYTES // (seen.size * c_in * dtype.itemsize)))
-            weights = np.ascontiguousarray(c.folded_taps.reshape(-1, c.folded_taps.shape[2]))
             columns = np.empty((share, seen.size, c_in), dtype)
-            maps.append((source, target, seen, weights, c.keep, columns, np.empty((share, c.synapse.n_out), dtype)))
+            product = np.empty((share, c.synapse.n_out), dtype)
+            maps.append((source, target, seen, weights, c.keep, sent, columns, product))
     v, a = np.zeros_like(drive), np.zeros_like(drive)
-    # Spikes by position as each connection sees them, and a position without any.
-    sent = {
-        (source, columns.shape[2]): np.zeros(
-            (n_batch, net.populations[source].size // columns.shape[2] + 1, columns.shape[2]), dtype
-        )
-        for source, _, _, _, _, columns, _ in maps
-    }
     leak, v_th = dtype.type(net.neuron.leak), dtype.type(net.neuron.v_th)
     for t in range(n_steps):
         v *= leak
         v += drive
-        for target in range(len(net.populations)):
-            here = v[:, net.place(target)]
-            for source, end, seen, weights, keep, columns, product in maps:
-                if end != target:
-                    continue
-                for first in range(0, n_batch, len(columns)):
-                    part = slice(first, min(first + len(columns), n_batch))
-                    n = part.stop - first
+        for population in range(len(net.populations)):
+            place = net.place(population)
+            here = v[:, place]
+            for _, target, seen, weights, keep, sent, columns, product in maps:
+                for first in range(0, n_batch if target == population else 0, len(columns)):
+                    part = slice(first, first + len(columns))
+                    n = len(sent[part])
                     read, found = columns[:n], product[:n]
-                    np.take(sent[source, columns.shape[2]][part], seen, axis=1, out=read, mode="clip")
+                    np.take(sent[part], seen, axis=1, out=read, mode="clip")
                     np.matmul(read.reshape(-1, len(weights)), weights, out=found.reshape(-1, weights.shape[1]))
                     if keep is not None:
                         found *= keep[part]
                     here[part] += found
             fired = here >= v_th
             here -= fired * v_th
-            a[:, net.place(target)] += fired * dtype.type(net.neuron.leak ** (n_steps - 1 - t))
-            for (source, c_in), by_position in sent.items():
-                if source == target:
-                    by_position[:, :-1] = fired.reshape(n_batch, -1, c_in)
+            a[:, place] += fired * dtype.type(net.neuron.leak ** (n_steps - 1 - t))
+            for source, _, _, _, _, sent, _, _ in maps:
+                if source == population:
+                    sent[:, :-1] = fired.reshape(n_batch, -1, sent.shape[2])
     return a / dtype.type(net.neuron.total_weight(n_steps))
 
 

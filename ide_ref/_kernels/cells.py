@@ -9,6 +9,8 @@ any number of threads.
 import numpy as np
 from numba import njit, prange
 
+from ide_ref._kernels.dense import dot
+
 SLICES = 16
 
 EVERY = np.zeros(0, np.bool_)  # in place of the samples that are chosen
@@ -205,19 +207,11 @@ def orthogonalise(vectors, n, v, along):
     return length
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _square(x):
-    total = x.dtype.type(0)
-    for j in range(x.shape[0]):
-        total += x[j] * x[j]
-    return total
-
-
 @njit(parallel=True, cache=True, nogil=True)
 def norms(x, out):
     """Euclidean norm of each row of x (B, n): overwrites out (B,)."""
     for b in prange(x.shape[0]):
-        out[b] = np.sqrt(_square(x[b]))
+        out[b] = np.sqrt(dot(x[b], x[b]))
 
 
 @njit(cache=True, nogil=True)
@@ -232,7 +226,7 @@ def move(y, b, x, after, r, norm):
     """after = y + b and r = after − x, (B, n) each, and the norm of each row of r: overwrites the last three."""
     for i in prange(y.shape[0]):
         _move(y[i], b[i], x[i], after[i], r[i])
-        norm[i] = np.sqrt(_square(r[i]))
+        norm[i] = np.sqrt(dot(r[i], r[i]))
 
 
 @njit(cache=True, nogil=True)

@@ -97,7 +97,8 @@ def matmul_few(x, w, add, out, out_row):
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _dot(x, y):
+def dot(x, y):
+    """x · y, in their dtype and in the order that suits the processor."""
     total = x.dtype.type(0)
     for j in range(x.shape[0]):
         total += x[j] * y[j]
@@ -106,6 +107,6 @@ def _dot(x, y):
 
 @njit(cache=True, nogil=True)
 def dots(w, v, out):
-    """out = w v for w (m, n), a row at a time, each summed in the order that suits the processor."""
+    """out = w v for w (m, n), a row at a time."""
     for i in range(w.shape[0]):
-        out[i] = _dot(w[i], v)
+        out[i] = dot(w[i], v)

@@ -22,7 +22,7 @@ COLUMNS = 64  # of a tile, which in float32 just fills the first-level cache
 
 # Columns of a table of runs, and of a list of them as ``add_runs`` takes it.
 FIRST, LAST, ADDED = np.arange(3, dtype=np.uint64)
-LO, HI, _, AT = np.arange(4, dtype=np.uint64)
+LO, HI, ADDED, AT = np.arange(4, dtype=np.uint64)
 
 
 def block_of(n_batch, n_positions):
