@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks, constraints, solvers
+from ide_ref import _checks, certificates, constraints, solvers
 from ide_ref._kernels import memory
 from ide_ref.network import Frozen, FrozenConnection, Network, Seen, of_population
 from ide_ref.neurons import MaskRule
@@ -291,29 +291,9 @@ def linearise(
 
 
 def contraction(frozen: Frozen) -> float:
-    """γ of (COND): a bound of the sweep's Lipschitz constant from operator norms.
-
-    For one layer ‖W‖/V_th; for (LAYERS) the product of the norms over V_th^N; for a graph the 2-norm of the
-    non-negative matrix that carries norms from source to source through one sweep.
-    """
+    """γ of (COND), see :func:`ide_ref.certificates.contraction_bound`: its value, not the bound from above."""
     _checks.kind("frozen", frozen, Frozen)
-    net = frozen.network
-    if not net.feedback_sources:
-        return 0.0
-    m = len(net.feedback_sources)
-    reach = np.zeros((len(net.populations), m))
-    unit = {source: np.eye(m)[i] for i, source in enumerate(net.feedback_sources)}
-    for target in range(len(net.populations)):
-        for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
-            if end == target and source >= 0:
-                given = reach[source] if source < target else unit[source]
-                reach[target] += c.operator_norm / net.neuron.v_th * given
-    return float(np.linalg.norm(reach[list(net.feedback_sources)], 2))
-
-
-def certified(residual: NDArray, gamma: float) -> NDArray:
-    """(CERT): bound of the distance to the solution, residual/(1 − γ); infinite for γ ≥ 1."""
-    return residual / (1.0 - gamma) if gamma < 1.0 else np.full_like(residual, np.inf)
+    return certificates.contraction_bound(frozen).value
 
 
 @dataclass(frozen=True)
@@ -326,17 +306,18 @@ class Equilibrium:
     a : (B, n) array
         a* of all populations in cell order.
     p : (B, n) array
-        Pre-activations there; a = σ(p / V_th).
+        Pre-activations there; a = σ(p / V_th), on the feedback sources up to the residual.
     x_mean : (B, *input_shape) array
         x*.
     residual : (B,) array
-        ‖f(a) − a‖₂ on the feedback sources.
+        ‖f(a) − a‖₂ on the feedback sources, f as it is computed at this very a.
     iterations : int
-    converged : bool
-        Every residual is at most the tolerance.
+    status : str
+        One of :data:`ide_ref.solvers.STATUSES`; *converged* when every residual and its rounding are at most the
+        tolerance.
+    frozen : Frozen
+        The network it belongs to.
     sigma : {"clip", "relu"}
-    contraction : float
-        γ of (COND), from operator norms.
     """
 
     network: Network
@@ -345,9 +326,14 @@ class Equilibrium:
     x_mean: NDArray
     residual: NDArray
     iterations: int
-    converged: bool
+    status: str
     frozen: Frozen
     sigma: Sigma = "clip"
+
+    @property
+    def converged(self) -> bool:
+        """Whether the status is ``"converged"``."""
+        return self.status == "converged"
 
     @cached_property
     def contraction(self) -> float:
@@ -355,9 +341,19 @@ class Equilibrium:
         return contraction(self.frozen)
 
     @cached_property
+    def errors(self) -> NDArray:
+        """(B, N) bounds of ‖a_l − a*_l‖₂ for each population, (CERT), rounding included."""
+        return certificates.equilibrium_error(self.frozen, self.x_mean, self.a, self.sigma)
+
+    @property
     def certificate(self) -> NDArray:
-        """(B,) bound of ‖a − a*‖₂ on the feedback sources, (CERT); infinite where γ ≥ 1."""
-        return certified(self.residual, self.contraction)
+        """(B,) bound of ‖a − a*‖₂ on the feedback sources, (CERT), rounding included; infinite as ``why_not`` says."""
+        return certificates.on_sources(self.frozen, self.errors)
+
+    @property
+    def why_not(self) -> str:
+        """Why no error is certified; empty where one is."""
+        return certificates.why_not(self.frozen)
 
     def of(self, population: str) -> NDArray:
         """(B, *shape) rates of one population."""
@@ -393,7 +389,8 @@ def find_equilibrium(
     sigma : {"clip", "relu"}
         Of discrete or of continuous time.
     tol : float
-        On ‖f(a) − a‖₂ of every sample, relative to 1 + ‖a‖₂.
+        On ‖f(a) − a‖₂ of every sample, relative to 1 + ‖a‖₂ for clip and to 1 + ‖f(0)‖₂ for relu, whose rates have no
+        upper end.
     max_iter : int
         Sweeps, or steps of Newton's method.
     start : (B, n) array, optional
@@ -407,7 +404,7 @@ def find_equilibrium(
         For an unknown method or sigma, a tolerance that is not positive, no iterations, or an input or a start that
         does not fit.
     NotConverged
-        When the tolerance is not met; γ ≥ 1 is the usual reason.
+        When the tolerance is not met; the message says why.
     """
     if not _checks.is_one_of(method, ("iterate", "anderson", "newton")):
         raise ValueError(f"method is {method!r}; expected 'iterate', 'anderson' or 'newton'")
@@ -420,31 +417,58 @@ def find_equilibrium(
     x_mean = frozen.mean_input(x)
     drive = frozen.drive(x_mean)
     a = np.zeros_like(drive) if start is None else frozen.check_state("start", start, len(drive))
-    k = 0
-    if method == "anderson":
-        a, k = _anderson(frozen, drive, a, sigma, tol, max_iter)
-    elif method == "newton":
-        a, k = _newton(frozen, drive, a, sigma, tol, max_iter)
-    p = drive
-    residual = np.full(x.shape[0], np.inf, drive.dtype)
-    converged = False
-    # After the other methods one sweep is left: it judges them, and brings the other populations.
-    stop = max_iter if method == "iterate" else k + 1
-    while k < stop and not converged:
-        after = sweep(frozen, a, drive, sigma=sigma)
-        new = gather_sources(net, after.a)
-        residual = solvers.norms(new - gather_sources(net, a))
-        converged = bool(np.all(_small(residual, new, tol)))
-        a, p = after.a, after.p
-        k += 1
-    if not converged and not allow_unconverged:
-        steps = f"{k} sweeps" if method == "iterate" else f"{k - 1} steps of {method}"
+    # ReLU's rates have no upper end, so a tolerance relative to them would let a divergence pass: what the drive brings
+    # without feedback is the measure then.
+    scale = None
+    if sigma == "relu":
+        scale = 1.0 + solvers.norms(gather_sources(net, sweep(frozen, np.zeros_like(drive), drive, sigma=sigma).a))
+    # A network that leaves the range of the floats on its way is told by its status, not by warnings.
+    with np.errstate(over="ignore", invalid="ignore"):
+        k = 0
+        if method == "anderson":
+            a, k = _anderson(frozen, drive, a, sigma, tol, max_iter)
+        elif method == "newton":
+            a, k = _newton(frozen, drive, a, sigma, tol, max_iter)
+        # After the other methods one sweep is left, which judges them and brings the other populations.
+        most = max_iter if method == "iterate" else 1
+        history: list[float] = []
+        for n_sweeps in range(1, most + 1):
+            z = gather_sources(net, a)
+            after = sweep(frozen, a, drive, sigma=sigma)
+            new = gather_sources(net, after.a)
+            allowed = tol * (1.0 + solvers.norms(z) if scale is None else scale)
+            verdict = solvers.accept(z, new, np.zeros_like(z), allowed, history=history)
+            worst = float(np.max(verdict.residual, initial=0.0))
+            history.append(worst)
+            if verdict.status == "converged" or solvers.hopeless(worst, z.dtype) or n_sweeps == most:
+                break
+            a = after.a
+    # The rates that were judged, not those one sweep further, and what the other populations make of them.
+    a = after.a.copy()
+    for _, place, part in net.feedback_places:
+        a[:, place] = z[:, part]
+    if verdict.status != "converged" and not allow_unconverged:
+        steps = f"{n_sweeps} sweeps" if method == "iterate" else f"{k} steps of {method}"
+        reach = float(np.max(verdict.rounding, initial=0.0))
         raise solvers.NotConverged(
-            f"equilibrium: residual {float(np.max(residual)):.2e} after {steps}, tolerance {tol:.0e}; "
-            f"gamma is {contraction(frozen):.3f} and (COND) asks for less than 1"
+            f"equilibrium: residual {worst:.2e} after {steps}, tolerance {tol:.0e}; "
+            + solvers.explain(verdict.status, reach, drive.dtype, verdict.diverged_at)
+            + (
+                f"; gamma is {contraction(frozen):.3f} and (COND) asks for less than 1"
+                if verdict.status != "lost to rounding" and contraction(frozen) >= 1.0
+                else ""
+            )
         )
     return Equilibrium(
-        net, a, p, x_mean, residual, k if method == "iterate" else k - 1, converged, frozen, sigma
+        net,
+        a,
+        after.p,
+        x_mean,
+        verdict.residual,
+        n_sweeps if method == "iterate" else k,
+        verdict.status,
+        frozen,
+        sigma,
     )
 
 

@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks, solvers
+from ide_ref import _checks, certificates, solvers
 from ide_ref._kernels import memory
-from ide_ref.equilibrium import Equilibrium, Linearisation, Pass, certified, contraction, gather_sources, linearise
+from ide_ref.equilibrium import Equilibrium, Linearisation, Pass, contraction, gather_sources, linearise
 from ide_ref.network import Frozen, Params
 from ide_ref.neurons import MaskRule
 from ide_ref.simulation import Rates
@@ -39,6 +39,8 @@ class Backward:
         How (BETA) was solved on the feedback sources, with its residuals.
     frozen : Frozen
         The network it belongs to.
+    asked : Asked
+        What was differentiated, from which the certificate is computed when it is asked for.
     """
 
     gradients: Params
@@ -46,6 +48,7 @@ class Backward:
     beta: NDArray
     solution: Solution
     frozen: Frozen
+    asked: Asked
 
     @cached_property
     def contraction(self) -> float:
@@ -53,9 +56,46 @@ class Backward:
         return contraction(self.frozen)
 
     @cached_property
+    def errors(self) -> NDArray:
+        """(B, N) bounds of ‖β_l − β*_l‖₂ for each population, (CERT), rounding included; computed when asked for."""
+        asked = self.asked
+        jacobian, at = _linearisations(self.frozen, asked.state, asked.mask_rule, asked.recompute)
+        if jacobian is not at:
+            return np.full((len(self.beta), len(self.frozen.network.populations)), np.inf)
+        g, _ = self.frozen.read_out_pull_back(asked.state, asked.d_logits)
+        return certificates.beta_error(self.frozen, jacobian.connections, jacobian.slope, g, self.beta)
+
+    @property
     def certificate(self) -> NDArray:
-        """(B,) bound of ‖β − β*‖₂ on the feedback sources, (CERT); infinite where γ ≥ 1."""
-        return certified(self.solution.residual, self.contraction)
+        """(B,) bound of ‖β − β*‖₂ on the feedback sources, (CERT), rounding included; infinite as ``why_not`` says."""
+        return certificates.on_sources(self.frozen, self.errors)
+
+    @property
+    def why_not(self) -> str:
+        """Why no error is certified; empty where one is."""
+        if self.frozen.profile.sweep_first:
+            return "the profile solves for beta at one linearisation and uses it at another"
+        return certificates.why_not(self.frozen)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of :func:`backward` that a certificate goes back to."""
+
+    state: Rates | Equilibrium
+    d_logits: NDArray
+    mask_rule: MaskRule
+    recompute: bool
+
+
+def _linearisations(
+    frozen: Frozen, state: Rates | Equilibrium, mask_rule: MaskRule, recompute: bool
+) -> tuple[Linearisation, Linearisation]:
+    """Whose Jᵀ is inverted, and where the last sweep and the outer products are taken: the same but in one profile."""
+    drive = frozen.drive(state.x_mean)
+    first = frozen.profile.sweep_first
+    at = linearise(frozen, state.a, drive, mask_rule=mask_rule, recompute=recompute or first)
+    return (linearise(frozen, at.forward, drive, mask_rule=mask_rule, recompute=True) if first else at), at
 
 
 def solve_beta(
@@ -129,6 +169,8 @@ def solve_beta(
         last.append((w, given, now))
         return now.y
 
+    if not np.all(np.isfinite(b)):
+        raise solvers.NotConverged(f"(BETA): its right-hand side has left the range of {b.dtype}")
     solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter)
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
@@ -219,16 +261,12 @@ def backward(
         raise ValueError("d_logits has values that are NaN or infinite; expected finite derivatives")
     d_logits = d_logits.astype(frozen.dtype, copy=False)
     g, grads = frozen.read_out_pull_back(state, d_logits)
-    drive = frozen.drive(state.x_mean)
-    at = linearise(frozen, state.a, drive, mask_rule=mask_rule, recompute=recompute or frozen.profile.sweep_first)
-    jacobian = at
-    if frozen.profile.sweep_first:
-        jacobian = linearise(frozen, at.forward, drive, mask_rule=mask_rule, recompute=True)
-    # A state is 80 MB in the larger networks: what is no longer needed goes before the outer products come.
-    del drive
+    jacobian, at = _linearisations(frozen, state, mask_rule, recompute)
     beta, delta, solution = solve_beta(
         jacobian, g, at=at, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=allow_unconverged
     )
+    # A state is 80 MB in the larger networks: what is no longer needed goes before the outer products come.
     del g, jacobian
     found, statistics = hebbian(at, delta, state.x_mean)
-    return Backward({**grads, **found}, {**frozen.statistics, **statistics}, beta, solution, frozen)
+    asked = Asked(state, d_logits, mask_rule, recompute)
+    return Backward({**grads, **found}, {**frozen.statistics, **statistics}, beta, solution, frozen, asked)

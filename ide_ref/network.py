@@ -22,6 +22,7 @@ from ide_ref._kernels import cells as _cells
 from ide_ref._kernels import memory
 from ide_ref.constraints import BatchNorm, Restriction, SingularPair
 from ide_ref.neurons import Neuron
+from ide_ref.norms import Norm, operator_norm
 from ide_ref.profiles import PAPER, Profile
 from ide_ref.synapses import Dense, Shape, Synapse, added, both_ways, from_cells, to_cells
 
@@ -545,18 +546,18 @@ class FrozenConnection:
         return self.taps * np.tile(scale, self.taps.shape[-1] // scale.size)
 
     @cached_property
-    def operator_norm(self) -> float:
-        """‖scale ⊙ W‖₂ at this input size, times the largest factor of the mask.
+    def norm_bound(self) -> Norm:
+        """‖scale ⊙ W‖₂ at this input size times the largest factor of the mask, as a value and from above.
 
         A batch's own statistics are taken as fixed: with them the connection is linear, a sample at a time.
         """
-        plain = replace(self, keep=None, z=None)
-        start = np.random.default_rng(0).standard_normal(self.synapse.n_in).astype(self.taps.dtype)
-        tol = 1e-8 if self.taps.dtype == np.float64 else 1e-5
-        pair = constraints.leading_singular_pair(
-            lambda v: plain.linear(v[None])[0], lambda v: plain.adjoint(v[None])[0], start, tol=tol
-        )
-        return pair.value * (1.0 if self.keep is None else float(self.keep.max(initial=0.0)))
+        norm = operator_norm(self.synapse, self.taps, None if self.norm is None else self.norm.scale)
+        return norm if self.keep is None else norm.times(float(self.keep.max(initial=0.0)))
+
+    @property
+    def operator_norm(self) -> float:
+        """The value of ``norm_bound``."""
+        return self.norm_bound.value
 
     def pull_back(
         self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None

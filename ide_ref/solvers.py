@@ -1,13 +1,14 @@
 """Linear fixed-point equations x = J x + b, a batch at a time. Knows no neuron.
 
-Every solver takes the product v ↦ J v on arrays (B, n), where sample b's row depends on row b alone, and
-returns a :class:`Solution` with the residual of each sample. Nothing here raises because a system was hard:
-``converged`` says it, and :func:`require` turns that into an error where the caller wants one.
+Every solver takes the product v ↦ J v on arrays (B, n), where sample b's row depends on row b alone, and returns
+a :class:`Solution`. What counts as solved is decided in one place, :func:`accept`, from the product at the very x that
+is returned. Nothing here raises because a system was hard: ``status`` says how it ended, and :func:`require` turns
+that into an error where the caller wants one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,9 +19,36 @@ from ide_ref._kernels import cells as _cells
 
 Product = Callable[[NDArray], NDArray]
 
+STATUSES = ("converged", "out of iterations", "stagnated", "lost to rounding", "singular", "diverged")
+"""How a solver may end, from the best to the worst; the worst of a batch's samples is told."""
+
+_LONG = 8  # iterations after which a residual that only grows is called divergence
+
 
 class NotConverged(RuntimeError):
-    """A solver stopped before its tolerance; the message gives the residual it reached."""
+    """A solver stopped before its tolerance; the message gives the residual it reached and why it stopped."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`accept` found.
+
+    Attributes
+    ----------
+    status : str
+        One of :data:`STATUSES`.
+    residual : (B,) array
+        ‖b + y − x‖₂ of each sample.
+    rounding : (B,) array
+        eps (‖b‖₂ + ‖y‖₂ + ‖x‖₂): what the residual's own rounding may amount to.
+    diverged_at : int or None
+        The iteration from which on the residual only grew, where it diverged.
+    """
+
+    status: str
+    residual: NDArray
+    rounding: NDArray
+    diverged_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,15 +59,22 @@ class Solution:
     ----------
     x : (B, n) array
     residual : (B,) array
-        ‖b + J x − x‖₂ of each sample.
+        ‖b + J x − x‖₂ of each sample, with the product as it was computed at this very x.
     relative : (B,) array
         The same over ‖b‖₂ (0 where b is 0).
+    rounding : (B,) array
+        What the residual's own rounding may amount to, see :class:`Verdict`.
     iterations, n_products : int
         Steps of the method, and products with J over the whole batch.
-    converged : bool
-        Whether every sample's relative residual is at most ``tol``.
+    status : str
+        One of :data:`STATUSES`: *converged* when every sample's residual and its rounding are within the tolerance;
+        *lost to rounding* when the dtype cannot tell whether they are; *stagnated* when no step made the residual
+        smaller; *singular* when the method found I − J to be so, or x outgrew b by 1/eps, as far as the dtype can tell;
+        *diverged* when the residual has grown beyond its start or left the range of the dtype.
     tol : float
     method : str
+    diverged_at : int or None
+        The iteration at which divergence showed.
     history : tuple of float
         Largest relative residual after each step, where the method knows it.
     """
@@ -47,16 +82,23 @@ class Solution:
     x: NDArray
     residual: NDArray
     relative: NDArray
+    rounding: NDArray
     iterations: int
     n_products: int
-    converged: bool
+    status: str
     tol: float
     method: str
+    diverged_at: int | None = None
     history: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the status is ``"converged"``."""
+        return self.status == "converged"
 
 
 def norms(x: NDArray) -> NDArray:
-    """Euclidean norm of each row."""
+    """Euclidean norm of each row, right also where squares under- or overflow."""
     out = np.empty(len(x), x.dtype)
     _cells.norms(np.ascontiguousarray(x), out)
     return out
@@ -68,14 +110,107 @@ def _relative(residual: NDArray, size: NDArray) -> NDArray:
     return np.divide(residual, size, out=out, where=(size > 0) & np.isfinite(residual))
 
 
+def accept(
+    x: NDArray,
+    y: NDArray,
+    b: NDArray,
+    allowed: NDArray | float,
+    *,
+    history: Sequence[float] = (),
+    stalled: bool = False,
+    singular: bool = False,
+) -> Verdict:
+    """The one judge of every solver's result: is x = y + b, where y is what the equation's map gives at this very x?
+
+    A sample is accepted when its residual ‖b + y − x‖₂ and the residual's own rounding, eps (‖b‖ + ‖y‖ + ‖x‖), are
+    both at most what is allowed. The second half is what refuses an x that has grown until b no longer counts. What
+    the map's own arithmetic rounds off inside y is not seen here; :mod:`ide_ref.certificates` bounds it for networks.
+
+    Parameters
+    ----------
+    x, y, b : (B, n) arrays
+    allowed : (B,) array or float
+        Largest residual to accept, absolute.
+    history : sequence of float
+        Residuals of the steps before, to tell divergence from slowness.
+    stalled : bool
+        Whether the method stopped because no step made the residual smaller.
+    singular : bool
+        Whether it found the system singular by itself.
+    """
+    eps = float(np.finfo(x.dtype).eps)
+    sizes = np.empty((4, len(x)))
+    _cells.judge(np.ascontiguousarray(x), np.ascontiguousarray(y, x.dtype), np.ascontiguousarray(b, x.dtype), sizes)
+    residual, of_b, of_y, of_x = sizes
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Below the normal numbers products round to a fixed grain.
+        grain = np.sqrt(x.shape[1]) * float(np.finfo(x.dtype).smallest_subnormal)
+        empty = (of_x == 0) & (residual == 0)
+        rounding = np.where(empty, 0.0, eps * (of_b + of_y + of_x) + grain)
+        solved = (residual <= allowed) & (rounding <= allowed)
+        if solved.all():
+            return Verdict("converged", residual, rounding)
+        left = ~solved
+        grew_from = _grew_from(history)
+        if not np.all(np.isfinite(residual[left])) and not singular:
+            status = "diverged"
+            grew_from = len(history) if grew_from is None else grew_from
+        elif grew_from is not None:
+            status = "diverged"
+        elif singular or np.any(left & (eps * of_x >= of_b) & (of_b > 0)):
+            status = "singular"
+        elif np.any(left & (residual <= np.maximum(allowed, 4 * rounding))):
+            status = "lost to rounding"
+        else:
+            status = "stagnated" if stalled else "out of iterations"
+    return Verdict(status, residual, rounding, grew_from if status == "diverged" else None)
+
+
+def _grew_from(history: Sequence[float]) -> int | None:
+    """The step from which on a residual only grew beyond where it began; None where it did not."""
+    if not history or (np.isfinite(history[-1]) and (len(history) < _LONG or not history[-1] > history[0])):
+        return None
+    finite = [h if np.isfinite(h) else np.inf for h in history]
+    least = int(np.argmin(finite))
+    # One that fell for the better half of its way may fall again.
+    return least + 1 if 2 * least <= len(history) or not np.isfinite(history[-1]) else None
+
+
 def _solution(
-    x: NDArray, r: NDArray, b: NDArray, tol: float, method: str, iterations: int, n_products: int, history: list[float]
+    x: NDArray,
+    y: NDArray,
+    b: NDArray,
+    tol: float,
+    method: str,
+    iterations: int,
+    n_products: int,
+    history: Sequence[float] = (),
+    *,
+    stalled: bool = False,
+    singular: bool = False,
 ) -> Solution:
-    residual = norms(r)
-    relative = _relative(residual, norms(b))
-    # Written so that a NaN counts as not converged.
-    converged = bool(np.all(relative <= tol))
-    return Solution(x, residual, relative, iterations, n_products, converged, tol, method, tuple(history))
+    """What a method returns: x, judged by y = J x."""
+    size = norms(b).astype(np.float64)
+    verdict = accept(x, y, b, tol * size, history=history, stalled=stalled, singular=singular)
+    residual = verdict.residual
+    return Solution(
+        x,
+        residual,
+        _relative(residual, size),
+        verdict.rounding,
+        iterations,
+        n_products,
+        verdict.status,
+        tol,
+        method,
+        verdict.diverged_at,
+        tuple(history),
+    )
+
+
+def hopeless(worst: float, dtype: np.dtype) -> bool:
+    """Whether a relative residual is so large that x no longer knows b."""
+    return not worst < 1.0 / float(np.finfo(dtype).eps)
 
 
 def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
@@ -87,23 +222,106 @@ def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
     r, norm = np.empty_like(b), np.empty_like(size)
     for k in range(max_iter):
         after = np.empty_like(b)
-        _cells.move(np.ascontiguousarray(product(x), b.dtype), b, x, after, r, norm)
+        y = np.ascontiguousarray(product(x), b.dtype)
+        _cells.move(y, b, x, after, r, norm)
         worst = float(np.max(_relative(norm, size), initial=0.0))
         history.append(worst)
-        if worst <= tol or not np.isfinite(worst):
-            return _solution(x, r, b, tol, "fixed_point", k, k + 1, history)
+        if worst <= tol or hopeless(worst, b.dtype):
+            return _solution(x, y, b, tol, "fixed_point", k, k + 1, history)
         x = after
-    return _solution(x, product(x) + b - x, b, tol, "fixed_point", max_iter, max_iter + 1, history)
+    return _solution(x, product(x), b, tol, "fixed_point", max_iter, max_iter + 1, history)
 
 
-def gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
+def gmres(
+    product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 40
+) -> Solution:
+    """GMRES on (I − J) x = b, every sample with its own Krylov space, restarted when the memory is full.
+
+    Arnoldi's process by Gram and Schmidt, twice; the Hessenberg matrices become triangular by Givens rotations as they
+    grow. Sums are taken in an order that no number of threads changes. Source: Saad and Schultz (1986).
+    """
+    n_batch, n = b.shape
+    size = norms(b)
+    x = np.zeros_like(b) if x0 is None else x0
+    y = np.zeros_like(b) if x0 is None else product(x)
+    n_products = 0 if x0 is None else 1
+    iterations = 0
+    history: list[float] = []
+    target, stalled, ended = tol, False, np.zeros(n_batch, bool)
+    while True:
+        r = b + y - x
+        length = norms(r)
+        worst = float(np.max(_relative(length, size), initial=0.0))
+        history.append(worst)
+        if worst <= tol or n_products >= max_iter or stalled or not np.isfinite(worst):
+            break
+        n_steps = max(1, min(memory, n, max_iter - n_products - 1))
+        basis = np.zeros((n_steps + 1, n_batch, n), b.dtype)
+        basis[0] = r / np.where(length > 0, length, 1)[:, None]
+        R = np.zeros((n_batch, n_steps, n_steps))
+        rotations = np.zeros((n_steps, 2, n_batch))
+        right = np.zeros((n_batch, n_steps + 1))
+        right[:, 0] = length
+        for k in range(n_steps):
+            w = basis[k] - product(basis[k])
+            n_products += 1
+            iterations += 1
+            before = norms(w)
+            column = np.zeros((n_batch, k + 2))
+            for _ in range(2):
+                along = np.einsum("kbn,bn->bk", basis[: k + 1], w)
+                w = w - np.einsum("bk,kbn->bn", along, basis[: k + 1])
+                column[:, : k + 1] += along
+            rest = norms(w)
+            # Nothing new: the space holds the solution, or what of it there is.
+            rest[rest <= 10.0 * np.finfo(b.dtype).eps * before] = 0
+            column[:, k + 1] = rest
+            ended |= (rest == 0) & (length > 0)
+            basis[k + 1] = w / np.where(rest > 0, rest, 1)[:, None] * (rest > 0)[:, None]
+            for j in range(k):
+                c, s = rotations[j]
+                upper, lower = column[:, j].copy(), column[:, j + 1].copy()
+                column[:, j], column[:, j + 1] = c * upper + s * lower, c * lower - s * upper
+            diagonal = np.hypot(column[:, k], column[:, k + 1])
+            safe = np.where(diagonal > 0, diagonal, 1)
+            c, s = np.where(diagonal > 0, column[:, k] / safe, 1), column[:, k + 1] / safe
+            rotations[k] = c, s
+            column[:, k] = diagonal
+            R[:, : k + 1, k] = column[:, : k + 1]
+            right[:, k + 1] = -s * right[:, k]
+            right[:, k] *= c
+            if np.all(np.abs(right[:, k + 1]) <= target * size):
+                break
+        used = k + 1
+        # A direction that (I − J) sends to nothing new and to nothing old has no part in the solution.
+        triangle = R[:, :used, :used]
+        largest = np.max(np.abs(triangle), axis=(1, 2))
+        none = np.abs(np.einsum("bii->bi", triangle)) <= np.finfo(b.dtype).eps * largest[:, None]
+        triangle[:, range(used), range(used)] += np.where(none, 1.0, 0.0)
+        weights = np.linalg.solve(triangle, np.where(none, 0.0, right[:, :used])[:, :, None])[:, :, 0]
+        after = x + np.einsum("bk,kbn->bn", weights.astype(b.dtype), basis[:used])
+        y_after = product(after)
+        n_products += 1
+        lengths_after = norms(b + y_after - after)
+        # Each sample keeps the better of its two points.
+        better = lengths_after < length
+        stalled = not np.any(better)
+        x, y = np.where(better[:, None], after, x), np.where(better[:, None], y_after, y)
+        target *= 0.1
+    # A space that J does not leave holds the solution of every system that is not singular.
+    singular = stalled and bool(np.any(ended & (_relative(length, size) > tol)))
+    return _solution(x, y, b, tol, "gmres", iterations, n_products, history, stalled=stalled, singular=singular)
+
+
+def scipy_gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
     """``scipy.sparse.linalg.gmres`` on (I − J) x = b, the batch as one block-diagonal system.
 
-    One Krylov space serves all samples, so that each step is one product for the batch; restarted every 40
-    steps. SciPy's tolerance is on the whole batch; it is tightened until every sample meets ``tol``.
+    One Krylov space serves all samples, so what a sample gets depends on the others of its batch; beyond 10,000
+    numbers its dot products, and so the last bits, depend on the threads of BLAS. Restarted every 40 steps; SciPy's
+    tolerance is on the whole batch and is tightened until every sample meets ``tol``.
     """
     from scipy.sparse.linalg import LinearOperator
-    from scipy.sparse.linalg import gmres as scipy_gmres
+    from scipy.sparse.linalg import gmres as solve_with_scipy
 
     n_products = 0
     size = norms(b)
@@ -112,35 +330,33 @@ def gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArra
     right = b / scale
 
     def scaled(rows: NDArray) -> NDArray:
-        return rows - product(rows * scale) / scale
-
-    def matvec(v: NDArray) -> NDArray:
         nonlocal n_products
         n_products += 1
-        return scaled(v.reshape(b.shape).astype(b.dtype, copy=False)).ravel()
+        return rows - product(rows * scale) / scale
 
-    operator = LinearOperator((b.size, b.size), matvec=matvec, dtype=b.dtype)
+    operator = LinearOperator(
+        (b.size, b.size), matvec=lambda v: scaled(v.reshape(b.shape).astype(b.dtype, copy=False)).ravel(), dtype=b.dtype
+    )
     x = np.zeros_like(b) if x0 is None else x0 / scale
     history: list[float] = []
     restart = max(1, min(40, b.size, max_iter))
-    target = tol
+    target, stalled = tol, False
     r = right - scaled(x)
-    n_products += 1
     while n_products < max_iter:
-        residual = norms(r)
-        worst = float(np.max(residual, initial=0.0))
+        worst = float(np.max(norms(r), initial=0.0))
         history.append(worst)
-        if not np.isfinite(worst) or worst <= tol:
+        if not np.isfinite(worst) or worst <= tol or stalled:
             break
-        correction, _ = scipy_gmres(operator, r.ravel(), rtol=0.0, atol=target, restart=restart, maxiter=1)
-        x = x + correction.reshape(b.shape).astype(b.dtype, copy=False)
-        r = right - scaled(x)
-        n_products += 1
+        correction, _ = solve_with_scipy(operator, r.ravel(), rtol=0.0, atol=target, restart=restart, maxiter=1)
+        after = x + correction.reshape(b.shape).astype(b.dtype, copy=False)
+        r_after = right - scaled(after)
         target *= 0.1
         # Stagnation is judged on the whole batch, whose norm is what a Krylov step makes smaller.
-        if not np.linalg.norm(r) < np.linalg.norm(residual):
-            break
-    return _solution(x * scale, r * scale, b, tol, "gmres", n_products, n_products, history)
+        stalled = not np.linalg.norm(r_after) < np.linalg.norm(r)
+        if not stalled:
+            x, r = after, r_after
+    x = x * scale
+    return _solution(x, product(x), b, tol, "scipy_gmres", n_products, n_products + 1, history, stalled=stalled)
 
 
 def _dot(x: NDArray, y: NDArray) -> NDArray:
@@ -163,14 +379,15 @@ def anderson(
     gram = np.zeros((n_batch, memory, memory))
     ridge = 10.0 * np.finfo(b.dtype).eps
     history: list[float] = []
-    r = b - x if x0 is None else b + product(x) - x
+    y = np.zeros_like(b) if x0 is None else product(x)
+    r = b + y - x
     n_products = 0 if x0 is None else 1
     r_before = move = r
     for k in range(max_iter):
         relative = _relative(norms(r), size)
         worst = float(np.max(relative, initial=0.0))
         history.append(worst)
-        if worst <= tol or not np.isfinite(worst):
+        if worst <= tol or hopeless(worst, b.dtype):
             break
         used = min(k, memory)
         if used:
@@ -191,10 +408,11 @@ def anderson(
             # Finished samples stand where they are, and a product that knows the last one need not take them again.
             move[relative <= tol] = 0
         after = x + move
-        r_before, r = r, b + product(after) - after
+        y = product(after)
+        r_before, r = r, b + y - after
         n_products += 1
         x = after
-    return _solution(x, r, b, tol, "anderson", n_products, n_products, history)
+    return _solution(x, y, b, tol, "anderson", n_products, n_products, history)
 
 
 def broyden(
@@ -212,7 +430,8 @@ def broyden(
     right = np.zeros((n_batch, memory, n), b.dtype)
     used = 0
     history: list[float] = []
-    r = b - x if x0 is None else b + product(x) - x
+    y = np.zeros_like(b) if x0 is None else product(x)
+    r = b + y - x
     n_products = 0 if x0 is None else 1
 
     def inverse(v: NDArray, outer: NDArray, inner: NDArray) -> NDArray:
@@ -225,11 +444,12 @@ def broyden(
     while n_products < max_iter:
         worst = float(np.max(_relative(norms(r), size), initial=0.0))
         history.append(worst)
-        if worst <= tol or not np.isfinite(worst):
+        if worst <= tol or hopeless(worst, b.dtype):
             break
         move = -inverse(r, left, right)
         x = x + move
-        r_after = b + product(x) - x
+        y = product(x)
+        r_after = b + y - x
         n_products += 1
         if used == memory:
             used = 0
@@ -242,7 +462,7 @@ def broyden(
         right[:, used] = v
         used += 1
         r = r_after
-    return _solution(x, r, b, tol, "broyden", n_products, n_products, history)
+    return _solution(x, y, b, tol, "broyden", n_products, n_products, history)
 
 
 def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
@@ -260,7 +480,7 @@ def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArr
         n_products += 1
         moved = norms(after - x)
         x = after
-    return _solution(x, product(x) + b - x, b, tol, "halved", n_products, n_products + 1, [])
+    return _solution(x, product(x), b, tol, "halved", n_products, n_products + 1)
 
 
 def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:
@@ -277,6 +497,7 @@ def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: N
         columns[j] = product(unit)
         unit[:, j] = 0
     x = np.empty_like(b)
+    singular = False
     for sample in range(n_batch):
         jt = columns[:, sample]
         active = np.flatnonzero(np.any(jt != 0, axis=1))
@@ -285,8 +506,9 @@ def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: N
             inner = np.linalg.solve(system, b[sample, active])
         except np.linalg.LinAlgError:
             inner = np.full(active.size, np.nan, b.dtype)
+            singular = True
         x[sample] = b[sample] + inner @ jt[active]
-    return _solution(x, product(x) + b - x, b, tol, "direct", 1, n + 1, [])
+    return _solution(x, product(x), b, tol, "direct", 1, n + 1, singular=singular)
 
 
 SOLVERS = {
@@ -294,6 +516,7 @@ SOLVERS = {
     "anderson": anderson,
     "broyden": broyden,
     "gmres": gmres,
+    "scipy_gmres": scipy_gmres,
     "direct": direct,
     "halved": halved,
 }
@@ -306,10 +529,11 @@ def solve(
 
     Parameters
     ----------
-    method : {"fixed_point", "anderson", "broyden", "gmres", "direct", "halved"}
+    method : {"fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct", "halved"}
     product : callable
-        (B, n) ↦ J x, row by row; may not change its argument.
+        (B, n) ↦ J x, row by row, linear; may not change its argument.
     b : (B, n) array
+        float32 or float64.
     tol : float
         On ‖residual‖/‖b‖ of every sample.
     max_iter : int
@@ -320,29 +544,100 @@ def solve(
     Raises
     ------
     ValueError
-        For an unknown method, a tolerance that is not positive, no iterations, or arrays that do not fit.
+        For an unknown method, a tolerance that is not positive, no iterations, or arrays that do not fit, are of
+        another dtype, or have values that are not finite.
+
+    Notes
+    -----
+    Samples whose b is tiny or huge are solved scaled by a power of 2, so that no square leaves the dtype's range, and
+    judged unscaled.
     """
     if not is_one_of(method, SOLVERS):
         raise ValueError(f"solver {method!r} is unknown; expected one of {', '.join(SOLVERS)}")
     tol, max_iter = positive("tol", tol), whole("max_iter", max_iter)
     if not callable(product):
         raise ValueError(f"product is of type {type(product).__name__}; expected a callable, v to J v")
-    for name, array in (("b", b), ("x0", b if x0 is None else x0)):
-        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-            shape = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"{name} is {shape}; expected an array (B, n) of floats")
-    if x0 is not None and (x0.shape, x0.dtype) != (b.shape, b.dtype):
-        raise ValueError(f"x0 is {x0.dtype} of shape {x0.shape}; expected {b.dtype} of shape {b.shape}, as b")
-    return SOLVERS[method](product, b, tol=tol, max_iter=max_iter, x0=x0)
+    b = _system_array("b", b)
+    if x0 is not None:
+        x0 = _system_array("x0", x0)
+        if (x0.shape, x0.dtype) != (b.shape, b.dtype):
+            raise ValueError(f"x0 is {x0.dtype} of shape {x0.shape}; expected {b.dtype} of shape {b.shape}, as b")
+    # A system that leaves the range of the floats on its way is told by its status, not by warnings.
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        scale = _scale(b)
+        if scale is None:
+            return SOLVERS[method](product, b, tol=tol, max_iter=max_iter, x0=x0)
+        found = SOLVERS[method](
+            lambda v: product(v * scale) / scale,
+            b / scale,
+            tol=tol,
+            max_iter=max_iter,
+            x0=None if x0 is None else x0 / scale,
+        )
+        x = found.x * scale
+        return _solution(
+            x,
+            product(x),
+            b,
+            tol,
+            method,
+            found.iterations,
+            found.n_products + 1,
+            found.history,
+            stalled=found.status == "stagnated",
+            singular=found.status == "singular",
+        )
+
+
+def _system_array(name: str, array: NDArray) -> NDArray:
+    """An array (B, n) of float32 or float64 in the machine's byte order; ValueError, by name, for any other."""
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
+        shape = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ValueError(f"{name} is {shape}; expected an array (B, n) of floats")
+    native = array.dtype.newbyteorder("=")
+    if native not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"{name} is {array.dtype}; expected float32 or float64")
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
+    return array.astype(native, copy=False)
+
+
+def _scale(b: NDArray) -> NDArray | None:
+    """(B, 1) powers of 2 near the norms of b's rows; None where all are of ordinary size."""
+    size = norms(b)
+    info = np.finfo(b.dtype)
+    # A third of the exponents on either side is left to what a solver squares and to what a system amplifies.
+    if np.all((size == 0) | ((size > float(info.tiny) ** (1 / 3)) & (size < float(info.max) ** (1 / 3)))):
+        return None
+    _, exponent = np.frexp(np.where((size > 0) & np.isfinite(size), size, 1.0))
+    exponent = np.clip(exponent, info.minexp, info.maxexp - 1)
+    return np.ldexp(np.ones_like(size), exponent)[:, None]
 
 
 def require(solution: Solution, what: str) -> Solution:
-    """The solution if it converged; otherwise :class:`NotConverged` with what was reached."""
+    """The solution if it converged; otherwise :class:`NotConverged` with what was reached and what helps."""
     if solution.converged:
         return solution
     worst = float(np.max(solution.relative)) if np.all(np.isfinite(solution.relative)) else float("inf")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = solution.residual / solution.relative
+        reach = float(np.max(np.where(size > 0, solution.rounding / size, 0.0), initial=0.0))
+    why = explain(solution.status, reach, solution.x.dtype, solution.diverged_at)
     raise NotConverged(
         f"{what}: {solution.method} stopped after {solution.n_products} products with a relative residual of "
-        f"{worst:.2e}, tolerance {solution.tol:.0e}; allow more iterations, use another solver, or pass "
-        "allow_unconverged=True to take it as it is"
+        f"{worst:.2e}, tolerance {solution.tol:.0e}; {why}, or pass allow_unconverged=True to take it as it is"
     )
+
+
+def explain(status: str, reach: float, dtype: np.dtype, diverged_at: int | None) -> str:
+    """Why a result was not accepted and what helps; ``reach`` is the residual that rounding alone may amount to."""
+    if status == "diverged":
+        return f"diverged, the residual grew from iteration {diverged_at} on: try another solver or smaller weights"
+    if status == "singular":
+        return "singular, I - J has no inverse as far as this precision can tell: change the weights"
+    if status == "lost to rounding":
+        advice = "" if dtype == np.float64 else " or compute in float64"
+        return f"lost to rounding of {dtype}, which alone may be {reach:.1e}: ask for a larger tolerance{advice}"
+    if status == "stagnated":
+        return "stagnated, no step made the residual smaller: use another solver"
+    return "out of iterations: allow more iterations, use another solver"

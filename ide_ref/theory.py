@@ -18,16 +18,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ide_ref import _checks
-from ide_ref.constraints import leading_singular_pair
+from ide_ref import _checks, certificates
+from ide_ref.certificates import Map, Near, inverse
 from ide_ref.continuous import ContinuousRun, constant_drive, time_constant
 from ide_ref.equilibrium import Equilibrium, find_equilibrium, sweep
 from ide_ref.network import Frozen, FrozenConnection, Network
+from ide_ref.norms import EXACT_SIZE, ROUNDOFF, matrix_norm, raised
 from ide_ref.simulation import Rates
 from ide_ref.synapses import to_cells
-
-EXACT_SIZE = 1024
-"""A map with at most so many rows and columns gets its norm from a full decomposition."""
 
 _CHUNK = 2**21  # numbers of one array while a run is replayed
 
@@ -45,8 +43,8 @@ class OperatorNorm:
         Of the connection, or ``"stacked"``.
     value : float
     error : float
-        0 where the value comes from a full decomposition. Otherwise ‖Wᵀu − σv‖₂ of the last singular triple:
-        W has a singular value that close to ``value``, which is itself never above ‖W‖₂ but for rounding.
+        ‖W‖₂ is at most value + error: rounding where the value comes from a full decomposition, the distance to the
+        symbol's bound where it comes from a search.
     """
 
     name: str
@@ -81,7 +79,9 @@ class Conditions:
         ‖B‖₂/V_th of the block matrix B of all connections. Below 1, a* is unique; it is γ itself where every
         connection carries the same delay, as in continuous time, but does not speak of (LAYERS)' timing.
     forward, feedback : (N, N) arrays
-        L and U.
+        L and U, from above.
+    by_weights : bool
+        Whether ``elementwise`` is below 1 beyond doubt, rounding included.
     """
 
     norms: tuple[OperatorNorm, ...]
@@ -91,21 +91,32 @@ class Conditions:
     stacked: OperatorNorm
     forward: NDArray
     feedback: NDArray
+    by_weights: bool = False
 
     @property
     def applies(self) -> bool:
-        """Whether one of the conditions for the discrete theorems holds."""
-        return min(self.paper, self.block, np.inf if self.elementwise is None else self.elementwise) < 1.0
+        """Whether one of the conditions for the discrete theorems holds beyond doubt, rounding included."""
+        return bool(np.all(np.isfinite(self.series))) or self.by_weights
 
     @cached_property
     def resolvent(self) -> NDArray:
-        """(I − L)⁻¹, (N, N): how a disturbance of one population reaches the later ones in the same step."""
-        return _neumann(self.forward)
+        """(I − L)⁻¹, (N, N), from above: how a disturbance of a population reaches the later ones in the same step."""
+        return inverse(self.forward)
 
     @cached_property
     def propagation(self) -> NDArray:
-        """G = (I − L)⁻¹ U, (N, N)."""
-        return self.resolvent @ self.feedback
+        """G = (I − L)⁻¹ U, (N, N), from above."""
+        return _above(self.resolvent @ self.feedback, len(self.forward))
+
+    @cached_property
+    def series(self) -> NDArray:
+        """(I − G)⁻¹, (N, N), from above; infinite where the block condition is not verified."""
+        return inverse(self.propagation)
+
+    @cached_property
+    def stacked_series(self) -> NDArray:
+        """(I − N)⁻¹ with N = L + U, (N, N), from above; infinite where the block condition is not verified."""
+        return inverse(_above(self.forward + self.feedback, 1))
 
     def describe(self) -> str:
         """One line: the numbers, and whether the theorems speak of this network."""
@@ -131,42 +142,31 @@ def conditions(frozen: Frozen) -> Conditions:
     """
     _checks.kind("frozen", frozen, Frozen)
     net = frozen.network
-    n = len(net.populations)
-    forward, feedback = np.zeros((2, n, n))
-    norms = []
-    for c, (source, target) in _inner(frozen):
-        norm = operator_norm(c)
-        norms.append(norm)
-        # Parallel connections: the norm of their sum is at most the sum of their norms.
-        (forward if source < target else feedback)[target, source] += norm.value / net.neuron.v_th
-    G = _neumann(forward) @ feedback
+    norms = tuple(operator_norm(c) for c, _ in _inner(frozen))
+    forward, feedback = certificates.population_norms(frozen, simulated=True)
+    G = inverse(forward) @ feedback
     sources = list(net.feedback_sources)
     paper = float(np.linalg.norm(G[np.ix_(sources, sources)], 2)) if sources else 0.0
-    block = float(np.max(np.abs(np.linalg.eigvals(G))))
+    block = float(np.max(np.abs(np.linalg.eigvals(G)))) if np.all(np.isfinite(G)) else np.inf
     elementwise = None
+    by_weights = False
     if net.state_size <= EXACT_SIZE:
         parts = np.abs(np.stack([block_matrix(frozen, part) for part in ("forward", "feedback")])) / net.neuron.v_th
         once = np.linalg.solve(np.eye(net.state_size) - parts[0], parts[1])
         elementwise = float(np.max(np.abs(np.linalg.eigvals(once))))
-    return Conditions(tuple(norms), paper, block, elementwise, _stacked_norm(frozen), forward, feedback)
+        # A weight is off by a few roundings at most.
+        whole = (parts[0] + parts[1]) * (1.0 + 16.0 * ROUNDOFF)
+        by_weights = bool(np.all(np.isfinite(certificates.resolved(whole, np.ones((1, len(whole)))))))
+    stacked = _stacked_norm(frozen, forward + feedback)
+    return Conditions(norms, paper, block, elementwise, stacked, forward, feedback, by_weights)
 
 
 def operator_norm(c: FrozenConnection) -> OperatorNorm:
-    """‖scale ⊙ W‖₂ of a connection at its input size, times the largest factor of its mask.
-
-    By a full decomposition up to ``EXACT_SIZE`` neurons on both sides, by Golub-Kahan bidiagonalisation beyond.
-    """
-    plain = _plain(c)
-    factor = 1.0 if c.keep is None else float(c.keep.max(initial=0.0))
-    if max(c.synapse.n_in, c.synapse.n_out) <= EXACT_SIZE:
-        value = np.linalg.norm(plain.linear(np.eye(c.synapse.n_in)), 2)
-        return OperatorNorm(c.connection.name, factor * float(value), 0.0)
-    start = np.random.default_rng(0).standard_normal(c.synapse.n_in).astype(c.taps.dtype)
-    tol = 1e-6 if c.taps.dtype == np.float64 else 1e-4
-    pair = leading_singular_pair(
-        lambda v: plain.linear(v[None])[0], lambda v: plain.adjoint(v[None])[0], start, tol=tol
-    )
-    return OperatorNorm(c.connection.name, factor * pair.value, factor * pair.value * pair.residual)
+    """‖scale ⊙ W‖₂ of a connection at its input size, times the largest factor of its mask: :mod:`ide_ref.norms`."""
+    norm = _plain(c).norm_bound
+    if c.keep is not None:
+        norm = norm.times(float(c.keep.max(initial=0.0)))
+    return OperatorNorm(c.connection.name, norm.value, norm.upper - norm.value)
 
 
 def block_matrix(frozen: Frozen, part: str = "all") -> NDArray:
@@ -185,30 +185,17 @@ def block_matrix(frozen: Frozen, part: str = "all") -> NDArray:
     for c, (source, target) in _inner(frozen):
         if part == "all" or part == ("forward" if source < target else "feedback"):
             factor = 1.0 if c.keep is None else float(c.keep.max(initial=0.0))
-            B[net.place(target), net.place(source)] += factor * _plain(c).linear(np.eye(c.synapse.n_in)).T
+            B[net.place(target), net.place(source)] += factor * _along(_plain(c), np.eye(c.synapse.n_in)[None])[0].T
     return B
 
 
-def _stacked_norm(frozen: Frozen) -> OperatorNorm:
+def _stacked_norm(frozen: Frozen, norms: NDArray) -> OperatorNorm:
+    """‖B‖₂/V_th; for large networks that of the matrix of norms, which is no smaller."""
     net = frozen.network
-    n, v_th = net.state_size, net.neuron.v_th
-    if n <= EXACT_SIZE:
-        return OperatorNorm("stacked", float(np.linalg.norm(block_matrix(frozen), 2)) / v_th, 0.0)
-    inner = [(_plain(c), c.keep, ends) for c, ends in _inner(frozen)]
-
-    def product(v: NDArray, transposed: bool) -> NDArray:
-        out = np.zeros(n, v.dtype)
-        for c, keep, (source, target) in inner:
-            reads, writes = (target, source) if transposed else (source, target)
-            part = v[None, net.place(reads)]
-            factor = 1.0 if keep is None else float(keep.max(initial=0.0))
-            out[net.place(writes)] += factor * (c.adjoint(part) if transposed else c.linear(part))[0]
-        return out
-
-    start = np.random.default_rng(0).standard_normal(n).astype(frozen.dtype)
-    tol = 1e-6 if frozen.dtype == np.float64 else 1e-4
-    pair = leading_singular_pair(lambda v: product(v, False), lambda v: product(v, True), start, tol=tol)
-    return OperatorNorm("stacked", pair.value / v_th, pair.value * pair.residual / v_th)
+    small = net.state_size <= EXACT_SIZE
+    norm = matrix_norm(block_matrix(frozen) if small else norms)
+    v_th = net.neuron.v_th if small else 1.0
+    return OperatorNorm("stacked", norm.value / v_th, raised(norm.upper / v_th, 3) - norm.value / v_th)
 
 
 def _plain(c: FrozenConnection) -> FrozenConnection:
@@ -217,6 +204,7 @@ def _plain(c: FrozenConnection) -> FrozenConnection:
         raise ValueError(
             f"connection {c.connection.name!r} couples the samples of a batch; the theorems need affine connections"
         )
+    # The rollout's own statistics, where a profile gives it others than the gradient has.
     return replace(c.simulated, keep=None, z=None)
 
 
@@ -253,8 +241,7 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
     n_batch, n_steps, n = rates.spikes.shape
     if x.shape[0] != n_batch or (net.is_train(x) and x.shape[1] != n_steps):
         raise ValueError(f"x has shape {x.shape}; expected the input of the run, {n_batch} samples and {n_steps} steps")
-    # Connections of the input are affine too; its constant part is in ``constants``.
-    constants = frozen.constants(n_batch, with_input=True)[:, None].astype(np.float64)
+    constants = _constants(frozen, n_batch)[:, None]
     n_in = int(np.prod(net.input_shape))
     weight = np.zeros((n_batch, n))
     weight_x = np.zeros((n_batch, n_in))
@@ -289,9 +276,38 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
 
 
 def _along(c: FrozenConnection, cells: NDArray) -> NDArray:
-    """The linear part for (B, m, n_from): (B, m, n_to)."""
-    out = _plain(c).linear(cells.reshape(-1, cells.shape[2])).reshape(*cells.shape[:2], -1)
+    """The linear part in float64 as the rollout has it: (B, m, n_from) to (B, m, n_to)."""
+    plain = _plain(c)
+    out = plain.synapse.apply(plain.taps.astype(np.float64), cells.reshape(-1, cells.shape[2]))
+    if plain.norm is not None:
+        out = out * plain.synapse.out_channels(plain.norm.scale.astype(np.float64))
+    out = out.reshape(*cells.shape[:2], -1)
     return out if c.keep is None else c.keep[:, None] * out
+
+
+def _constants(frozen: Frozen, n_batch: int) -> NDArray:
+    """What arrives without any spike or input, (B, n), in float64."""
+    net = frozen.network
+    out = np.zeros((n_batch, net.state_size))
+    for c, (_, target) in zip(frozen.connections, net.ends, strict=True):
+        none = Near.exactly(np.zeros((n_batch, c.synapse.n_in)))
+        out[:, net.place(target)] += Map(c.simulated, slice(None)).output(none).value
+    return out
+
+
+def _rounding_of_p(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
+    """(B, N) bounds, in the norm, of what the p[t] of ``_replay`` have lost to rounding, for any rates in [0, 1]."""
+    net = frozen.network
+    largest = np.abs(x).max(axis=1) if net.is_train(x) else np.abs(x)
+    sizes = to_cells(largest.astype(np.float64), net.input_shape)
+    total = [Near.exactly(np.zeros((len(x), p.size))) for p in net.populations]
+    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        sent = sizes if source < 0 else np.ones((len(x), net.populations[source].size))
+        # Averages over time are sums of as many terms, none of them negative but for inputs.
+        given = Near(sent, (n_steps + 8.0) * ROUNDOFF * sent)
+        total[target] = total[target].plus(Map(c.simulated, slice(None)).absolute().output(given))
+    # _replay adds constants apart, multiplies by ratios and is allowed a few roundings more.
+    return np.stack([4.0 * certificates.norm_above(part.error) for part in total], axis=1)
 
 
 def _input_part(frozen: Frozen, cells: NDArray) -> NDArray:
@@ -379,18 +395,27 @@ def _potentials(rates: Rates, s: _Stretch) -> NDArray:
 class ErrorBound:
     """(ERR) along a run, a column a population.
 
-    What is bounded: E_l[t] = ‖a_l[t] − a*_l‖₂, entry by entry, and so their root of squares ‖a[t] − a*‖₂ too.
+    What is bounded: E_l[t] = ‖a_l[t] − a*_l‖₂, entry by entry, and so their root of squares ‖a[t] − a*‖₂ too. The
+    bounds hold in floating point: they are about the exact a* where ``certificate`` is finite, and about a* as it was
+    computed where that is infinite, see ``why_not``.
 
     Attributes
     ----------
     error : (B, T, N) array
-        E[t] for t = 1..T.
+        E[t] for t = 1..T, with a* as it was computed.
     one_step : (B, T, N) array
         G E[t−1] + (I − L)⁻¹ r[t−1]/V_th with the errors observed at t − 1: the right-hand side of (ERR).
     iterated : (B, T, N) array
         G^t E[0] + Σ_τ G^{t−1−τ} (I − L)⁻¹ r[τ]/V_th: its sum, which knows the error at no time but 0.
     drift, input, potential : (B, T, N) arrays
-        The three parts of r[t−1]: (1 − S_{t−1}/S_t) ‖Σ_feedback W a[t−1]‖, ‖F(x̄[t−1] − x*)‖ and ‖u⁺[t]‖/S_t.
+        The three parts of r[t−1]: (1 − S_{t−1}/S_t) ‖Σ_feedback W a[t−1]‖, ‖F(x̄[t−1] − x*)‖ and ‖u⁺[t]‖/S_t, with
+        u⁺/S = clip(p) − V_th a as (SPLIT) defines it.
+    rounding : (B, N) array
+        A fourth part, of floating point: V_th times the defect that a* as it was computed leaves in (FP), and what the
+        averages, products and norms of the other parts may have lost.
+    certificate : (B, N) array
+        Bound of the distance between a* as it was computed and the exact one, (CERT); it is part of the bounds where it
+        is finite.
     u_plus_sup : (B, N) array
         c of the theorems as it was observed: sup over t and neurons of |u⁺|.
     equilibrium : Equilibrium
@@ -403,6 +428,8 @@ class ErrorBound:
     drift: NDArray
     input: NDArray
     potential: NDArray
+    rounding: NDArray
+    certificate: NDArray
     u_plus_sup: NDArray
     equilibrium: Equilibrium
     conditions: Conditions
@@ -421,8 +448,13 @@ class ErrorBound:
             return np.hypot.reduce(getattr(self, name), axis=2)
 
     @property
+    def why_not(self) -> str:
+        """Why the bounds are about a* as it was computed alone; empty where they are about the exact one."""
+        return certificates.why_not(self.equilibrium.frozen)
+
+    @property
     def violation(self) -> float:
-        """Largest E[t] minus its bound: positive by no more than rounding."""
+        """Largest E[t] minus its bound: not positive."""
         return float(max((self.error - self.one_step).max(), (self.error - self.iterated).max()))
 
     @property
@@ -440,14 +472,14 @@ class ErrorBound:
         if leak != 1.0:
             raise ValueError(f"leak is {leak}; the O(1/t) envelope is for IF, expected leak 1 (see floor)")
         times = self.times[:, None]
-        disturbance = (times * (self.drift + self.input + self.potential)).max(axis=1)
-        start = _population_norms(self.equilibrium.network, self.equilibrium.a[:, None])[:, 0]
-        return if_envelope(self.conditions, self._v_th, disturbance, start, self.times)
+        r = self.drift + self.input + self.potential + self.rounding[:, None]
+        disturbance = _above((times * r).max(axis=1), 8)
+        envelope = if_envelope(self.conditions, self._v_th, disturbance, self._start, self.times)
+        return envelope + self._known[:, None]
 
     def floor(self) -> NDArray:
-        """(FLOOR) with the observed c, (B, N): what the limit error of LIF cannot exceed."""
-        net = self.equilibrium.network
-        return lif_floor(self.conditions, net, self.u_plus_sup)
+        """(FLOOR) with the observed c, (B, N): what the limit error of LIF cannot exceed, from above."""
+        return lif_floor(self.conditions, self.equilibrium.network, self.u_plus_sup) + self._known
 
     @property
     def _v_th(self) -> float:
@@ -459,8 +491,19 @@ class ErrorBound:
         sizes = np.sqrt([p.size for p in net.populations])
         total = np.array([net.neuron.total_weight(int(t)) for t in self.times])[:, None]
         rest = self.drift + self.input + self.u_plus_sup[:, None] * sizes * (1.0 / total - (1.0 - net.neuron.leak))
-        start = _population_norms(net, self.equilibrium.a[:, None])[:, 0]
-        return _iterate(self.conditions, rest / self._v_th, start)
+        rest = np.maximum(rest, 0.0) + self.rounding[:, None]
+        return _iterate(self.conditions, _above(rest / self._v_th, 8), self._start)
+
+    @property
+    def _start(self) -> NDArray:
+        """(B, N) E[0] = ‖a*‖ of each population, from above."""
+        norms = _population_norms(self.equilibrium.network, self.equilibrium.a[:, None].astype(np.float64))[:, 0]
+        return _above(norms, self.equilibrium.a.shape[1])
+
+    @property
+    def _known(self) -> NDArray:
+        """(B, N) the certificate where it is finite: where a* is known that well, bounds speak of the exact one."""
+        return np.where(np.isfinite(self.certificate), self.certificate, 0.0)
 
 
 def error_bound(
@@ -514,24 +557,36 @@ def error_bound(
     equilibrium = find_equilibrium(frozen, star, method="newton", start=rates.a)
     a_star = equilibrium.a[:, None].astype(np.float64)
     input_star = _input_part(frozen, to_cells(star, net.input_shape)[:, None].astype(np.float64))
+    n_steps = rates.n_steps
+    lost = _rounding_of_p(frozen, x if net.is_train(np.asarray(x)) else star, n_steps)
     columns = []
     c = np.zeros((len(rates.a), len(net.populations)))
     for s in _replay(frozen, x, rates):
-        u_plus = _potentials(rates, s) - s.total * (s.p - np.clip(s.p, 0.0, v_th))
+        # (SPLIT) defines u⁺: what potentials were recorded, and how the rollout rounded them, does not enter.
+        u_plus = s.total * (np.clip(s.p, 0.0, v_th) - v_th * s.a)
         drift = (1.0 - s.ratio) * _population_norms(net, s.feedback)
         of_input = _population_norms(net, s.inputs - input_star)
-        columns.append(
-            (_population_norms(net, s.a - a_star), drift, of_input, _population_norms(net, u_plus) / s.total)
-        )
+        potential = _population_norms(net, u_plus) / s.total
+        columns.append((_population_norms(net, s.a - a_star), drift, of_input, potential))
         sups = [np.abs(u_plus[:, :, net.place(i)]).max(axis=(1, 2)) for i in range(len(net.populations))]
-        c = np.maximum(c, np.stack(sups, axis=1))
+        c = np.maximum(c, np.stack(sups, axis=1) + float(s.total.max()) * lost)
     error, drift, of_input, potential = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
-    start = _population_norms(net, a_star)
-    r = (drift + of_input + potential) / v_th
-    before = np.concatenate([start, error[:, :-1]], axis=1)
-    one_step = before @ conditions_.propagation.T + r @ conditions_.resolvent.T
-    iterated = _iterate(conditions_, r, start[:, 0])
-    return ErrorBound(error, one_step, iterated, drift, of_input, potential, c, equilibrium, conditions_)
+    defect = certificates.defects(frozen, star, equilibrium.a, simulated=True)
+    certificate = certificates.equilibrium_error(frozen, star, equilibrium.a, simulated=True)
+    # Norms of n numbers, averages of T steps: relative to parts of r of at most this size.
+    sizes = (drift + of_input + potential).max(axis=1)
+    of_averages = (n_steps + 16.0) * ROUNDOFF * np.sqrt([p.size for p in net.populations])
+    rounding = v_th * defect + 3.0 * lost + (net.state_size + 32.0) * ROUNDOFF * sizes + 2.0 * v_th * of_averages
+    known_to = np.where(np.isfinite(certificate), certificate, 0.0)[:, None]
+    norms = _population_norms(net, a_star)
+    before = _above(np.concatenate([norms, error[:, :-1]], axis=1), net.state_size) + of_averages
+    r = _above((drift + of_input + potential + rounding[:, None]) / v_th, 8)
+    n = len(net.populations)
+    one_step = _above(before @ conditions_.propagation.T + r @ conditions_.resolvent.T, 2 * n + 4) + known_to
+    iterated = _iterate(conditions_, r, _above(norms[:, 0], net.state_size)) + known_to
+    return ErrorBound(
+        error, one_step, iterated, drift, of_input, potential, rounding, certificate, c, equilibrium, conditions_
+    )
 
 
 def fixed_point_residual(frozen: Frozen, x: NDArray, rates: Rates, times: ArrayLike) -> NDArray:
@@ -593,6 +648,11 @@ class ContinuousBound:
         The right-hand side.
     drift, input, potential : (M, N) arrays
         (1 − K(t−Δ)/K(t)) ‖W a(t−Δ)‖, ‖F(x̄(t) − x*)‖ and ‖u⁺(t)‖/K(t).
+    rounding : (M, N) array
+        A fourth part of r, of floating point: V_th times the defect that a* as it was computed leaves in (FP), what the
+        run's balance is off by, and what averages, products and norms may have lost.
+    certificate : (N,) array
+        Bound of the distance between a* as it was computed and the exact one, (CERT); part of the bounds where finite.
     stacked : (M,) array
         The same for all populations as one vector, with γ = ‖B‖₂/V_th of the block matrix; bounds
         ‖a(t) − a*‖₂. For one population it is ``one_step``.
@@ -608,6 +668,8 @@ class ContinuousBound:
     drift: NDArray
     input: NDArray
     potential: NDArray
+    rounding: NDArray
+    certificate: NDArray
     stacked: NDArray
     u_plus_sup: NDArray
     equilibrium: Equilibrium
@@ -627,11 +689,11 @@ class ContinuousBound:
         """(N,) limit of the bound: (I − N)⁻¹ c √n/(τ_m V_th), 0 for IF (infinite τ_m)."""
         tau = time_constant("tau", tau)
         net = self.equilibrium.network
-        if self.conditions.block >= 1.0:
+        if not np.all(np.isfinite(self.conditions.stacked_series)):
             return np.full(len(net.populations), np.inf)
         sizes = np.sqrt([p.size for p in net.populations])
-        N = self.conditions.forward + self.conditions.feedback
-        return _neumann(N) @ (self.u_plus_sup * sizes / (tau * net.neuron.v_th))
+        floor = self.conditions.stacked_series @ (self.u_plus_sup * sizes / (tau * net.neuron.v_th))
+        return _above(floor, len(sizes) + 16) + np.where(np.isfinite(self.certificate), self.certificate, 0.0)
 
 
 def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) -> ContinuousBound:
@@ -664,22 +726,66 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     error, delayed, drift_, input_, potential_ = (
         _population_norms(net, part[None])[0] for part in (*errors, drift, of_input, potential)
     )
-    r = (drift_ + input_ + potential_) / v_th
-    N = conditions_.forward + conditions_.feedback
-    gamma = conditions_.stacked.value
-    whole = sum(np.linalg.norm(part, axis=1) for part in (drift, of_input, potential)) / v_th
+    off = np.abs(v_th * run.a - (np.maximum(run.p, 0.0) - potential))
+    # Rates and drives are sums over spikes and connections: relative to what they are made of.
+    terms = run.spike_times.size + net.state_size + float(np.prod(net.input_shape)) + 32.0
+    made_of = np.abs(run.recurrent) + np.abs(run.drive) + v_th * run.a + np.abs(potential)
+    lost = _population_norms(net, (off + 4.0 * terms * ROUNDOFF * _sizes_of_p(frozen, star, run, made_of))[None])[0]
+    defect = certificates.defects(frozen, equilibrium.x_mean, equilibrium.a, "relu", simulated=True)[0]
+    certificate = certificates.equilibrium_error(
+        frozen, equilibrium.x_mean, equilibrium.a, "relu", simulated=True
+    )[0]
+    known = np.where(np.isfinite(certificate), certificate, 0.0)
+    rounding = v_th * defect + lost
+    n = len(net.populations)
+    slack = 4 * net.state_size + 4 * n + 32
+    r = _above((drift_ + input_ + potential_ + rounding) / v_th, slack)
+    N = _above(conditions_.forward + conditions_.feedback, 1)
+    gamma = raised(conditions_.stacked.value + conditions_.stacked.error, 1)
+    whole = sum(np.linalg.norm(part, axis=1) for part in (drift, of_input, potential, rounding)) / v_th
+    whole = _above(whole, slack)
+    all_known = float(certificates.norm_above(known[None])[0])
     if run.delay > 0:
-        one_step = delayed @ N.T + r
-        stacked = gamma * np.linalg.norm(errors[1], axis=1) + whole
+        one_step = _above(delayed @ N.T + r, slack)
+        stacked = _above(gamma * np.linalg.norm(errors[1], axis=1) + whole, slack)
     else:
         # Without delay the error stands on both sides.
-        infinite = np.full_like(r, np.inf)
-        one_step = r @ _neumann(N).T if conditions_.block < 1.0 else infinite
-        stacked = whole / (1.0 - gamma) if gamma < 1.0 else infinite[:, 0]
-    c = np.array([np.abs(run.u_plus[:, net.place(i)]).max(initial=0.0) for i in range(len(net.populations))])
+        if np.all(np.isfinite(conditions_.stacked_series)):
+            one_step = _above(r @ conditions_.stacked_series.T, slack)
+        else:
+            one_step = np.full_like(r, np.inf)
+        stacked = certificates.certified(whole, gamma)
+    c = np.array([np.abs(run.u_plus[:, net.place(i)]).max(initial=0.0) for i in range(n)])
+    c = _above(c + float(run.kernel_total.max(initial=0.0)) * lost.max(axis=0, initial=0.0), 8)
     return ContinuousBound(
-        error, delayed, one_step, drift_, input_, potential_, stacked, c, equilibrium, conditions_
+        error,
+        delayed,
+        one_step + known,
+        drift_,
+        input_,
+        potential_,
+        rounding,
+        certificate,
+        stacked + all_known,
+        c,
+        equilibrium,
+        conditions_,
     )
+
+
+def _sizes_of_p(frozen: Frozen, star: NDArray, run: ContinuousRun, made_of: NDArray) -> NDArray:
+    """(M, n) what p and its parts are sums of, without signs."""
+    net = frozen.network
+    out = made_of.copy()
+    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        sizes = Map(c.simulated, slice(None)).absolute()
+        if source < 0:
+            x = Near.exactly(to_cells(np.abs(star)[None].astype(np.float64), net.input_shape))
+            out[:, net.place(target)] += sizes.output(x).value
+        else:
+            for a in (run.a, run.a_delayed):
+                out[:, net.place(target)] += sizes.linear(Near.exactly(a[:, net.place(source)])).value
+    return out
 
 
 def continuous_envelope(
@@ -699,26 +805,29 @@ def continuous_envelope(
     (M, N) array, infinite where the block condition does not hold.
     """
     times = np.asarray(times, np.float64)
-    N = conditions_.forward + conditions_.feedback
-    if conditions_.block >= 1.0:
+    N = _above(conditions_.forward + conditions_.feedback, 1)
+    if not np.all(np.isfinite(conditions_.stacked_series)):
         return np.full((times.size, len(N)), np.inf)
-    sum_ = _neumann(N) @ (disturbance / v_th)
+    sum_ = _above(conditions_.stacked_series @ (disturbance / v_th), len(N) + 4)
     if delay == 0:
-        return sum_ / times[:, None]
+        return _above(sum_ / times[:, None], 4)
     steps = np.floor(times / (2 * delay)).astype(int)
     start = np.stack([np.linalg.matrix_power(N, int(m)) @ largest for m in steps])
-    return start + 2.0 * sum_ / times[:, None]
+    # m products with N, by squaring or not, of len(N) terms each.
+    start = start * (1.0 + (steps[:, None] + 2.0) * (len(N) + 4.0) * ROUNDOFF)
+    return _above(start + 2.0 * sum_ / times[:, None], 8)
 
 
 def _iterate(conditions_: Conditions, r: NDArray, start: NDArray) -> NDArray:
     """b[t] = G b[t−1] + (I − L)⁻¹ r[t−1], (B, T, N), from b[0] = ``start``; ``r`` is over V_th already."""
-    given = r @ conditions_.resolvent.T
+    n = len(conditions_.forward)
+    given = _above(r @ conditions_.resolvent.T, n)
     out = np.empty_like(given)
     b = start
     # Where no condition holds the sum outgrows the floats: infinity is the bound then.
     with np.errstate(over="ignore", invalid="ignore"):
         for t in range(given.shape[1]):
-            b = b @ conditions_.propagation.T + given[:, t]
+            b = _above(b @ conditions_.propagation.T + given[:, t], n + 1)
             out[:, t] = b
     out[np.isnan(out)] = np.inf
     return out
@@ -746,11 +855,10 @@ def if_envelope(
     (B, T, N) array, infinite where the block condition does not hold.
     """
     times = np.asarray(times, np.float64)[:, None]
-    if conditions_.block >= 1.0:
+    if not np.all(np.isfinite(conditions_.series)):
         return np.full((len(start), len(times), start.shape[1]), np.inf)
-    inverse = _neumann(conditions_.propagation)
-    constant = (start + disturbance @ conditions_.resolvent.T / v_th) @ (inverse @ inverse).T
-    return constant[:, None] / times
+    constant = (start + disturbance @ conditions_.resolvent.T / v_th) @ (conditions_.series @ conditions_.series).T
+    return _above(constant[:, None] / times, 4 * len(conditions_.forward) + 8)
 
 
 def lif_floor(conditions_: Conditions, net: Network, c: NDArray) -> NDArray:
@@ -765,17 +873,16 @@ def lif_floor(conditions_: Conditions, net: Network, c: NDArray) -> NDArray:
     -------
     (B, N) array, infinite where the block condition does not hold; 0 for IF.
     """
-    if conditions_.block >= 1.0:
+    if not np.all(np.isfinite(conditions_.series)):
         return np.full(c.shape, np.inf)
     sizes = np.sqrt([p.size for p in net.populations])
     rest = (1.0 - net.neuron.leak) * c * sizes / net.neuron.v_th
-    inverse = _neumann(conditions_.propagation)
-    return rest @ (inverse @ conditions_.resolvent).T
+    return _above(rest @ (conditions_.series @ conditions_.resolvent).T, 2 * len(sizes) + 16)
 
 
-def _neumann(A: NDArray) -> NDArray:
-    """(I − A)⁻¹ = Σ A^k of a non-negative matrix with a spectral radius below 1: non-negative, rounding or not."""
-    return np.maximum(np.linalg.inv(np.eye(len(A)) - A), 0.0)
+def _above(x: NDArray, n: float) -> NDArray:
+    """An array ≥ 0 with room for n roundings of each number."""
+    return x * (1.0 + (n + 8.0) * ROUNDOFF) + 8.0 * certificates.GRAIN
 
 
 def _population_norms(net: Network, state: NDArray) -> NDArray:

@@ -117,7 +117,11 @@ def test_the_certificate_bounds_the_error(case, sweeps):
     assert early.iterations <= sweeps
     error = np.linalg.norm(early.a[:, sources] - exact, axis=1)
     assert (error <= early.certificate * (1 + 1e-9) + 1e-12).all()
-    np.testing.assert_allclose(early.certificate, early.residual / (1 - early.contraction))
+    assert early.why_not == ""
+    if len(case.network.populations) == 1:
+        # One population's (CERT) as it is written, and what rounding adds to it.
+        plain = early.residual / (1 - early.contraction)
+        np.testing.assert_allclose(early.certificate, plain, rtol=1e-9, atol=1e-12)
 
 
 @given(case=cases(), seed=seeds, data=st.data())
@@ -202,7 +206,7 @@ def test_an_oscillation_is_reported():
     network, params = chain([-3.0])
     params["input.bias"] = np.array([3.0])
     frozen, x = freeze(network, params), np.zeros((2, 1))
-    with pytest.raises(NotConverged, match=r"residual .* after 50 sweeps, tolerance 1e-13; gamma is 1\.500"):
+    with pytest.raises(NotConverged, match=r"residual .* after 50 sweeps, tolerance 1e-13; out of .*; gamma is 1\.500"):
         find_equilibrium(frozen, x, max_iter=50)
     found = find_equilibrium(frozen, x, max_iter=50, allow_unconverged=True)
     assert not found.converged

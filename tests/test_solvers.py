@@ -102,7 +102,8 @@ def test_the_plain_iteration_admits_divergence():
     assert not solution.converged
     assert (solution.relative > 1).all()
     assert solution.history[-1] > solution.history[0]
-    with pytest.raises(NotConverged, match=r"\(BETA\): fixed_point stopped after 51 products with a relative residual"):
+    assert (solution.status, solution.diverged_at) == ("diverged", 1)
+    with pytest.raises(NotConverged, match=r"\(BETA\): fixed_point stopped after 26 products with .*; diverged"):
         require(solution, "(BETA)")
 
 
@@ -113,7 +114,8 @@ def test_one_bad_sample_is_enough(method):
     solution = solve(method, product(J), np.ones((2, 3)), tol=1e-8, max_iter=60)
     assert not solution.converged
     assert not (solution.relative[1] <= 1e-8)
-    with pytest.raises(NotConverged, match="allow more iterations, use another solver, or pass allow_unconverged=True"):
+    assert solution.status in ("out of iterations", "stagnated", "singular")
+    with pytest.raises(NotConverged, match=rf"{solution.status}.*, or pass allow_unconverged=True"):
         require(solution, "test")
 
 
@@ -192,15 +194,6 @@ def test_wrong_arguments():
     for x0 in (b[:1], b.astype(np.float32)):
         with pytest.raises(ValueError, match=r"x0 is .*; expected float64 of shape \(2, 3\), as b"):
             solve("direct", lambda v: v, b, tol=1e-3, x0=x0)
-
-
-@solvers
-def test_a_nan_is_never_solved(method):
-    J, b = system(np.random.default_rng(0), 3, 6, 0.9)
-    b[1, 2] = np.nan
-    solution = solve(method, product(J), b, tol=1e-9, max_iter=200)
-    assert not solution.converged
-    assert not np.isfinite(solution.relative[1])
 
 
 @pytest.mark.parametrize("method", SOLVERS)

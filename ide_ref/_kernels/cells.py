@@ -207,11 +207,48 @@ def orthogonalise(vectors, n, v, along):
     return length
 
 
+@njit(cache=True, nogil=True)
+def _length(x):
+    """Euclidean norm of x, also where squares leave the range of its dtype."""
+    length = np.sqrt(dot(x, x))
+    if (1e-13 < length < 1e18) if x.itemsize == 4 else (1e-140 < length < 1e150):
+        return np.float64(length)
+    largest = 0.0
+    for j in range(x.shape[0]):
+        if not abs(x[j]) < np.inf:
+            return np.float64(abs(x[j]))
+        largest = max(largest, np.float64(abs(x[j])))
+    if largest == 0:
+        return 0.0
+    total = 0.0
+    for j in range(x.shape[0]):
+        total += (np.float64(x[j]) / largest) ** 2
+    return largest * np.sqrt(total)
+
+
 @njit(parallel=True, cache=True, nogil=True)
 def norms(x, out):
     """Euclidean norm of each row of x (B, n): overwrites out (B,)."""
     for b in prange(x.shape[0]):
-        out[b] = np.sqrt(dot(x[b], x[b]))
+        out[b] = _length(x[b])
+
+
+@njit(cache=True, nogil=True)
+def _residual(x, y, b, r):
+    for j in range(x.shape[0]):
+        r[j] = (np.float64(b[j]) + np.float64(y[j])) - np.float64(x[j])
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def judge(x, y, b, sizes):
+    """Norms of b + y − x, b, y and x, the difference in float64, for each row of (B, n): overwrites sizes (4, B)."""
+    for i in prange(x.shape[0]):
+        r = np.empty(x.shape[1])
+        _residual(x[i], y[i], b[i], r)
+        sizes[0, i] = _length(r)
+        sizes[1, i] = _length(b[i])
+        sizes[2, i] = _length(y[i])
+        sizes[3, i] = _length(x[i])
 
 
 @njit(cache=True, nogil=True)
@@ -226,7 +263,7 @@ def move(y, b, x, after, r, norm):
     """after = y + b and r = after − x, (B, n) each, and the norm of each row of r: overwrites the last three."""
     for i in prange(y.shape[0]):
         _move(y[i], b[i], x[i], after[i], r[i])
-        norm[i] = np.sqrt(dot(r[i], r[i]))
+        norm[i] = _length(r[i])
 
 
 @njit(cache=True, nogil=True)

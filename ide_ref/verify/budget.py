@@ -15,17 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ide_ref import solvers
+from ide_ref import certificates, solvers
 from ide_ref.constraints import Restriction
 from ide_ref.equilibrium import (
     Equilibrium,
     Linearisation,
-    certified,
     contraction,
     find_equilibrium,
-    gather_sources,
     linearise,
-    sweep,
 )
 from ide_ref.implicit import Backward, backward, hebbian, solve_beta
 from ide_ref.network import Connection, Frozen, Network, Params, freeze
@@ -362,18 +359,11 @@ def explain_gradient(
         n_steps,
         float(np.max(distance)),
         float(np.max(state.certificate)),
-        float(np.max(certified(_sweep_residual(frozen, rates), gamma))),
+        float(np.max(certificates.on_sources(frozen, certificates.equilibrium_error(frozen, rates.x_mean, rates.a)))),
         float(np.max(start.certificate)),
-        float(np.max(certified(trained.solution.residual, gamma))),
+        float(np.max(trained.certificate)),
         gamma,
     )
-
-
-def _sweep_residual(frozen: Frozen, rates: Rates) -> NDArray:
-    """‖f(a) − a‖₂ on the feedback sources at a rollout's rates."""
-    there = sweep(frozen, rates.a, frozen.drive(rates.x_mean))
-    net = frozen.network
-    return solvers.norms(gather_sources(net, there.a) - gather_sources(net, rates.a))
 
 
 def _with_masks_of(at: Linearisation, setting: _Setting, frozen: Frozen, rates: Rates) -> Params:

@@ -359,7 +359,7 @@ def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
         raise solvers.NotConverged(
             f"linear cell: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is close to singular"
         )
-    return Equilibrium(net, a, p, x_mean, residual, 3, converged, frozen)
+    return Equilibrium(net, a, p, x_mean, residual, 3, "converged", frozen)
 
 
 class _Point(NamedTuple):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ide_ref import solvers
-from ide_ref.equilibrium import Equilibrium, certified, contraction, gather_sources, linearise
+from ide_ref import certificates, solvers
+from ide_ref.certificates import GRAIN
+from ide_ref.equilibrium import Equilibrium, gather_sources, linearise
 from ide_ref.network import Frozen
+from ide_ref.norms import ROUNDOFF
 from ide_ref.simulation import Rates
 from ide_ref.solvers import Product
 
@@ -75,12 +77,11 @@ class SolverRow:
     Attributes
     ----------
     method, verdict : str
-        The verdict is one of ``converged``, ``stagnated``, ``diverged``, ``out of products``, ``no solution``
-        (NaN), ``lost to rounding`` (x so large that its last bit outweighs the tolerance, as when the system
-        is singular) and, for ``halved``, ``another equation``.
+        The verdict is the solution's status, one of :data:`ide_ref.solvers.STATUSES`; for ``halved`` it is ``another
+        equation``.
     iterations, n_products : int
     residual : float
-        Largest relative residual of a sample, recomputed here from the solution.
+        Largest relative residual of a sample.
     certificate : float
         Largest certified error ‖x − x*‖₂, (CERT); infinite where γ ≥ 1 or unknown.
     error : float
@@ -163,7 +164,8 @@ def examine(
         (B, n) ↦ J x, row by row.
     b : (B, n) array
     gamma : float
-        A bound of ‖J‖₂ for (CERT), where one is known.
+        A bound of ‖J‖₂ from above for (CERT), where one is known. The certificate is that of the matrix that
+        ``product`` makes of the unit vectors; nothing is certified for systems that are not taken apart.
     methods : sequence of str
         Names of :data:`ide_ref.solvers.SOLVERS`.
     tol, max_iter
@@ -171,6 +173,20 @@ def examine(
     max_size : int
         Larger systems are solved but not taken apart, and not given to the direct solver.
     """
+    return _examine(product, b, gamma, methods, tol, max_iter, max_size, None)
+
+
+def _examine(
+    product: Product,
+    b: NDArray,
+    gamma: float,
+    methods: Sequence[str],
+    tol: float,
+    max_iter: int,
+    max_size: int,
+    certify: Callable[[NDArray], NDArray] | None,
+) -> SolverReport:
+    """The same with a certificate for any x, (B, n) to (B,), where the system's origin gives one."""
     unknown = [name for name in methods if name not in solvers.SOLVERS]
     if unknown:
         raise ValueError(f"methods has {unknown[0]!r}; expected names of {', '.join(solvers.SOLVERS)}")
@@ -193,26 +209,23 @@ def examine(
         if method == "direct" and n > max_size:
             continue
         begin = time.perf_counter()
-        # An iteration that diverges overflows on its way; the verdict says so.
-        with np.errstate(over="ignore", invalid="ignore"):
-            solution = solvers.solve(method, product, b, tol=tol, max_iter=max_iter)
-            seconds = time.perf_counter() - begin
-            left = solvers.norms(b + product(solution.x) - solution.x)
-            size = solvers.norms(b)
-            relative = np.divide(left, size, out=np.zeros_like(left), where=size > 0)
-        residual = float(np.max(relative))
-        certificate = float(np.max(certified(left, gamma))) if gamma < 1 else float("inf")
+        solution = solvers.solve(method, product, b, tol=tol, max_iter=max_iter)
+        seconds = time.perf_counter() - begin
+        if certify is not None:
+            certificate = float(np.max(certify(solution.x), initial=0.0))
+        elif examined:
+            certificate = float(np.max(certificates.certified(_residual_above(matrices, b, solution.x), gamma)))
+        else:
+            certificate = float("inf")
         error = float("nan") if truth is None else float(np.max(solvers.norms(solution.x - truth)))
-        lost = np.finfo(b.dtype).eps * solvers.norms(solution.x)
-        reach = float(np.max(lost / np.where(size > 0, size, np.inf)))
-        verdict = _verdict(method, residual, reach, solution, tol, max_iter)
         rows.append(
             SolverRow(
                 method,
-                verdict,
+                # The halved iteration has a limit, of another equation.
+                "another equation" if method == "halved" else solution.status,
                 solution.iterations,
                 solution.n_products,
-                residual,
+                float(np.max(solution.relative, initial=0.0)),
                 certificate,
                 error,
                 seconds,
@@ -221,24 +234,15 @@ def examine(
     return SolverReport(tuple(rows), System(n, gamma, radius, condition, smallest, examined), tol)
 
 
-def _verdict(method: str, residual: float, reach: float, solution: solvers.Solution, tol: float, max_iter: int) -> str:
-    """The outcome in words; ``reach`` is the relative residual that x's rounding alone amounts to."""
-    if method == "halved":
-        return "another equation"
-    if np.isnan(residual):
-        return "no solution"
-    if reach > max(tol, 1e-3) and residual <= 1e3 * reach:
-        return "lost to rounding"
-    if residual <= tol:
-        return "converged"
-    if not residual < 1:
-        # Krylov methods never raise the residual; reaching nothing is stagnation, going beyond is divergence.
-        return "stagnated" if residual <= 1 + 1e-6 else "diverged"
-    past = [r for r in solution.history if np.isfinite(r)]
-    half = past[len(past) // 2] if past else residual
-    if solution.n_products < max_iter or residual > 0.9 * half:
-        return "stagnated"
-    return "out of products"
+def _residual_above(matrices: NDArray, b: NDArray, x: NDArray) -> NDArray:
+    """(B,) bounds of ‖b + J x − x‖₂ from above, with the rounding of computing it in float64."""
+    x, b = x.astype(np.float64), b.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = np.einsum("bij,bj->bi", matrices, x)
+        size = np.einsum("bij,bj->bi", np.abs(matrices), np.abs(x))
+        terms = x.shape[1] + 8
+        off = ROUNDOFF * (2 * terms * size + 4 * (np.abs(b) + np.abs(x) + np.abs(y)))
+        return certificates.norm_above(np.abs((b + y) - x) + off + terms * GRAIN)
 
 
 def _matrices(product: Product, n_batch: int, n: int) -> NDArray:
@@ -294,12 +298,11 @@ def cross_examine(
         elsewhere[:, place] = 0
     if elsewhere.any():
         b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere)[2]
-    return examine(
-        jacobian.vjp,
-        b,
-        gamma=contraction(frozen),
-        methods=methods,
-        tol=tol,
-        max_iter=max_iter,
-        max_size=max_size,
-    )
+
+    def certify(x: NDArray) -> NDArray:
+        beta, _ = jacobian.spread_back(x, elsewhere)
+        errors = certificates.beta_error(frozen, jacobian.connections, jacobian.slope, g, beta)
+        return certificates.on_sources(frozen, errors)
+
+    gamma = certificates.contraction_bound(frozen).upper
+    return _examine(jacobian.vjp, b, gamma, methods, tol, max_iter, max_size, certify)

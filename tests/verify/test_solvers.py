@@ -57,9 +57,8 @@ def test_singular_system_is_reported():
     assert any("singular to working precision" in text for text in report.system.warnings)
     assert all(row.verdict != "converged" for row in report.rows), report.table()
     assert np.isnan(report.row("direct").error)
-    assert report.row("direct").verdict == "no solution"
-    # Found by these tests: x grows until b is below its last bit, and the residual comes out as 0.
-    assert report.row("anderson").verdict == "lost to rounding"
+    for method in ("direct", "gmres"):
+        assert report.row(method).verdict == "singular"
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["solvers"][0]["certificate"] is None
 
@@ -93,7 +92,7 @@ def test_indefinite_and_out_of_products():
     assert report.system.smallest == pytest.approx(-1)
     assert report.row("fixed_point").verdict == "diverged"
     slow = examine(*system(np.diag([0.99, 0.5])), gamma=0.99, methods=("fixed_point",), max_iter=50)
-    assert slow.row("fixed_point").verdict == "out of products"
+    assert slow.row("fixed_point").verdict == "out of iterations"
     assert slow.row("fixed_point").error <= slow.row("fixed_point").certificate * (1 + 1e-12)
 
 

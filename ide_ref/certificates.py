@@ -1,0 +1,405 @@
+"""(CERT) in floating point: bounds of the distance to a* and to β that no rounding can break.
+
+A frozen network is a set of floating-point numbers: weights, biases, statistics, masks, V_th. (FP) and (BETA) of
+exactly these numbers have exact solutions, and what is bounded here is the distance to those. With d_l the defect of
+population l's equation at what a solver returned, and N the matrix of ‖W_lk‖₂/V_th,
+
+    e ≤ N e + d,   hence   e ≤ (I − N)⁻¹ d   for a* (with Nᵀ for β),
+
+entry by entry where N has a spectral radius below 1; for one population e ≤ d/(1 − γ), (CERT). Everything enters from
+above: defects are evaluated in float64 beside a running bound of what that rounds off, norms are bounds themselves, and
+the last line is verified, not believed. ``docs/derivations.md``, "In floating point", has the proofs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref.network import Frozen, FrozenConnection
+from ide_ref.norms import ROUNDOFF, raised
+from ide_ref.synapses import to_cells
+
+GRAIN = 2.0**-1074
+"""The smallest positive float64: what a product may lose to underflow."""
+
+_CHUNK = 2**21  # numbers of one array while samples are certified, some at a time
+
+
+class Contraction(NamedTuple):
+    """γ of (COND).
+
+    Attributes
+    ----------
+    value : float
+        As well as it is known.
+    upper : float
+        At least γ, rounding and the search for norms included.
+    """
+
+    value: float
+    upper: float
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing is certified with this γ; empty where something is."""
+        if self.upper < 1.0:
+            return ""
+        if self.value >= 1.0:
+            return f"gamma is {self.value:.6g}, and (CERT) asks for less than 1"
+        return (
+            f"gamma is {self.value:.17g}, which its own error of {self.upper - self.value:.1e} does not tell from 1: "
+            "(CERT) asks for less than 1"
+        )
+
+
+def contraction_bound(frozen: Frozen) -> Contraction:
+    """γ of (COND): a bound of the sweep's Lipschitz constant from operator norms.
+
+    For one layer ‖W‖/V_th; for (LAYERS) the product of the norms over V_th^N; for a graph the 2-norm of the
+    non-negative matrix that carries norms from source to source through one sweep.
+    """
+    net = frozen.network
+    sources = list(net.feedback_sources)
+    if not sources:
+        return Contraction(0.0, 0.0)
+    found = []
+    for upper in (False, True):
+        reach = np.zeros((len(net.populations), len(sources)))
+        unit = dict(zip(sources, np.eye(len(sources)), strict=True))
+        terms = 0
+        for target in range(len(net.populations)):
+            for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
+                if end == target and source >= 0:
+                    given = reach[source] if source < target else unit[source]
+                    reach[target] += (c.norm_bound.upper if upper else c.norm_bound.value) / net.neuron.v_th * given
+                    terms += 3
+        carried = reach[sources]
+        size = float(carried[0, 0]) if len(sources) == 1 else float(np.linalg.norm(carried, 2))
+        found.append(raised(size, terms + (0 if len(sources) == 1 else 16 * len(sources))) if upper else size)
+    return Contraction(*found)
+
+
+def population_norms(frozen: Frozen, *, simulated: bool = False) -> tuple[NDArray, NDArray]:
+    """L and U, (N, N) each: ‖W_lk‖₂/V_th of forward and of feedback connections, row the receiver, from above.
+
+    Parameters
+    ----------
+    simulated : bool
+        Of the connections as the rollout has them.
+    """
+    net = frozen.network
+    n = len(net.populations)
+    forward, feedback = np.zeros((2, n, n))
+    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        if source >= 0:
+            into = forward if source < target else feedback
+            # Parallel connections: the norm of their sum is at most the sum of their norms.
+            norm = (c.simulated if simulated else c).norm_bound.upper
+            into[target, source] = raised(into[target, source] + norm / net.neuron.v_th, 3)
+    return forward, feedback
+
+
+def certified(residual: NDArray, gamma: float) -> NDArray:
+    """(CERT): residual/(1 − γ) rounded upwards, (B,); infinite for γ ≥ 1.
+
+    Parameters
+    ----------
+    residual : (B,) array
+        Upper bounds of the residuals.
+    gamma : float
+        An upper bound of γ.
+    """
+    return resolved(np.array([[gamma]]), np.asarray(residual, np.float64)[:, None])[:, 0]
+
+
+def resolved(N: NDArray, d: NDArray) -> NDArray:
+    """(I − N)⁻¹ d from above, (B, N) for rows d ≥ 0; infinite where a spectral radius of N below 1 is not verified.
+
+    v > 0 with (I − N) v > 0 proves that (I − N)⁻¹ exists and is not negative (Collatz); then e is an upper bound as
+    soon as (I − N) e ≥ d. Both are checked with all roundings against them.
+    """
+    n = len(N)
+    infinite = np.full(d.shape, np.inf)
+    # 1 − N_ll is exact or off by one rounding, so that one population's γ close to 1 loses nothing.
+    diagonal = 1.0 - np.diag(N)
+    if not (np.all(np.isfinite(N)) and np.all(diagonal > 0)):
+        return infinite
+    others = N - np.diag(np.diag(N))
+
+    def from_below(v: NDArray) -> NDArray:
+        """(I − N) v for v ≥ 0, rows."""
+        return diagonal * v * (1.0 - 8.0 * ROUNDOFF) - v @ others.T * (1.0 + (n + 8.0) * ROUNDOFF) - n * GRAIN
+
+    M = np.diag(diagonal) - others
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        try:
+            v = np.linalg.solve(M, np.ones(n))
+            # A bound of the size that is wanted, to be raised along v until it is one.
+            scale = np.max(d, axis=1, keepdims=True, initial=0.0)
+            safe = np.where((scale > 0) & np.isfinite(scale), scale, 1.0)
+            e = np.maximum(np.linalg.solve(M, (d / safe).T).T, 0.0)
+        except np.linalg.LinAlgError:
+            return infinite
+        reach = from_below(v)
+        if not (np.all(v > 0) and np.all(reach > 0)):
+            return infinite
+        wanted = d / safe * (1.0 + 4.0 * ROUNDOFF) + 4.0 * GRAIN
+        missing = np.maximum(wanted - from_below(e) * (1.0 - 4.0 * ROUNDOFF), 0.0) + 4.0 * GRAIN
+        along = np.max(missing / reach, axis=1, keepdims=True) * (1.0 + 8.0 * ROUNDOFF)
+        bound = (e + along * v) * safe * (1.0 + 16.0 * ROUNDOFF) + 16.0 * GRAIN
+        bound = np.where(np.all(d == 0, axis=1, keepdims=True), 0.0, bound)
+        return np.where(np.isfinite(d).all(axis=1, keepdims=True) & np.isfinite(bound), bound, np.inf)
+
+
+def inverse(A: NDArray) -> NDArray:
+    """(I − A)⁻¹ from above, (N, N); infinite where a spectral radius below 1 is not verified."""
+    return resolved(A, np.eye(len(A))).T
+
+
+def why_not(frozen: Frozen, connections: Sequence[FrozenConnection] | None = None) -> str:
+    """Why nothing can be certified for a network; empty where something can."""
+    connections = frozen.connections if connections is None else connections
+    if coupled(connections, frozen.network.ends):
+        return "the samples of a batch are coupled through its statistics, so none has a bound of its own"
+    N = np.add(*population_norms(frozen))
+    if np.all(np.isfinite(resolved(N, np.ones((1, len(N)))))):
+        return ""
+    radius = float(np.max(np.abs(np.linalg.eigvals(N)))) if np.all(np.isfinite(N)) else math.inf
+    if radius >= 1.0:
+        return f"gamma, the block radius of the norms, is at least 1 ({radius:.6g}), and (CERT) asks for less"
+    return f"1 - gamma is {1.0 - radius:.1e}, which the error of the norms does not tell from 0"
+
+
+class Near(NamedTuple):
+    """A float64 array and how far it may be from the exact one, entry by entry, both (B, n)."""
+
+    value: NDArray
+    error: NDArray
+
+    @classmethod
+    def exactly(cls, value: NDArray) -> Near:
+        """A given array."""
+        value = np.asarray(value, np.float64)
+        return cls(value, np.zeros_like(value))
+
+    def part(self, where: slice) -> Near:
+        """Some of its columns."""
+        return Near(self.value[:, where], self.error[:, where])
+
+    def plus(self, other: Near) -> Near:
+        """The sum, with its rounding."""
+        value = self.value + other.value
+        return Near(value, (self.error + other.error + ROUNDOFF * np.abs(value)) * (1.0 + 8.0 * ROUNDOFF))
+
+    def times(self, factor: NDArray | float) -> Near:
+        """The product with a given factor, with its rounding."""
+        value = self.value * factor
+        error = self.error * np.abs(factor) + ROUNDOFF * np.abs(value) + GRAIN
+        return Near(value, error * (1.0 + 8.0 * ROUNDOFF))
+
+    def over(self, divisor: float) -> Near:
+        """The quotient by a given divisor, with its rounding."""
+        value = self.value / divisor
+        error = self.error / abs(divisor) + ROUNDOFF * np.abs(value) + GRAIN
+        return Near(value, error * (1.0 + 8.0 * ROUNDOFF))
+
+    def norm(self) -> NDArray:
+        """(B,) upper bounds of the exact rows' Euclidean norms; infinite where the range was left."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return norm_above(np.abs(self.value) + self.error)
+
+
+def norm_above(size: NDArray) -> NDArray:
+    """Euclidean norms along the last axis of an array ≥ 0, rounded upwards; infinite where it is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = size.max(axis=-1, initial=0.0)
+        safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+        total = np.sum(np.square(size / safe[..., None]), axis=-1)
+        bound = safe * np.sqrt(total) * (1.0 + (size.shape[-1] + 16.0) * ROUNDOFF) + np.sqrt(size.shape[-1]) * GRAIN
+        return np.where(np.isnan(bound) | ~np.isfinite(largest), np.inf, np.where(largest > 0, bound, 0.0))
+
+
+class Map:
+    """A frozen connection in float64, s ↦ keep ⊙ (scale ⊙ (W s + bias − mean) + shift), with its rounding."""
+
+    def __init__(self, c: FrozenConnection, rows: slice) -> None:
+        self.synapse = c.synapse
+        self.taps = c.taps.astype(np.float64)
+        self.sizes = np.abs(self.taps)
+        n_taps, c_in, c_out = self.taps.shape
+        self.fan_in = n_taps * c_in
+        self.fan_out = n_taps * (1 if c.synapse.depthwise else c_out)
+        self.keep = None if c.keep is None else c.keep[rows].astype(np.float64)
+        self.bias = self._spread(c.bias)
+        self.scale = self.mean = self.shift = None
+        if c.norm is not None:
+            self.scale, self.mean, self.shift = (self._spread(v) for v in (c.norm.scale, c.norm.mean, c.norm.bias))
+
+    def _spread(self, values: NDArray | None) -> NDArray | None:
+        """Values of the receiving channels, (1, n_to)."""
+        return None if values is None else self.synapse.out_channels(values.astype(np.float64))[None]
+
+    def linear(self, s: Near) -> Near:
+        """keep ⊙ scale ⊙ W s."""
+        out = self._product(self.synapse.apply, self.fan_in, s)
+        out = out if self.scale is None else out.times(self.scale)
+        return out if self.keep is None else out.times(self.keep)
+
+    def absolute(self) -> Map:
+        """The map of all sizes: its output and rounding at |s| are no smaller than this one's anywhere within."""
+        made = copy.copy(self)
+        made.taps = self.sizes
+        for name in ("keep", "bias", "scale", "shift"):
+            value = getattr(self, name)
+            setattr(made, name, None if value is None else np.abs(value))
+        made.mean = None if self.mean is None else -np.abs(self.mean)
+        return made
+
+    def output(self, s: Near) -> Near:
+        """The connection's output for given rates."""
+        out = self._product(self.synapse.apply, self.fan_in, s)
+        if self.bias is not None:
+            out = out.plus(Near.exactly(self.bias))
+        if self.scale is not None and self.mean is not None and self.shift is not None:
+            out = out.plus(Near.exactly(-self.mean)).times(self.scale).plus(Near.exactly(self.shift))
+        return out if self.keep is None else out.times(self.keep)
+
+    def adjoint(self, v: Near) -> Near:
+        """Transpose of ``linear``."""
+        v = v if self.keep is None else v.times(self.keep)
+        v = v if self.scale is None else v.times(self.scale)
+        return self._product(self.synapse.adjoint, self.fan_out, v)
+
+    def _product(self, product, terms: int, s: Near) -> Near:  # type: ignore[no-untyped-def]
+        """W s or Wᵀ s: sums of ``terms`` products, whatever their order, fused or not."""
+        value = product(self.taps, np.ascontiguousarray(s.value))
+        # A sum of K products is off by at most K u/(1 − K u) times the sum of their sizes; 2 more for safety in K.
+        share = (terms + 2.0) * ROUNDOFF / (1.0 - (terms + 2.0) * ROUNDOFF)
+        error = product(self.sizes, np.ascontiguousarray(s.error + share * np.abs(s.value)))
+        return Near(value, error * (1.0 + 2.0 * (terms + 8.0) * ROUNDOFF) + (terms + 2.0) * GRAIN)
+
+
+def chunks(frozen: Frozen, n_batch: int) -> list[slice]:
+    """Samples by as many as fit in a moderate memory."""
+    step = max(1, _CHUNK // (frozen.network.state_size + math.prod(frozen.network.input_shape)))
+    return [slice(lo, min(lo + step, n_batch)) for lo in range(0, n_batch, step)]
+
+
+def coupled(connections: Sequence[FrozenConnection], ends: Sequence[tuple[int, int]]) -> bool:
+    """Whether a connection between populations joins the samples of a batch: then none has a bound of its own."""
+    return any(
+        (c.couples or c.joins_samples) and source >= 0 for c, (source, _) in zip(connections, ends, strict=True)
+    )
+
+
+def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice, *, simulated: bool = False) -> list[Near]:
+    """p_l = Σ W_lk a_k + F_l x + b_l of every population at given rates, for some samples.
+
+    Parameters
+    ----------
+    x_mean : (B, *input_shape) array
+    a : (B, n) array
+        Rates that all connections read.
+    rows : slice
+        Of samples.
+    simulated : bool
+        With the connections as the rollout has them.
+    """
+    net = frozen.network
+    x = Near.exactly(to_cells(x_mean[rows], net.input_shape))
+    rates = Near.exactly(a[rows])
+    found = [Near.exactly(np.zeros((len(rates.value), population.size))) for population in net.populations]
+    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        sent = x if source < 0 else rates.part(net.place(source))
+        found[target] = found[target].plus(Map(c.simulated if simulated else c, rows).output(sent))
+    return found
+
+
+def equilibrium_error(
+    frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip", *, simulated: bool = False
+) -> NDArray:
+    """(B, N) upper bounds of ‖a_l − a*_l‖₂ for any rates; infinite where nothing is certified.
+
+    Parameters
+    ----------
+    x_mean : (B, *input_shape) array
+    a : (B, n) array
+    sigma : {"clip", "relu"}
+    simulated : bool
+        With the connections as the rollout has them.
+    """
+    N = np.add(*population_norms(frozen, simulated=simulated))
+    return resolved(N, defects(frozen, x_mean, a, sigma, simulated=simulated))
+
+
+def defects(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip", *, simulated: bool = False) -> NDArray:
+    """(B, N) upper bounds of ‖σ(p_l/V_th) − a_l‖₂ at given rates: how far each population is from (FP).
+
+    Infinite where samples are coupled through batch statistics, or numbers leave the range of float64.
+
+    Parameters
+    ----------
+    simulated : bool
+        With the connections as the rollout has them.
+    """
+    net = frozen.network
+    bounds = np.full((len(a), len(net.populations)), np.inf)
+    if coupled(frozen.connections, net.ends):
+        return bounds
+    upper = 1.0 if sigma == "clip" else np.inf
+    for rows in chunks(frozen, len(a)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            for i, p in enumerate(pre_activations(frozen, x_mean, a, rows, simulated=simulated)):
+                quotient = p.over(net.neuron.v_th)
+                rates = Near(np.clip(quotient.value, 0.0, upper), quotient.error)
+                bounds[rows, i] = rates.plus(Near.exactly(-a[rows, net.place(i)].astype(np.float64))).norm()
+    return bounds
+
+
+def beta_error(
+    frozen: Frozen, connections: Sequence[FrozenConnection], slope: NDArray, g: NDArray, beta: NDArray
+) -> NDArray:
+    """(B, N) upper bounds of ‖β_l − β*_l‖₂, from the defects of β_l = g_l + Σ_{l→k} (1/V_th) W_klᵀ m_k β_k.
+
+    M/V_th is exact where the slope is not 0. Infinite where samples are coupled through batch statistics, or numbers
+    leave the range of float64.
+
+    Parameters
+    ----------
+    connections : sequence of FrozenConnection
+        As they are linearised.
+    slope, g, beta : (B, n) arrays
+        M/V_th, ∂L/∂a, and the β to judge, of all populations.
+    """
+    net = frozen.network
+    bounds = np.full((len(beta), len(net.populations)), np.inf)
+    if coupled(connections, net.ends):
+        return bounds
+    for rows in chunks(frozen, len(beta)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            left = []
+            for i in range(len(net.populations)):
+                place = net.place(i)
+                left.append(Near.exactly(g[rows, place]).plus(Near.exactly(-beta[rows, place].astype(np.float64))))
+            for c, (source, target) in zip(connections, net.ends, strict=True):
+                if source < 0:
+                    continue
+                place = net.place(target)
+                sent = np.where(slope[rows, place] != 0, beta[rows, place], 0.0)
+                arrived = Map(c, rows).adjoint(Near.exactly(sent).over(net.neuron.v_th))
+                left[source] = left[source].plus(arrived)
+            for i, part in enumerate(left):
+                bounds[rows, i] = part.norm()
+    return resolved(np.add(*population_norms(frozen)).T, bounds)
+
+
+def on_sources(frozen: Frozen, bounds: NDArray) -> NDArray:
+    """(B,) bound over the feedback sources together, from those of the populations (B, N)."""
+    sources = list(frozen.network.feedback_sources)
+    return norm_above(bounds[:, sources]) if sources else np.zeros(len(bounds))

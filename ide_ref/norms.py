@@ -1,0 +1,155 @@
+"""Operator norms of connections: a value, and a bound from above that holds in floating point.
+
+Small maps are decomposed whole. A large convolution is bounded by its symbol: zero padding and a finite picture only
+cut a window out of the convolution on the infinite grid, so its norm is at most the largest singular value of the
+symbol over all frequencies. ``docs/derivations.md``, "In floating point", has the proofs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref.constraints import leading_singular_pair
+from ide_ref.synapses import AvgPool2d, ConvTranspose2d, Dense, Synapse
+
+EXACT_SIZE = 1024
+"""A map with at most so many rows and columns gets its norm from a full decomposition."""
+
+ROUNDOFF = 2.0**-53
+"""Unit roundoff of float64."""
+
+_LAPACK = 8.0  # singular and eigenvalues are off by at most so many roundoffs a row or column, relative to the largest
+_PER_DEGREE = 16  # frequencies of the grid for each degree of the symbol
+
+
+class Norm(NamedTuple):
+    """‖A‖₂ of a linear map.
+
+    Attributes
+    ----------
+    value : float
+        As well as it is known; for large maps from a search, which stops from below.
+    upper : float
+        At least ‖A‖₂, rounding included.
+    """
+
+    value: float
+    upper: float
+
+    def times(self, factor: float) -> Norm:
+        """Of the map times a factor that is not negative."""
+        return Norm(self.value * factor, raised(self.upper * factor, 1))
+
+
+def raised(x: float, n: float) -> float:
+    """x ≥ 0 with room for n roundings, and for those of doing so."""
+    return x * (1.0 + (n + 4.0) * ROUNDOFF) + (n + 4.0) * 2.0**-1074
+
+
+def operator_norm(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> Norm:
+    """‖scale ⊙ W‖₂ of a synapse at its input size.
+
+    Parameters
+    ----------
+    taps : (K, C_in, C_out) array
+        W.
+    scale : (C,) array or None
+        A factor for each receiving channel, None for 1.
+    """
+    taps = taps.astype(np.float64)
+    factors = None if scale is None else synapse.out_channels(scale.astype(np.float64))
+    n = max(synapse.n_in, synapse.n_out)
+    if n <= EXACT_SIZE or isinstance(synapse, Dense):
+        W = synapse.apply(taps, np.eye(synapse.n_in)).T
+        W = W if factors is None else factors[:, None] * W
+        return matrix_norm(W)
+    value = _searched(synapse, taps, factors)
+    upper = _symbol_bound(synapse, taps, scale)
+    return Norm(min(value, upper), upper)
+
+
+def matrix_norm(W: NDArray) -> Norm:
+    """‖W‖₂ of a matrix (m, n), each of whose entries may be off by one rounding."""
+    m, n = W.shape
+    if not np.all(np.isfinite(W)):
+        return Norm(math.inf, math.inf)
+    if m == 1 or n == 1:
+        # One vector: its length, scaled so that no square leaves the range.
+        largest = float(np.abs(W).max())
+        value = largest * math.sqrt(float(np.sum(np.square(W / largest)))) if largest > 0 else 0.0
+        return Norm(value, raised(value, W.size + 4 if W.size > 1 else 0))
+    if max(m, n) <= EXACT_SIZE:
+        value = float(np.linalg.svd(W, compute_uv=False)[0])
+        # The entries' own rounding changes the norm by less than ‖|W|‖ ≤ √min(m, n) ‖W‖ times a roundoff.
+        return Norm(value, raised(value, _LAPACK * max(m, n) + math.sqrt(min(m, n))))
+    from scipy.linalg import eigvalsh
+
+    gram = W @ W.T if m <= n else W.T @ W
+    k = len(gram)
+    largest = max(float(eigvalsh(gram, subset_by_index=[k - 1, k - 1])[0]), 0.0)
+    # Each entry of the product is off by max(m, n) roundoffs of |W| |W|ᵀ, whose norm is at most ‖W‖_F².
+    frobenius = float(np.sum(np.square(W)))
+    off = ROUNDOFF * (_LAPACK * k * largest + 2.0 * (max(m, n) + 4) * frobenius)
+    return Norm(math.sqrt(largest), raised(math.sqrt(largest + off), 8))
+
+
+def _searched(synapse: Synapse, taps: NDArray, factors: NDArray | None) -> float:
+    """The norm of a large map by Golub-Kahan bidiagonalisation: never above the true one but for rounding."""
+
+    def apply(v: NDArray) -> NDArray:
+        out = synapse.apply(taps, v[None])[0]
+        return out if factors is None else factors * out
+
+    def adjoint(u: NDArray) -> NDArray:
+        return synapse.adjoint(taps, (u if factors is None else factors * u)[None])[0]
+
+    start = np.random.default_rng(0).standard_normal(synapse.n_in)
+    return leading_singular_pair(apply, adjoint, start, tol=1e-8).value
+
+
+def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> float:
+    """The largest singular value of a convolution's symbol, from above.
+
+    With stride s every window sees s² phases of the picture, each at most ⌈k/s⌉ positions wide, plus one where the
+    padding is no multiple of s. |symbol|² between the points of a grid of N frequencies is at most 1/cos(π d/N) times
+    its largest value on the grid, d the degree, along each of the two axes (Riesz).
+    """
+    kernel, stride, padding = synapse.kernel, synapse.stride, synapse.padding  # type: ignore[attr-defined]
+    weights = taps if scale is None else taps * scale.astype(np.float64)
+    blocks = weights.reshape(kernel, kernel, *taps.shape[1:])
+    if not isinstance(synapse, ConvTranspose2d):  # whose windows are the senders
+        blocks = blocks.transpose(0, 1, 3, 2)
+    # A pool has a scalar kernel for each channel: one symbol each, the channels as a batch.
+    blocks = blocks.reshape(kernel, kernel, -1, 1, 1) if isinstance(synapse, AvgPool2d) else blocks[:, :, None]
+    # blocks: (k, k, batch, windows' channels, picture's channels)
+    step, phase = np.divmod(np.arange(kernel) - padding, stride)
+    step -= step.min()
+    degree = int(step.max())
+    n_points = 1 if degree == 0 else _PER_DEGREE * degree
+    wave = np.exp(2j * np.pi * np.outer(np.arange(n_points), step) / n_points)
+    worst = 0.0
+    # The matrices are real, so opposite frequencies have conjugate symbols: half of the first axis will do.
+    for i in range(n_points // 2 + 1):
+        rows = np.zeros((stride, kernel, *blocks.shape[2:]), np.complex128)
+        for t in range(kernel):
+            rows[phase[t]] += wave[i, t] * blocks[t]
+        for j in range(n_points):
+            symbol = np.zeros((stride, stride, *blocks.shape[2:]), np.complex128)
+            for t in range(kernel):
+                symbol[:, phase[t]] += wave[j, t] * rows[:, t]
+            # (batch, windows' channels, phases · picture's channels)
+            matrix = symbol.transpose(2, 3, 0, 1, 4).reshape(blocks.shape[2], blocks.shape[3], -1)
+            gram = matrix @ matrix.conj().transpose(0, 2, 1)
+            if matrix.shape[1] > matrix.shape[2]:
+                gram = matrix.conj().transpose(0, 2, 1) @ matrix
+            frobenius = float(np.max(np.sum(np.abs(matrix) ** 2, axis=(1, 2))))
+            top = float(np.max(np.linalg.eigvalsh(gram)[:, -1]))
+            k = gram.shape[-1]
+            slack = ROUNDOFF * (_LAPACK * k * top + 4.0 * (max(matrix.shape[1:]) + 2 * kernel + 8) * frobenius)
+            worst = max(worst, top + slack)
+    between = 1.0 if degree == 0 else 1.0 / math.cos(math.pi * degree / n_points)
+    return raised(math.sqrt(worst) * between, 32)

@@ -1,0 +1,258 @@
+"""What is certified bounds the true error, and what is called converged solves the equation: against exact rationals.
+
+``python tests/trust.py`` draws thousands of the same systems.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from graphs import cases
+from hypothesis import given
+from hypothesis import strategies as st
+from trust import HONEST, judge_network, judge_system, solve_exactly
+
+from ide_ref import (
+    IF,
+    Connection,
+    Dense,
+    Network,
+    Population,
+    Readout,
+    backward,
+    build,
+    certificates,
+    find_equilibrium,
+    freeze,
+    simulate,
+)
+from ide_ref.certificates import Near, certified, contraction_bound, norm_above, resolved
+from ide_ref.solvers import NotConverged, accept, norms, solve
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(seed=seeds)
+def test_no_certified_error_is_below_the_true_one(seed):
+    for what, gamma, bound, error in judge_network(np.random.default_rng(seed)):
+        assert bound >= error, (what, gamma, bound, error)
+
+
+@given(seed=seeds)
+def test_what_is_called_converged_solves_the_equation(seed):
+    for method, status, tol, relative, rounding in judge_system(np.random.default_rng(seed)):
+        if status == "converged":
+            assert relative <= tol * (1 + 1e-6) + rounding, method
+
+
+def one_neuron(weight: float, dtype):
+    """One neuron that feeds itself, at rest in the middle of σ's slope."""
+    network = build("1 (F1)", input_shape=(1,), n_classes=2, neuron=IF(1.0), batch_norm=False, restriction=None)
+    params = network.init(np.random.default_rng(0), dtype=dtype)
+    params["feedback.weight"] = np.full((1, 1), weight, dtype)
+    params["input.bias"] = np.full(1, 0.3 * (1 - weight), dtype)
+    params["input.weight"] = np.zeros((1, 1), dtype)
+    return freeze(network, params)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("method", HONEST)
+def test_one_neuron_close_to_gamma_one(method, gap, dtype):
+    """β = 0.7/(1 − w) by hand: γ comes closer to 1 than a residual can be told from its own rounding."""
+    weight = float(dtype(1 - gap))
+    frozen = one_neuron(weight, dtype)
+    state = find_equilibrium(frozen, np.zeros((1, 1), dtype), method="newton", tol=1e-3, allow_unconverged=True)
+    d_logits = np.array([[0.7, 0.0]], dtype)
+    back = backward(frozen, state, d_logits, solver=method, tol=1e-6, max_iter=50, allow_unconverged=True)
+    g, _ = frozen.read_out_pull_back(state, d_logits)
+    if weight == 1.0:
+        assert np.all(np.isinf(back.certificate))
+        assert back.why_not == "gamma, the block radius of the norms, is at least 1 (1), and (CERT) asks for less"
+        return
+    exact = Fraction(float(g[0, 0])) / (1 - Fraction(weight))
+    assert back.certificate[0] >= abs(Fraction(float(back.beta[0, 0])) - exact)
+    assert np.isfinite(back.certificate[0])
+    assert back.why_not == ""
+
+
+@given(n=st.integers(1, 5), seed=seeds, gap=st.floats(-12, -0.3), size=st.floats(-300, 290))
+def test_the_last_line_of_the_certificate_is_verified(n, seed, gap, size):
+    """resolved is at least (I − N)⁻¹ d, in rational arithmetic, up to spectral radii that touch 1."""
+    rng = np.random.default_rng(seed)
+    N = rng.random((n, n)) * (rng.random((n, n)) < 0.7)
+    radius = np.max(np.abs(np.linalg.eigvals(N)))
+    if radius > 1e-8:
+        N *= (1 - 10**gap) / radius
+    d = rng.random((2, n)) * (rng.random((2, n)) < 0.7) * 10.0**size
+    found = resolved(N, d)
+    M = [[(i == j) - Fraction(float(N[i, j])) for j in range(n)] for i in range(n)]
+    for row, bound in zip(d, found, strict=True):
+        exact = solve_exactly(M, [Fraction(float(v)) for v in row])
+        if exact is None or min(exact) < 0:
+            assert np.all(np.isinf(bound)) or not any(row)
+        elif np.all(np.isfinite(bound)):
+            assert all(Fraction(float(b)) >= e for b, e in zip(bound, exact, strict=True))
+    if n == 1:
+        assert np.all(np.isfinite(found))
+        np.testing.assert_array_equal(found[:, 0], certified(d[:, 0], float(N[0, 0])))
+
+
+def test_nothing_is_certified_at_and_beyond_one():
+    for gamma in (1.0, 1.5, np.inf, np.nan):
+        assert np.all(np.isinf(certified(np.array([0.5, 1e-300]), gamma)))
+    assert np.all(np.isinf(certified(np.array([np.inf, np.nan]), 0.5)))
+    assert certified(np.array([0.5]), 0.5)[0] == pytest.approx(1.0, rel=1e-14)
+    assert certified(np.array([0.5]), 0.5)[0] >= 1.0
+
+
+@given(seed=seeds, size=st.floats(-320, 300))
+def test_running_errors_cover_their_rounding(seed, size):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(2, 1, 6)) * 10.0**size
+    factor, divisor = rng.normal(size=6), float(rng.uniform(0.1, 3))
+    near = Near(x, np.abs(x) * 1e-3).plus(Near.exactly(y)).times(factor).over(divisor)
+    for shift in (-1, 1):  # at the ends of what is stated of x
+        for j in range(6):
+            start = Fraction(float(x[0, j])) + shift * Fraction(float(abs(x[0, j]) * 1e-3))
+            exact = (start + Fraction(float(y[0, j]))) * Fraction(float(factor[j])) / Fraction(divisor)
+            assert abs(Fraction(float(near.value[0, j])) - exact) <= Fraction(float(near.error[0, j]))
+    squares = sum(Fraction(float(v)) ** 2 for v in x[0])
+    bound = norm_above(np.abs(x))[0]
+    assert np.isinf(bound) or Fraction(float(bound)) ** 2 >= squares
+
+
+@given(case=cases(contractive=True))
+def test_coupled_samples_have_no_certificate_and_others_have(case):
+    """Any graph below (COND): a finite certificate for a* and β, of every population and so of the sources."""
+    state = find_equilibrium(case.frozen, case.x)
+    assert np.all(np.isfinite(state.errors))
+    assert state.errors.shape == (len(case.x), len(case.network.populations))
+    gamma = contraction_bound(case.frozen)
+    assert 0 <= gamma.value <= gamma.upper < 1
+    assert gamma.why_not == ""
+
+
+def test_why_nothing_is_certified():
+    problem = one_neuron(2.0, np.float64)
+    state = find_equilibrium(problem, np.zeros((1, 1)), method="newton", allow_unconverged=True)
+    assert "at least 1 (2), and (CERT) asks for less" in state.why_not
+    assert contraction_bound(problem).why_not == "gamma is 2, and (CERT) asks for less than 1"
+    touching = certificates.Contraction(1 - 1e-16, 1 + 1e-15)
+    assert "which its own error of 1.2e-15 does not tell from 1" in touching.why_not
+
+
+# --- what counts as solved -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", HONEST)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_singular_system_is_not_solved_by_growing_x(method, dtype):
+    """J = I has no solution; x that outgrows b until b + J x − x rounds to 0 is none."""
+    for J in (np.eye(1), np.eye(3), np.full((2, 2), 0.5)):
+        b = np.ones((2, len(J)), dtype)
+        solution = solve(method, lambda v, J=J.astype(dtype): v @ J.T, b, tol=1e-3, max_iter=300)
+        assert solution.status != "converged", (J, solution)
+
+
+def test_a_diverging_relu_network_is_not_at_rest():
+    for weight, tol in ((2.0, 1e-13), (1.5, 1e-6), (1.0, 1e-3)):
+        for dtype in (np.float32, np.float64):
+            frozen = one_neuron(weight, dtype)
+            frozen = freeze(frozen.network, {**frozen.params, "input.bias": np.ones(1, dtype)})
+            for method in ("iterate", "anderson", "newton"):
+                if weight > 1 and method != "iterate":
+                    continue
+                with pytest.raises(NotConverged):
+                    find_equilibrium(frozen, np.zeros((1, 1), dtype), sigma="relu", method=method, tol=tol)
+            state = find_equilibrium(
+                frozen, np.zeros((1, 1), dtype), sigma="relu", tol=tol, allow_unconverged=True, max_iter=3000
+            )
+            assert state.status == ("diverged" if weight > 1 else "out of iterations")
+
+
+def test_divergence_tells_when_it_showed():
+    """Three steps towards the solution, then away from it: |J| = 2 along a direction that b hardly has."""
+    J = np.diag([0.1, 2.0])
+    solution = solve("fixed_point", lambda v: v @ J.T, np.array([[1.0, 1e-6]]), tol=1e-12, max_iter=200)
+    assert solution.status == "diverged"
+    least = int(np.argmin(solution.history))
+    assert least > 2
+    assert solution.diverged_at == least + 1
+
+
+def test_statuses_of_the_judge():
+    x, b = np.array([[2.0, 0.0]]), np.array([[1.0, 0.0]])
+    y = x - b
+    assert accept(x, y, b, 1e-9).status == "converged"
+    assert accept(x, y, b, 1e-17).status == "lost to rounding"
+    assert accept(x + 1, y, b, 1e-9).status == "out of iterations"
+    assert accept(x + 1, y, b, 1e-9, stalled=True).status == "stagnated"
+    assert accept(x + 1, y, b, 1e-9, singular=True).status == "singular"
+    assert accept(1e17 * x, 1e17 * x, b, 1e-9).status == "singular"
+    assert accept(np.nan * x, y, b, 1e-9).status == "diverged"
+    assert accept(x + 1, y, b, 1e-9, history=[1.0] * 8 + [2.0]).status == "diverged"
+    assert accept(np.zeros((2, 2)), np.zeros((2, 2)), np.zeros((2, 2)), 0.0).status == "converged"
+    assert accept(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 2)), 0.0).status == "converged"
+
+
+@given(n=st.integers(0, 9), size=st.floats(-320, 305), seed=seeds, dtype=st.sampled_from([np.float32, np.float64]))
+def test_norms_of_rows_of_any_size(n, size, seed, dtype):
+    with np.errstate(over="ignore", under="ignore"):
+        x = (np.random.default_rng(seed).normal(size=(3, n)) * 10.0**size).astype(dtype)
+    x = x[np.all(np.isfinite(x), axis=1)]
+    exact = [sum(Fraction(float(v)) ** 2 for v in row) for row in x]
+    for found, square in zip(norms(x), exact, strict=True):
+        if np.isinf(found):
+            assert square > (Fraction(float(np.finfo(dtype).max)) / 2) ** 2
+        else:
+            slack = Fraction(float(4 * np.finfo(dtype).eps)) * (n + 2)
+            grain = Fraction(float(np.finfo(dtype).smallest_subnormal)) * (n + 2)
+            assert Fraction(float(found)) ** 2 <= square * (1 + slack) ** 2 + 4 * grain**2
+            assert (Fraction(float(found)) + grain) ** 2 * (1 + slack) ** 2 >= square
+    assert np.isnan(norms(np.full((1, 2), np.nan, dtype))[0])
+    assert np.isinf(norms(np.array([[np.inf, 1.0]], dtype))[0])
+
+
+@pytest.mark.parametrize("method", HONEST)
+@pytest.mark.parametrize(("dtype", "sizes"), [(np.float64, (-290, -170, 150, 300)), (np.float32, (-30, -24, 20, 36))])
+def test_tiny_and_huge_right_hand_sides_are_solved(method, dtype, sizes):
+    J = np.array([[0.0, 0.5], [-0.25, 0.1]])
+    for size in sizes:
+        b = (np.array([[1.0, -2.0], [0.5, 0.25]]) * 10.0**size).astype(dtype)
+        solution = solve(method, lambda v: (v @ J.T.astype(v.dtype)), b, tol=1e-5, max_iter=100)
+        assert solution.converged, (size, solution.status)
+        exact = np.linalg.solve(np.eye(2) - J.astype(dtype), b.T.astype(np.float64)).T
+        np.testing.assert_allclose(solution.x, exact, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", HONEST)
+def test_right_hand_sides_of_other_types(method):
+    b = np.array([[1.0, 2.0]])
+    swapped = b.astype(b.dtype.newbyteorder())
+    solution = solve(method, lambda v: 0.5 * v, swapped, tol=1e-9)
+    np.testing.assert_allclose(solution.x, 2 * b)
+    assert solution.x.dtype == np.float64
+    for dtype in (np.float16, np.longdouble):
+        with pytest.raises(ValueError, match=r"b is (float16|longdouble|float128); expected float32 or float64"):
+            solve(method, lambda v: v / 2, b.astype(dtype), tol=1e-3)
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="b has values that are NaN or infinite; expected finite ones"):
+            solve(method, lambda v: v / 2, np.full((1, 2), value), tol=1e-3)
+
+
+def test_beta_of_a_network_that_left_the_range_is_no_solution():
+    """The right-hand side of (BETA) may itself overflow, on its way back from a population that sends no feedback."""
+    populations = (Population("a", (1,)), Population("b", (1,)))
+    connections = (
+        Connection("in", "input", "a", Dense((1,), (1,))),
+        Connection("back", "a", "a", Dense((1,), (1,))),
+        Connection("on", "a", "b", Dense((1,), (1,))),
+    )
+    network = Network((1,), populations, connections, Readout("b", Dense((1,), (2,))), IF(1.0))
+    params = {name: np.zeros_like(value) for name, value in network.init(np.random.default_rng(0), dtype="f4").items()}
+    params["on.weight"][:], params["readout.weight"][:] = 1e25, 1e20
+    frozen = freeze(network, params)
+    rates = simulate(frozen, np.zeros((1, 1), np.float32), 4)
+    with np.errstate(over="ignore"), pytest.raises(NotConverged, match="right-hand side has left the range of float32"):
+        backward(frozen, rates, np.ones((1, 2), np.float32))
