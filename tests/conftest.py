@@ -4,6 +4,8 @@ import os
 import statistics
 import sys
 
+import numba
+import pytest
 from hypothesis import HealthCheck, settings
 
 # As the command does: threads of libgomp that wait by spinning for long starve the working ones on a busy machine.
@@ -14,6 +16,14 @@ unhurried = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, derandomize=True, **unhurried)
 settings.register_profile("thorough", max_examples=500, **unhurried)
 settings.load_profile("quick")
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    """Strategies draw the number of threads, and a test that fails leaves it where it was."""
+    before = numba.get_num_threads()
+    yield
+    numba.set_num_threads(before)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 
+import numba
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from ide_ref import IF, LIF, Connection, Dense, Frozen, Network, Population, Readout, Restriction, freeze
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Synapse, to_cells
 
-N_BATCH = 4
+MAX_THREADS = min(2, numba.config.NUMBA_NUM_THREADS)
+"""Threads that are drawn: with two, a batch is divided."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Case:
     frozen: Frozen
     n_steps: int
     training: bool
+    n_threads: int
 
     def _repr_pretty_(self, printer, cycle) -> None:
         connections = "\n".join(map(str, self.network.connections))
         printer.text(
-            f"x {self.x.shape}, training={self.training}, T={self.n_steps}, {self.network.neuron}\n{connections}"
+            f"x {self.x.shape}, training={self.training}, T={self.n_steps}, {self.network.neuron}, "
+            f"{self.n_threads} threads\n{connections}"
         )
 
     @property
@@ -192,8 +196,12 @@ def cases(
     """A graph of populations: chain, skips, feedback paths, several of each, every kind of synapse.
 
     ``exact``: weights, inputs and masks whose sums have no rounding. ``contractive``: weights scaled so that
-    (COND) holds, whatever was drawn.
+    (COND) holds, whatever was drawn. Batches are of 1 to 9 samples, so that the products for few samples and for many
+    are both taken. From here on Numba runs the drawn number of threads; conftest restores it after the test.
     """
+    n_threads = draw(st.integers(1, MAX_THREADS))
+    numba.set_num_threads(n_threads)
+    n_batch = draw(st.integers(1, 9))
     n_steps = draw(st.integers(1, 9))
     leaks = [1.0] if dtype == np.float32 else [1.0, 0.5, 0.75] if exact else [1.0, 0.9]
     leak = draw(st.sampled_from(leaks))
@@ -237,9 +245,9 @@ def cases(
     if contractive:
         params = _scaled(network, params)
     params = {name: np.asarray(value, dtype) for name, value in params.items()}
-    size = (N_BATCH, *input_shape)
+    size = (n_batch, *input_shape)
     if draw(st.booleans()):
-        shape = (N_BATCH, n_steps, *input_shape)
+        shape = (n_batch, n_steps, *input_shape)
         x = ((rng.random(shape) < 0.4) * rng.integers(1, 3, shape)).astype(dtype)
     else:
         x = np.asarray(rng.integers(-16, 33, size) / 16 if exact else rng.normal(0.5, 1, size), dtype)
@@ -247,7 +255,7 @@ def cases(
     for array in (x, *params.values()):
         array.flags.writeable = False
     frozen = freeze(network, params, x, training=training, rng=rng)
-    return Case(network, params, x, rng.integers(0, 3, N_BATCH), frozen, n_steps, training)
+    return Case(network, params, x, rng.integers(0, 3, n_batch), frozen, n_steps, training, n_threads)
 
 
 def _scaled(network: Network, params: dict[str, NDArray]) -> dict[str, NDArray]:

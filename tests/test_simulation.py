@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 import pytest
-from graphs import apply, average, cases
+from graphs import MAX_THREADS, apply, average, cases
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -125,16 +125,12 @@ def wide_case(n_batch=70, n_steps=9):
     return freeze(network, params), rng.normal(size=(n_batch, 53)), n_steps
 
 
-def max_threads():
-    return min(2, numba.config.NUMBA_NUM_THREADS)
-
-
-@given(cut=st.integers(0, 70), threads=st.integers(1, max_threads()))
+@given(cut=st.integers(0, 70), threads=st.integers(1, MAX_THREADS))
 def test_no_bit_depends_on_batch_split_or_threads(cut, threads):
     frozen, x, n_steps = wide_case()
     before = numba.get_num_threads()
     try:
-        numba.set_num_threads(max_threads())
+        numba.set_num_threads(MAX_THREADS)
         whole = simulate(frozen, x, n_steps)
         numba.set_num_threads(threads)
         parts = [simulate(frozen, part, n_steps) for part in (x[:cut], x[cut:]) if len(part)]
