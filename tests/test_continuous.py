@@ -5,13 +5,14 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from graphs import synapses_between
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from theorems import ends_of, note_tightness, system_of
 
 from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, continuous, freeze, simulate
 from ide_ref.continuous import Pieces, Pulses, kernel_total, simulate_continuous
-from ide_ref.synapses import AvgPool2d, Conv2d
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d
 from ide_ref.theory import conditions, continuous_envelope, continuous_error_bound
 
 INF = np.inf
@@ -106,6 +107,45 @@ def test_without_delay_the_order_at_an_instant_is_the_documented_one():
     # What arrives at an instant is added before any neuron is asked: the inhibition at 1 comes in time.
     run = simulate_continuous(dense(0, [[1.5, -1.0]]), Pulses(np.array([1.0, 1.0]), np.array([0, 1])), np.array([2.0]))
     assert run.spike_times.size == 0
+
+
+@given(
+    gaps=st.lists(st.floats(-3, 4), min_size=1, max_size=12),
+    tau=st.sampled_from([0.5, 1.0, 7.0]),
+    level=st.sampled_from([-2.0, 0.0, 0.4, 0.9]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_leaky_neuron_forgets_what_is_long_ago(gaps, tau, level, seed):
+    """Pulses 10^-3 to 10^4 time constants apart, on a constant drive that alone comes to ``level`` < V_th = 1."""
+    weights = np.random.default_rng(seed).uniform(-1.5, 2.5, 3)
+    neurons = np.arange(len(gaps)) % 3
+    times = tau * np.cumsum(10.0 ** np.array(gaps))
+    assume(np.all(np.diff(times) > 0))
+    u, before, expected, spikes = 0.0, 0.0, [], []
+    for t, neuron in zip(times, neurons, strict=True):
+        u = level + (u - level) * np.exp(-(t - before) / tau) + weights[neuron]
+        assume(abs(u - round(u)) > 1e-6)
+        n = max(0, int(np.floor(u)))
+        u, before = u - n, t
+        expected.append(u)
+        spikes += n * [t]
+    run = simulate_continuous(dense(0, [weights], b=[level / tau]), Pulses(times, neurons), times, tau=tau)
+    np.testing.assert_array_equal(run.spike_times, spikes)
+    np.testing.assert_allclose(run.u[:, 0], expected, rtol=0, atol=1e-9)
+
+
+@given(tau=st.sampled_from([0.5, 1.0, 3.0]), part=st.floats(0.01, 0.2), seed=st.integers(0, 2**32 - 1))
+def test_no_spike_comes_before_the_pulse_that_led_to_it(tau, part, seed):
+    """A pulse leaves 60 neurons a few roundings below threshold, which they reach in a few roundings of time."""
+    before = tau * part * np.random.default_rng(seed).uniform(0.5, 1)
+    short = np.arange(60) * 2.0**-53
+    # The drive alone would come to 5 V_th, and to V_th at 0.22 tau.
+    weights = 5.0 * np.exp(-before / tau) - 4.0 - short
+    frozen = dense(np.zeros((60, 60)), weights[:, None], b=np.full(60, 5.0 / tau))
+    run = simulate_continuous(frozen, Pulses(np.array([before]), np.array([0])), np.array([2 * before]), tau=tau)
+    assert run.spike_times[0] >= before
+    assert np.all(np.diff(run.spike_times) >= 0)
+    assert run.spike_times.size >= 60
 
 
 def test_a_new_drive_takes_effect_at_its_edge():
@@ -306,6 +346,24 @@ def test_if_error_is_of_order_one_over_t_and_lif_keeps_a_floor(delay):
     assert np.median(late) > 0.01
 
 
+@pytest.mark.parametrize("gamma", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("ends", [[(-1, 0), (0, 0)], [(-1, 0), (0, 1), (1, 0)]])
+def test_the_envelope_holds_for_the_slowest_disturbance_it_allows(gamma, ends):
+    """E(t) = N E(t − Δ) + R/(t V_th) itself: drawn runs are gentler, and would not miss the factor 2."""
+    sizes = [5] * (max(t for _, t in ends) + 1)
+    system = system_of(IF(), sizes, ends, np.random.default_rng(0), gamma, n_batch=1)
+    found, delay = conditions(system.frozen), 0.25
+    assert found.block < 1
+    N, R = found.forward + found.feedback, np.ones(len(sizes))
+    times = delay * np.arange(1, 6001)
+    series, e = [], np.zeros(len(sizes))
+    for t in times:
+        e = N @ e + R / (t * system.v_th)
+        series.append(e)
+    envelope = continuous_envelope(found, system.v_th, R, np.max(series, axis=0), times, delay)
+    assert np.all(np.array(series) <= envelope * (1 + 1e-12))
+
+
 def test_beyond_one_nothing_is_promised():
     frozen = dense([[0, 1.5], [-1.5, 0]], [[1], [1]])
     run = simulate_continuous(frozen, np.ones(1), np.array([50.0]))
@@ -384,6 +442,51 @@ def test_convolutions_and_pooling_are_the_same_matrix(kind):
     part = simulate_continuous(frozen, x, at, tau=6.0, delay=0.5, max_events=3)
     assert part.a.shape == part.drive.shape == (0, 15)
     assert_same_bits(simulate_continuous(frozen, x, at, tau=6.0, delay=0.5, resume=part), run)
+
+
+PICTURES = [(2, 4, 4), (2, 2, 2), (3, 2, 2), (3, 4, 4), (1, 3, 2)]
+
+
+@pytest.mark.parametrize("kind", [Dense, Conv2d, ConvTranspose2d, AvgPool2d])
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), tau=st.sampled_from([INF, 2.0]), spikes=st.booleans())
+def test_every_synapse_carries_its_own_charge(kind, data, seed, tau, spikes):
+    """Forward, from the input and back, with nothing of a batch normalisation at its neutral value: what the event
+    loop adds spike by spike is what the linear map makes of the average rates."""
+    pairs = [pair for pair in itertools.product(PICTURES, PICTURES) if of_kind(kind, *pair)]
+    sender, receiver = data.draw(st.sampled_from(pairs))
+    forth = data.draw(st.sampled_from(of_kind(kind, sender, receiver)))
+    back = data.draw(st.sampled_from(of_kind(kind, receiver, sender) or [None]))
+    connections = [
+        Connection("input", "input", "a1", Dense(sender, sender), bias=True),
+        Connection("forth", "a1", "a2", forth, bias=True, batch_norm=True),
+        Connection("skip", "input", "a2", forth, batch_norm=True),
+    ]
+    if back is not None:
+        connections.append(Connection("back", "a2", "a1", back, batch_norm=True))
+    network = Network(
+        sender,
+        (Population("a1", sender), Population("a2", receiver)),
+        tuple(connections),
+        Readout("a2", Dense(receiver, (2,))),
+        IF(1.0),
+    )
+    rng = np.random.default_rng(seed)
+    params = network.init(rng)
+    for name, value in params.items():
+        if name.endswith(("bn_weight", "running_var")):
+            params[name] = rng.uniform(0.1, 1.0, value.shape)
+        elif name.endswith(("bias", "running_mean")):
+            params[name] = rng.normal(0.3, 0.3, value.shape)
+    x = rng.normal(0.5, 1, sender)
+    if spikes:
+        x = Pulses(np.sort(rng.uniform(0, 5, 40)), rng.integers(0, x.size, 40))
+    times = np.array([0.7, 2.0, 5.0])
+    run = simulate_continuous(freeze(network, params), x, times, tau=tau, delay=0.125, max_events=2000)
+    assert run.balance_error <= 1e-10 * max(1, np.abs(run.u).max(initial=0))
+
+
+def of_kind(kind, sender, receiver):
+    return [synapse for synapse in synapses_between(sender, receiver, False) if isinstance(synapse, kind)]
 
 
 # --- storms, refusals -------------------------------------------------------------------------------
@@ -479,6 +582,22 @@ def test_the_room_for_spikes_may_run_out_at_any_time(problem, room):
         for name in ("spike_times", "spike_neurons", "times", "u", "u_end", "a"):
             np.testing.assert_array_equal(getattr(grown, name), getattr(once, name))
         assert (grown.completed, grown.t_end, grown.n_deliveries) == (True, once.t_end, once.n_deliveries)
+
+
+@given(problem=problems(), budget=st.integers(1, 60))
+def test_what_a_budget_leaves_is_the_beginning_of_the_whole_run(problem, budget):
+    """Of times that are spikes' own too, at one of which the budget ends: there is no potential there yet."""
+    system, x, _, times, tau, delay = problem
+    first = simulate_continuous(system.frozen, x, times, tau=tau, delay=delay)
+    asked = np.unique(np.concatenate([times, first.spike_times[(first.spike_times > 0)]]))
+    whole = simulate_continuous(system.frozen, x, asked, tau=tau, delay=delay)
+    run = simulate_continuous(system.frozen, x, asked, tau=tau, delay=delay, max_events=budget)
+    n = run.times.size
+    assert run.completed == (whole.spike_times.size <= budget)
+    assert n == (asked.size if run.completed else np.count_nonzero(asked < run.t_end))
+    for name in ("times", "a", "a_delayed", "drive", "recurrent", "u"):
+        np.testing.assert_array_equal(getattr(run, name), getattr(whole, name)[:n], err_msg=name)
+    np.testing.assert_array_equal(run.spike_times, whole.spike_times[: run.spike_times.size])
 
 
 def test_a_budget_takes_no_memory_of_its_own():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import apply, cases
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ide_ref import (
@@ -23,7 +23,8 @@ from ide_ref import (
     solve,
 )
 from ide_ref.constraints import running_update
-from ide_ref.implicit import hebbian
+from ide_ref.implicit import hebbian, solve_beta
+from ide_ref.profiles import Profile, authors
 from ide_ref.solvers import SOLVERS, require
 from ide_ref.verify import check_gradient
 
@@ -97,8 +98,7 @@ def test_beta_and_gradients_of_every_graph_are_the_dense_ones(case, recompute):
     g = np.zeros_like(p)
     matrix = frozen.network.readout.synapse.to_taps(case.params["readout.weight"])[0]
     g[:, place] = d_logits @ matrix.T
-    system = np.eye(p.shape[1]) - W.swapaxes(1, 2) * slope[:, None, :]
-    beta = np.linalg.solve(system, g[:, :, None])[:, :, 0]
+    beta = dense_beta(W, slope, g)
     np.testing.assert_allclose(back.beta, beta, atol=1e-12)
 
     # (HEBB) of the connections that nothing is folded into.
@@ -115,6 +115,92 @@ def test_beta_and_gradients_of_every_graph_are_the_dense_ones(case, recompute):
         if c.bias:
             bias = post.reshape(-1, c.synapse.out_shape[0]).sum(axis=0)
             np.testing.assert_allclose(back.gradients[f"{c.name}.bias"], bias, atol=1e-12)
+
+
+@given(
+    case=cases(contractive=True),
+    seed=st.integers(0, 2**32 - 1),
+    solver=st.sampled_from(HONEST),
+    some=st.booleans(),
+)
+def test_beta_of_a_loss_of_any_populations_is_the_dense_one(case, seed, solver, some):
+    """∂L/∂a may lie on feedback sources, on other populations and on both at once."""
+    rng = np.random.default_rng(seed)
+    rates = simulate(case.frozen, case.x, case.n_steps)
+    there = linearise(case.frozen, rates.a, case.frozen.drive(rates.x_mean))
+    g = rng.normal(size=rates.a.shape)
+    for place in case.places():
+        if some and rng.random() < 0.5:
+            g[:, place] = 0
+    forward, feedback, _ = case.blocks()
+    exact = dense_beta(forward + feedback, there.slope, g)
+    beta, delta, solution = solve_beta(there, g, solver=solver, tol=1e-12, max_iter=1000)
+    assert solution.converged
+    size = 1e-9 * (1 + np.linalg.norm(exact, axis=1).max())
+    np.testing.assert_allclose(beta, exact, rtol=0, atol=size)
+    np.testing.assert_allclose(delta, there.slope * exact, rtol=0, atol=size)
+
+
+def dense_beta(W, slope, g):
+    """β = g + Wᵀ (1/V_th) M β of every sample, W (B, n, n) of all connections between populations."""
+    system = np.eye(g.shape[1]) - W.swapaxes(1, 2) * slope[:, None, :]
+    return np.linalg.solve(system, g[:, :, None])[:, :, 0]
+
+
+@given(
+    n=st.integers(1, 130),
+    still=st.integers(0, 130),
+    n_batch=st.integers(1, 9),
+    solver=st.sampled_from(HONEST),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(n=100, still=64, n_batch=8, solver="anderson", seed=0)
+@example(n=100, still=99, n_batch=9, solver="anderson", seed=1)
+@example(n=130, still=0, n_batch=9, solver="anderson", seed=2)
+def test_samples_that_are_done_at_different_times_have_their_own_beta(n, still, n_batch, solver, seed):
+    """Some samples have few neurons on σ's slope and are done at once; the first ``still`` neurons get no feedback,
+    so that only what lies behind them changes from one iterate to the next."""
+    network = build(f"{n} (F{n})", input_shape=(2,), n_classes=3, neuron=IF(), batch_norm=False, restriction=None)
+    rng = np.random.default_rng(seed)
+    params = network.init(rng)
+    W = rng.normal(size=(n, n))
+    W = 1.8 * W / np.linalg.norm(W, 2)
+    W[:, :still] = 0
+    params["feedback.weight"] = W
+    share = rng.permutation(np.linspace(0, 1, n_batch))[:, None]
+    drive = np.where(rng.random((n_batch, n)) < share, 1.0, -50.0)
+    there = linearise(freeze(network, params), np.zeros((n_batch, n)), drive)
+    g = rng.normal(size=(n_batch, n))
+    exact = dense_beta(np.repeat(W[None], n_batch, axis=0), there.slope, g)
+    beta, delta, solution = solve_beta(there, g, solver=solver, tol=1e-12, max_iter=1000)
+    size = 1e-9 * (1 + np.linalg.norm(exact, axis=1).max())
+    np.testing.assert_allclose(beta, exact, rtol=0, atol=size)
+    np.testing.assert_allclose(delta, there.slope * exact, rtol=0, atol=size)
+    # What is claimed is true of the β returned.
+    rest = g + (there.slope * beta) @ W - beta
+    np.testing.assert_allclose(solution.residual, np.linalg.norm(rest, axis=1), rtol=0, atol=size)
+
+
+@pytest.mark.parametrize("profile", [Profile(sweep_first=True), Profile(batch_statistics_in_beta=True), authors(3)])
+@given(case=cases(contractive=True), solver=st.sampled_from([name for name in HONEST if name != "direct"]))
+def test_under_a_profile_every_solver_finds_the_gradient_of_the_dense_one(profile, case, solver):
+    """Two linearisations at once, or samples that are coupled: where a solver claims a solution, it is the same."""
+    frozen = case.frozen
+    if not (case.is_train and len(case.x) == 1):  # an unbiased variance takes two samples
+        rng = np.random.default_rng(0)
+        frozen = freeze(case.network, case.params, case.x, training=True, rng=rng, profile=profile)
+    rates = simulate(frozen, case.x, case.n_steps)
+    d_logits = loss_gradient(frozen, rates, case.y)
+    exact = backward(frozen, rates, d_logits, solver="direct", tol=1e-11, allow_unconverged=True)
+    found = backward(frozen, rates, d_logits, solver=solver, tol=1e-11, max_iter=300, allow_unconverged=True)
+    # Coupled by their statistics, samples need not have a contraction.
+    assume(exact.solution.converged and found.solution.converged)
+    scale = 1 + np.abs(exact.beta).max()
+    assume(scale < 1e3)
+    np.testing.assert_allclose(found.beta, exact.beta, rtol=0, atol=1e-8 * scale)
+    for name, gradient in exact.gradients.items():
+        size = 1e-8 * scale * (1 + np.abs(gradient).max())
+        np.testing.assert_allclose(found.gradients[name], gradient, rtol=0, atol=size, err_msg=name)
 
 
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
@@ -247,13 +333,16 @@ def test_alpha_beyond_its_clamp_has_no_gradient(alpha):
         np.testing.assert_array_equal(beyond[name], at_the_clamp[name])
 
 
-@given(case=cases())
-def test_running_statistics_follow_the_batch(case):
-    rates = simulate(case.frozen, case.x, case.n_steps)
-    d_logits = loss_gradient(case.frozen, rates, case.y)
-    back = backward(case.frozen, rates, d_logits, solver="direct", tol=1e-3, allow_unconverged=True)
+@given(case=cases(), twice=st.booleans())
+def test_running_statistics_follow_the_batch(case, twice):
+    """Once, but under ``statistics_twice`` those of static input, which then are the batch's own."""
+    profile, rng = Profile(statistics_twice=twice), np.random.default_rng(0)
+    frozen = freeze(case.network, case.params, case.x, training=case.training, rng=rng, profile=profile)
+    rates = simulate(frozen, case.x, case.n_steps)
+    d_logits = loss_gradient(frozen, rates, case.y)
+    back = backward(frozen, rates, d_logits, solver="direct", tol=1e-3, allow_unconverged=True)
     expected = set()
-    for c, kept, (source, _) in zip(case.network.connections, case.frozen.connections, case.pairs, strict=True):
+    for c, kept, (source, _) in zip(case.network.connections, frozen.connections, case.pairs, strict=True):
         if c.restriction:
             expected.add(f"{c.name}.singular_vector")
         if not c.batch_norm:
@@ -264,7 +353,10 @@ def test_running_statistics_follow_the_batch(case):
         for part, value in (("running_mean", z.mean(axis=0)), ("running_var", z.var(axis=0))):
             name = f"{c.name}.{part}"
             expected.add(name)
-            np.testing.assert_allclose(back.statistics[name], running_update(case.params[name], value), atol=1e-12)
+            running = running_update(case.params[name], value)
+            if twice and case.training and source < 0 and not case.is_train:
+                running = running_update(running, value)
+            np.testing.assert_allclose(back.statistics[name], running, atol=1e-12)
     assert set(back.statistics) == expected
     case.network.check_params({**case.params, **back.statistics})
 

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from graphs import apply, cases
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ide_ref import (
@@ -27,7 +27,7 @@ from ide_ref import (
 from ide_ref.constraints import EPSILON
 from ide_ref.network import _finite
 from ide_ref.profiles import PAPER, Profile
-from ide_ref.synapses import Conv2d, ConvTranspose2d
+from ide_ref.synapses import Conv2d, ConvTranspose2d, to_cells
 
 
 def make(*connections, populations=(("a", (4,)), ("b", (3,))), readout=None):
@@ -249,6 +249,21 @@ def test_evaluation_does_not_depend_on_the_batch():
     assert frozen.connections[0].keep is None
 
 
+@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+def test_a_network_frozen_on_one_batch_may_be_used_for_another(case, seed):
+    """The drive is that of the input given, whatever was computed when the batch's statistics were taken."""
+    own = case.frozen.mean_input(case.x)
+    other = np.random.default_rng(seed).normal(size=own.shape)
+    for x_mean in (own, own.copy(), other):
+        cells = to_cells(x_mean, case.network.input_shape)
+        expected = np.zeros((len(x_mean), case.network.state_size))
+        for (source, target), (A, constant) in zip(case.pairs, case.affine(), strict=True):
+            if source < 0:
+                expected[:, case.places()[target]] += apply(A, cells) + constant
+        size = 1e-12 * (1 + np.abs(expected).max())
+        np.testing.assert_allclose(case.frozen.drive(x_mean), expected, rtol=0, atol=size)
+
+
 def test_masks_come_from_the_generator():
     network = layer(dropout=0.5)
     params, x = network.init(np.random.default_rng(0)), np.ones((6, 3))
@@ -373,6 +388,57 @@ def test_pictures_that_do_not_fit_point_at_the_place():
         build("4C3s-4C3s (F4C3u)", input_shape=(1, 9, 9), n_classes=2, neuron=IF())
     with pytest.raises(ValueError, match="position 1: '2C0' does not fit: Conv2d has kernel 0"):
         build("2C0 (F2)", input_shape=(1, 2, 2), n_classes=2, neuron=IF())
+
+
+@given(
+    leak=st.sampled_from([0.3, 0.5, 0.9, 0.95, 1.0]),
+    n_steps=st.integers(1, 12),
+    n_batch=st.integers(1, 9),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_long_average_of_a_leaky_train_is_too_large_by_its_factor(leak, n_steps, n_batch, seed):
+    """``long_average``: (1 − λ^{2T})/(1 − λ^{T+1}) for a spike train and LIF, 1 for IF and for static input."""
+    network = build("4", input_shape=(3,), n_classes=2, neuron=IF() if leak == 1 else LIF(leak))
+    x = np.random.default_rng(seed).normal(size=(n_batch, n_steps, 3))
+    weights = leak ** np.arange(n_steps - 1.0, -1.0, -1.0)
+    mean = np.einsum("t,btn->bn", weights, x) / weights.sum()
+    factor = 1.0 if leak == 1 else (1 - leak ** (2 * n_steps)) / (1 - leak ** (n_steps + 1))
+    profile = Profile(long_average=True)
+    np.testing.assert_allclose(network.mean_input(x), mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(network.mean_input(x, profile=profile), factor * mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal(network.mean_input(x[:, 0], profile=profile), x[:, 0])
+
+
+@given(
+    structure=st.sampled_from([("4 (F4)", (3,)), ("3C3 (F3C3)", (2, 3, 3))]),
+    scale=st.sampled_from([1e-2, 0.1, 1.0]),
+    n_batch=st.integers(2, 9),
+    n_steps=st.integers(1, 9),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_spikes_are_normalised_by_the_unbiased_variance_on_request(structure, scale, n_batch, n_steps, seed):
+    """``unbiased_spike_statistics``: a rollout is that of running statistics whose root is that of v + 1e-8."""
+    network = build(structure[0], input_shape=structure[1], n_classes=2, neuron=LIF())
+    rng = np.random.default_rng(seed)
+    params = network.init(rng)
+    params["input.weight"] = scale * params["input.weight"]
+    params |= {name: rng.normal(0.5, 0.5, params[name].shape) for name in ("input.bn_weight", "input.bn_bias")}
+    x = 1.0 * (rng.random((n_batch, n_steps, *network.input_shape)) < 0.5)
+    frozen = freeze(network, params, x, training=True, profile=Profile(unbiased_spike_statistics=True))
+    connection = network.connections[0]
+    z = connection.synapse.apply(
+        connection.synapse.to_taps(params["input.weight"]), to_cells(network.mean_input(x), network.input_shape)
+    )
+    z = z.reshape(-1, connection.synapse.out_shape[0]) + params["input.bias"]
+    variance = z.var(axis=0, ddof=1)
+    assume(variance.min() > 2 * EPSILON)
+    replaced = {"input.running_mean": z.mean(axis=0), "input.running_var": variance + 1e-8 - EPSILON}
+    expected = simulate(freeze(network, params | replaced), x, n_steps)
+    # A potential at its threshold may be rounded to either side.
+    assume(expected.margin.min() > 1e-7)
+    found = simulate(frozen, x, n_steps)
+    np.testing.assert_array_equal(found.a, expected.a)
+    np.testing.assert_allclose(found.u, expected.u, rtol=0, atol=1e-10 * (1 + np.abs(expected.u).max()))
 
 
 def test_the_gradient_passes_through_the_batch_of_a_hidden_normalisation_on_request():

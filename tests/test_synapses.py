@@ -111,7 +111,9 @@ def draw_synapse(data, kind):
     weight = rng.normal(size=synapse.weight_shape)
     # Sparse and dense samples take different ways through the kernels.
     share = data.draw(st.sampled_from([0.0, 0.2, 0.5, 1.0]))
-    pre, post = (rng.normal(size=(2, n)) * (rng.random((2, n)) < share) for n in (synapse.n_in, synapse.n_out))
+    n_batch = data.draw(st.integers(1, 9))
+    sizes = (n_batch, synapse.n_in), (n_batch, synapse.n_out)
+    pre, post = (rng.normal(size=size) * (rng.random(size) < share) for size in sizes)
     for array in (weight, pre, post):
         array.flags.writeable = False
     return synapse, loop, weight, pre, post
@@ -171,6 +173,27 @@ def test_a_sample_does_not_depend_on_the_others(kind, data):
     for product, cells in ((synapse.apply, pre), (synapse.adjoint, post)):
         alone = np.concatenate([product(taps, row[None]) for row in cells])
         np.testing.assert_array_equal(product(taps, cells), alone)
+
+
+@kinds
+@given(data=st.data(), dtype=st.sampled_from([np.float32, np.float64]), some=st.booleans(), beside=st.integers(0, 2))
+def test_an_adjoint_is_added_to_what_is_there(kind, data, dtype, some, beside):
+    """To an array of its own or to columns of a wider one; of chosen samples, the others untouched."""
+    synapse, _, weight, _, post = draw_synapse(data, kind)
+    taps, post = synapse.to_taps(weight).astype(dtype), post.astype(dtype)
+    wide = np.random.default_rng(0).normal(size=(len(post), synapse.n_in + 2 * beside)).astype(dtype)
+    before, columns = wide.copy(), slice(beside, beside + synapse.n_in)
+    chosen = np.ones(len(post), np.bool_)
+    some = some and len(post) > 1
+    if some:
+        chosen[:] = data.draw(st.lists(st.booleans(), min_size=len(post), max_size=len(post)))
+    out = wide[:, columns]
+    assert synapse.adjoint(taps, post, out, chosen if some else None) is out
+    expected = before.copy()
+    expected[:, columns][chosen] += synapse.adjoint(taps, post)[chosen]
+    np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-13)
+    expected[:, columns][chosen] = wide[:, columns][chosen]
+    np.testing.assert_array_equal(wide, expected)
 
 
 @kinds
@@ -252,6 +275,13 @@ def test_matmul_is_the_product_to_rounding(rows, depth, columns, seed, dtype):
     assert out.dtype == dtype
     bound = depth * np.finfo(dtype).eps * (np.abs(x).astype(float) @ np.abs(w).astype(float))
     assert (np.abs(out - x.astype(float) @ w.astype(float)) <= bound).all()
+    there = rng.normal(size=out.shape).astype(dtype)
+    # A chain of additions that begins with what is there, whichever way the weights lie.
+    for weights in (w, np.asfortranarray(w)):
+        total = there.copy()
+        assert matmul(x, weights, total) is total
+        expected = there + x.astype(float) @ w.astype(float)
+        assert (np.abs(total - expected) <= 2 * (bound + depth * np.finfo(dtype).eps * np.abs(there))).all()
 
 
 @given(

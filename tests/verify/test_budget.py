@@ -78,6 +78,81 @@ def test_finite_time_falls_over_time():
         table_over_time(())
 
 
+def test_the_whole_error_is_the_training_gradient_minus_the_exact_one():
+    args = problem("fashion-mnist-400")
+    budget = explain_gradient(*args, 5)
+    whole = budget.to_dict()["parts"][-1]
+    error, exact = (
+        np.concatenate([part[name].ravel() for name in budget.exact])
+        for part in ({name: budget.training[name] - budget.exact[name] for name in budget.exact}, budget.exact)
+    )
+    cosine = error @ exact / (np.linalg.norm(error) * np.linalg.norm(exact))
+    assert abs(cosine) > 0.05
+    assert budget.total.cosine == pytest.approx(cosine, rel=1e-10)
+    assert (whole["name"], whole["cosine"]) == ("whole error", budget.total.cosine)
+    assert whole["norm"] == pytest.approx(np.linalg.norm(error) / np.linalg.norm(exact), rel=1e-10)
+    for name in budget.exact:
+        np.testing.assert_array_equal(budget.total.gradients[name], budget.training[name] - budget.exact[name])
+
+
+def test_the_distance_is_that_of_the_farthest_sample():
+    args = problem("fashion-mnist-400", dropout=0.0)
+    network, params, x, _ = args
+    frozen = ide_ref.freeze(network, params, x, training=True)
+    for n_steps in (1, 7, 40):
+        gap = ide_ref.simulate(frozen, x, n_steps).a - ide_ref.find_equilibrium(frozen, x).a
+        expected = np.linalg.norm(gap, axis=1).max()
+        assert explain_gradient(*args, n_steps).distance == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_finite_time_moves_the_rates_and_then_the_masks(seed):
+    """The formula of one layer with rates and masks of either state: β by masks at a*, outer products at a[T]."""
+    network, params, x, y = problem("fashion-mnist-400", seed=seed, dropout=0.0, batch_norm=False, restriction=None)
+    params = params | {"feedback.weight": 0.5 * params["feedback.weight"]}
+    W, F, b, V = (params[name] for name in ("feedback.weight", "input.weight", "input.bias", "readout.weight"))
+    frozen, v_th = ide_ref.freeze(network, params), network.neuron.v_th
+    star, rates = ide_ref.find_equilibrium(frozen, x).a, ide_ref.simulate(frozen, x, 6).a
+
+    def gradient(of_masks, of_rates):
+        p = of_masks @ W.T + x @ F.T + b
+        slope = ((p >= 0) & (p <= v_th)) / v_th
+        logits = of_rates @ V.T + params["readout.bias"]
+        softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        d_logits = (softmax - np.eye(len(V))[y]) / len(y)
+        g = d_logits @ V
+        delta = np.stack(
+            [m * np.linalg.solve(np.eye(len(W)) - W.T * m, row) for m, row in zip(slope, g, strict=True)]
+        )
+        return {
+            "feedback.weight": delta.T @ of_rates,
+            "input.weight": delta.T @ x,
+            "input.bias": delta.sum(axis=0),
+            "readout.weight": d_logits.T @ of_rates,
+            "readout.bias": d_logits.sum(axis=0),
+        }
+
+    exact, moved, there = gradient(star, star), gradient(star, rates), gradient(rates, rates)
+    budget = explain_gradient(network, params, x, y, 6, solver="gmres", tol=1e-12)
+    assert set(budget.exact) == set(exact)
+    assert budget.part("masks").norm > 1e-3
+    for name in exact:
+        np.testing.assert_allclose(budget.exact[name], exact[name], rtol=0, atol=1e-11)
+        finite, masks = (budget.part(part).gradients[name] for part in ("finite T", "masks"))
+        np.testing.assert_allclose(finite, moved[name] - exact[name], rtol=0, atol=1e-11, err_msg=name)
+        np.testing.assert_allclose(masks, there[name] - moved[name], rtol=0, atol=1e-11, err_msg=name)
+
+
+def test_a_spike_train_is_explained_by_its_first_frames():
+    network, params, _, y = problem("fashion-mnist-400")
+    x = 1.0 * (np.random.default_rng(0).random((4, 6, *network.input_shape)) < 0.3)
+    budgets = explain_over_time(network, params, x, y, (1, 4))
+    for n_steps, budget in zip((1, 4), budgets, strict=True):
+        alone = explain_gradient(network, params, x[:, :n_steps], y, n_steps)
+        assert budget.n_steps == n_steps
+        assert budget.to_dict() == alone.to_dict()
+
+
 def test_batch_norm_and_sweep_have_their_parts():
     args = problem("alexnet-f", batch=6)
     both = Profile(batch_statistics_in_beta=True, sweep_first=True)

@@ -1,6 +1,8 @@
 """The gradient check: exact where it must be, and it bites."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from small import STRUCTURES, problem
 
 import ide_ref
 from ide_ref.verify import check_gradient, sweep_steps
-from ide_ref.verify.gradient import extrapolate, solve_cell
+from ide_ref.verify.gradient import _Point, _Problem, _Task, extrapolate, solve_cell
 
 
 @pytest.mark.parametrize("neuron", [ide_ref.IF(), ide_ref.LIF()], ids=["if", "lif"])
@@ -49,6 +51,47 @@ def test_extrapolation_of_a_function_that_bends(order, bend):
     _, noisy = extrapolate(quotients, 1e-3 / steps, order=order)
     assert 1e-2 <= noisy < 1
     assert extrapolate(quotients[:1], [0.0], order=order)[1] == np.inf
+
+
+@dataclass(frozen=True)
+class AsTold(_Problem):
+    """A problem whose loss along any direction is a given function of the step."""
+
+    loss_at: Callable[[float], float]
+
+    def fine_loss(self, state):
+        return np.longdouble(self.loss_at(0.0))
+
+    def along(self, base, direction, h, method):
+        return _Point(np.longdouble(self.loss_at(h)), False, False)
+
+
+def as_told(loss):
+    network, params, x, y = problem("fashion-mnist-400", batch=1, dropout=0.0)
+    return AsTold(network, params, x, y, True, 0, loss)
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.2, 3.0])
+def test_two_steps_that_agree_are_not_enough(slope):
+    """Orders can agree by chance: a difference is returned when a third step has been seen, not before."""
+    steps = []
+
+    def loss(t):
+        steps.append(t)
+        return slope * t
+
+    found = as_told(loss).difference(
+        None, _Task((0,), {}, 0.1, 0.1), "cell", one_sided=False, enough=1e-8, rounding=1e-18
+    )
+    assert found.value == pytest.approx(slope, rel=1e-12)
+    assert sorted(set(np.abs(steps))) == [0, 0.025, 0.05, 0.1]
+
+
+def test_the_rounding_of_a_loss_is_its_standard_deviation():
+    rng, size = np.random.default_rng(0), 3e-14
+    problem_ = as_told(lambda h: size * rng.normal())
+    found = [problem_.rounding(None, "cell") for _ in range(500)]
+    assert np.sqrt(np.mean(np.square(found))) / size == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist-400", "mnist-64c5"])
