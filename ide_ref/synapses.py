@@ -369,11 +369,14 @@ def _check_windows(cls: type, in_shape: Shape, kernel: int, stride: int, padding
 
 @dataclass(frozen=True)
 class _Windowed(Synapse):
-    """A synapse whose kernel windows slide over the larger picture."""
+    """A synapse whose kernel windows slide over one of its two pictures, a window a position of the other."""
 
     kernel: int
     stride: int
     padding: int
+
+    # Which picture that is cannot be told from the shapes: they may be the same, whatever the stride.
+    windows_over_input = True
 
     def _check(self) -> None:
         """Raise unless both shapes are pictures and the kernel maps one to the other."""
@@ -469,18 +472,15 @@ class _Convolution(_Windowed):
         _taps.hebbian(cells, row, others, others_row, len(pre), *joins, rows, out)
         return out if by_senders else out.transpose(0, 2, 1)
 
-    @property
-    def _picture(self) -> Shape:
-        """Shape of the side that windows slide over."""
-        return self.in_shape
-
-    def _join(self, table: NDArray[np.int32], n_others: int, shape: Shape) -> tuple[NDArray, NDArray, NDArray]:
+    def _join(
+        self, table: NDArray[np.int32], n_others: int, shape: Shape, under_windows: bool
+    ) -> tuple[NDArray, NDArray, NDArray]:
         """What ``_taps.hebbian`` asks for: partners of the positions of ``shape``, their parts, and those of the taps.
 
-        With a stride, a tap meets only those positions of the picture that are congruent to it.
+        With a stride, a tap meets only those positions of the picture under the windows that are congruent to it.
         """
         partners = np.ascontiguousarray(np.where(table < 0, n_others, table).T, np.uint32)
-        if shape != self._picture or self.stride == 1:
+        if not under_windows or self.stride == 1:
             return partners, np.zeros(table.shape[0], np.int64), np.zeros(table.shape[1], np.int64)
         y, x = np.divmod(np.arange(table.shape[0]), shape[2])
         r, c = np.divmod(np.arange(table.shape[1]), self.kernel) - np.int64(self.padding)
@@ -489,11 +489,11 @@ class _Convolution(_Windowed):
 
     @cached_property
     def _joins(self) -> tuple[NDArray, NDArray, NDArray]:
-        return self._join(self.targets, math.prod(self.out_shape[1:]), self.in_shape)
+        return self._join(self.targets, math.prod(self.out_shape[1:]), self.in_shape, self.windows_over_input)
 
     @cached_property
     def _joins_back(self) -> tuple[NDArray, NDArray, NDArray]:
-        return self._join(self.sources, math.prod(self.in_shape[1:]), self.out_shape)
+        return self._join(self.sources, math.prod(self.in_shape[1:]), self.out_shape, not self.windows_over_input)
 
 
 @dataclass(frozen=True)
@@ -536,6 +536,8 @@ class ConvTranspose2d(_Convolution):
 
     output_padding: int = 0
 
+    windows_over_input = False
+
     def __post_init__(self) -> None:
         self._check_output_padding(self.output_padding, self.stride)
         self._check()
@@ -573,10 +575,6 @@ class ConvTranspose2d(_Convolution):
     @property
     def out_axis(self) -> int:
         return 1
-
-    @property
-    def _picture(self) -> Shape:
-        return self.out_shape
 
     @cached_property
     def targets(self) -> NDArray[np.int32]:

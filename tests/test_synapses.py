@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 from graphs import dense_matrix, flat_or_image
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ide_ref.constraints import channel_sums
@@ -46,6 +46,21 @@ def transpose_loop(synapse, weight, x):
     return out
 
 
+def conv_outer(synapse, post, pre):
+    """Derivative of ⟨post, W pre⟩ in the weight, on images."""
+    out = np.zeros(synapse.weight_shape)
+    for r, c, i, j, y, z in windows(synapse, synapse.out_shape, synapse.in_shape):
+        out[:, :, r, c] += post[:, :, i, j].T @ pre[:, :, y, z]
+    return out
+
+
+def transpose_outer(synapse, post, pre):
+    out = np.zeros(synapse.weight_shape)
+    for r, c, i, j, y, z in windows(synapse, synapse.in_shape, synapse.out_shape):
+        out[:, :, r, c] += pre[:, :, i, j].T @ post[:, :, y, z]
+    return out
+
+
 def pool_loop(synapse, weight, x):
     out = np.zeros((len(x), *synapse.out_shape))
     for _, _, i, j, y, z in windows(synapse, synapse.out_shape, synapse.in_shape):
@@ -54,33 +69,48 @@ def pool_loop(synapse, weight, x):
 
 
 # Up to two blocks of four channels and a rest.
-pictures = st.tuples(st.integers(1, 9), st.integers(3, 6), st.integers(3, 6))
+channels = st.integers(1, 9)
+pictures = st.tuples(channels, st.integers(3, 6), st.integers(3, 6))
 kernels_1_to_3 = st.integers(1, 3)
 
 
-@st.composite
-def convolutions(draw):
-    padding = draw(st.none() | st.integers(0, 2))
-    return Conv2d.over(
-        draw(pictures),
-        draw(st.integers(1, 9)),
-        kernel=draw(kernels_1_to_3),
-        stride=draw(st.integers(1, 3)),
-        padding=padding,
-    )
+def conv_size(n, kernel, stride, padding, output_padding):
+    return (n + 2 * padding - kernel) // stride + 1
+
+
+def transposed_size(n, kernel, stride, padding, output_padding):
+    return (n - 1) * stride - 2 * padding + kernel + output_padding
+
+
+def windows_of_one_size(size):
+    """Strided windows (kernel, stride, padding, output padding) and the side lengths that they map to themselves."""
+    found = []
+    for window in itertools.product(range(1, 5), (2, 3), range(5), range(3)):
+        sides = [n for n in range(1, 7) if size(n, *window) == n]
+        if sides and window[3] < window[1]:
+            found.append((window, sides))
+    return found
+
+
+OF_ONE_SIZE = {Conv2d: windows_of_one_size(conv_size), ConvTranspose2d: windows_of_one_size(transposed_size)}
 
 
 @st.composite
-def transposed_convolutions(draw):
-    stride = draw(st.integers(1, 3))
-    return ConvTranspose2d.over(
-        draw(pictures),
-        draw(st.integers(1, 9)),
-        kernel=draw(kernels_1_to_3),
-        stride=stride,
-        padding=draw(st.none() | st.integers(0, 1)),
-        output_padding=draw(st.integers(0, stride - 1)),
-    )
+def convolutions(draw, cls, size):
+    """Half of them map a picture to one of its own shape although they are strided."""
+    if draw(st.booleans()):
+        (kernel, stride, padding, output_padding), sides = draw(st.sampled_from(OF_ONE_SIZE[cls]))
+        in_shape = (draw(channels), draw(st.sampled_from(sides)), draw(st.sampled_from(sides)))
+        out_channels = in_shape[0]
+    else:
+        in_shape, out_channels = draw(pictures), draw(channels)
+        kernel, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        output_padding = draw(st.integers(0, stride - 1))
+        shortest = min(in_shape[1:])
+        paddings = [p for p in range(5) if size(shortest, kernel, stride, p, output_padding) >= 1]
+        padding = draw(st.sampled_from([None, *paddings]))
+    rest = {} if cls is Conv2d else {"output_padding": output_padding}
+    return cls.over(in_shape, out_channels, kernel=kernel, stride=stride, padding=padding, **rest)
 
 
 @st.composite
@@ -96,8 +126,8 @@ def poolings(draw):
 # A kind of synapse joins by a strategy that draws it and the loop that defines it.
 SYNAPSES = {
     "dense": (st.builds(Dense, flat_or_image(), flat_or_image()), dense_loop),
-    "conv": (convolutions(), conv_loop),
-    "transposed": (transposed_convolutions(), transpose_loop),
+    "conv": (convolutions(Conv2d, conv_size), conv_loop),
+    "transposed": (convolutions(ConvTranspose2d, transposed_size), transpose_loop),
     "pool": (poolings(), pool_loop),
 }
 kinds = pytest.mark.parametrize("kind", SYNAPSES)
@@ -109,11 +139,13 @@ def draw_synapse(data, kind):
     synapse = data.draw(strategy)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     weight = rng.normal(size=synapse.weight_shape)
-    # Sparse and dense samples take different ways through the kernels.
-    share = data.draw(st.sampled_from([0.0, 0.2, 0.5, 1.0]))
+    # Sparse and dense samples take different ways through the kernels, and the sparser side is taken by its events.
     n_batch = data.draw(st.integers(1, 9))
-    sizes = (n_batch, synapse.n_in), (n_batch, synapse.n_out)
-    pre, post = (rng.normal(size=size) * (rng.random(size) < share) for size in sizes)
+    shares = data.draw(st.tuples(*[st.sampled_from([0.0, 0.05, 0.3, 1.0])] * 2))
+    pre, post = (
+        rng.normal(size=(n_batch, n)) * (rng.random((n_batch, n)) < share)
+        for n, share in zip((synapse.n_in, synapse.n_out), shares, strict=True)
+    )
     for array in (weight, pre, post):
         array.flags.writeable = False
     return synapse, loop, weight, pre, post
@@ -136,7 +168,17 @@ def test_adjoint_is_the_transpose(kind, data):
     assert forth == pytest.approx(back, abs=1e-12, rel=1e-12)
 
 
-@kinds
+@pytest.mark.parametrize(("kind", "outer"), [("conv", conv_outer), ("transposed", transpose_outer)])
+@settings(max_examples=100)
+@given(data=st.data())
+def test_hebbian_is_the_sum_over_contacts(kind, outer, data):
+    synapse, _, _, pre, post = draw_synapse(data, kind)
+    gradient = synapse.from_taps(synapse.hebbian(post, pre))
+    expected = outer(synapse, from_cells(post, synapse.out_shape), from_cells(pre, synapse.in_shape))
+    np.testing.assert_allclose(gradient, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["dense", "pool"])
 @given(data=st.data())
 def test_hebbian_is_the_derivative(kind, data):
     """⟨post, W pre⟩ is linear in the taps, so its derivative is its value at each unit tap."""
@@ -205,7 +247,9 @@ def test_products_keep_the_dtype(kind, data):
     for narrow, wide in zip((synapse.apply(taps, pre32), synapse.adjoint(taps, post32)), exact, strict=True):
         assert narrow.dtype == np.float32
         np.testing.assert_allclose(narrow, wide, atol=2e-5)
-    assert synapse.hebbian(post32, pre32).dtype == np.float32
+    narrow, wide = synapse.hebbian(post32, pre32), synapse.hebbian(post, pre)
+    assert narrow.dtype == np.float32
+    np.testing.assert_allclose(narrow, wide, atol=2e-4)
 
 
 @kinds

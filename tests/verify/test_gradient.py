@@ -9,6 +9,7 @@ import pytest
 from small import STRUCTURES, problem
 
 import ide_ref
+from ide_ref.synapses import Conv2d
 from ide_ref.verify import check_gradient, sweep_steps
 from ide_ref.verify.gradient import _Point, _Problem, _Task, extrapolate, solve_cell
 
@@ -103,6 +104,26 @@ def test_two_samples_normalised_by_themselves(name):
     report = check_gradient(network, params, x, y)
     assert report.passed, report.table()
     assert report.unresolved == 0, report.table()
+
+
+def test_strided_feedback_from_a_picture_to_one_of_its_own_shape():
+    """A stride and a wide padding together may map a shape to itself."""
+    shape = (2, 3, 3)
+    network = ide_ref.Network(
+        shape,
+        (ide_ref.Population("a1", shape),),
+        (
+            ide_ref.Connection("input", "input", "a1", ide_ref.Dense(shape, shape), bias=True),
+            ide_ref.Connection("feedback", "a1", "a1", Conv2d(shape, shape, 2, 2, 2)),
+        ),
+        ide_ref.Readout("a1", ide_ref.Dense(shape, (2,))),
+        ide_ref.IF(1.0),
+    )
+    rng = np.random.default_rng(0)
+    params = network.init(rng)
+    params["feedback.weight"] *= 0.5
+    report = check_gradient(network, params, rng.normal(0.3, 1, (4, *shape)), np.array([0, 1, 0, 1]), method="cell")
+    assert report.passed, report.table()
 
 
 def gradients_of(network, params, x, y):
