@@ -159,7 +159,11 @@ class ContinuousRun:
 
 def kernel_total(t: NDArray, tau: float) -> NDArray:
     """K(t) = ∫_0^t κ: t for IF, τ_m (1 − exp(−t/τ_m)) for LIF."""
-    return t if np.isinf(tau) else -tau * np.expm1(-t / tau)
+    if np.isinf(tau):
+        return t
+    part = t / tau
+    # In so short a time nothing leaks, and the part may lie below the range of numbers.
+    return np.where(part < _continuous.SHORT, t, -tau * np.expm1(-part))
 
 
 def simulate_continuous(
@@ -179,8 +183,9 @@ def simulate_continuous(
     Between events the potential has a closed form and the next crossing is computed from it. Each spike
     costs in proportion to its receivers. All connections between populations carry the delay; the input
     has none. Of what happens at one instant, first the drive changes, then input spikes arrive, then delayed
-    spikes in the order in which they were fired; then neurons at threshold fire, the lowest index first, each
-    once a turn; without delay a spike arrives before the next neuron fires. Requested times see all of it.
+    spikes in the order in which they were fired; then, as long as any neuron stands at threshold, the one of them with
+    the lowest index fires, so a neuron fires all that it has before a higher index fires at all; without delay its
+    spike arrives before the next is asked. Requested times see all of it.
 
     Parameters
     ----------
@@ -211,6 +216,10 @@ def simulate_continuous(
     ------
     ValueError
         For arguments that do not fit.
+
+    Notes
+    -----
+    Potentials and times are right to rounding for any τ; as it grows, the run tends to that of (IF-C).
     """
     _checks.kind("frozen", frozen, Frozen)
     net = frozen.network
@@ -229,15 +238,16 @@ def simulate_continuous(
         raise ValueError(f"frozen is {frozen.dtype} and made for {kind}; expected float64 for evaluation")
     edges, drives, input_times, input_sources = _inputs(frozen, x)
     blocks = _blocks(frozen, input_times.size > 0)
-    tau_or_0 = 0.0 if np.isinf(tau) else float(tau)
     n, v_th = net.state_size, float(net.neuron.v_th)
+    if not v_th / tau < np.inf:
+        raise ValueError(f"tau is {tau!r}; expected one that is not so short that v_th/tau is beyond float64")
     if resume is None:
         sizes = (n, n, n, n, _continuous.N_CLOCK, _continuous.N_COUNTS)
         arrays = tuple(np.empty(size, dtype) for size, dtype in zip(sizes, "dddqdq", strict=True))
-        _continuous.begin(drives[0], tau_or_0, v_th, *arrays)
+        _continuous.begin(drives[0], tau, v_th, *arrays)
         n_sampled = 0
     else:
-        n_sampled = _check_resumed(resume, net, float(tau), float(delay), times)
+        n_sampled = _check_resumed(resume, net, tau, float(delay), times)
         arrays = tuple(array.copy() for array in resume.state.arrays)
         if resume.state.digest != _digest(arrays[-1], blocks[-1], edges, drives, input_times, input_sources):
             raise ValueError(
@@ -262,7 +272,7 @@ def simulate_continuous(
             edges,
             input_times,
             input_sources + n,
-            tau_or_0,
+            tau,
             v_th,
             float(delay),
             times[n_sampled:],
@@ -294,7 +304,7 @@ def simulate_continuous(
     digest = _digest(counts, blocks[-1], edges, drives, input_times, input_sources)
     return ContinuousRun(
         net,
-        float(tau),
+        tau,
         float(delay),
         reached,
         spike_times,
@@ -416,7 +426,7 @@ def _averages(
     The delay is added to the spikes, as the event loop does: taken from the samples it might round otherwise.
     """
     out = np.empty((samples.size, n))
-    _continuous.weighted_counts(times + delay, neurons, samples, 0.0 if np.isinf(tau) else float(tau), out)
+    _continuous.weighted_counts(times + delay, neurons, samples, tau, out)
     since = samples - delay
     out[since <= 0] = 0
     return out / np.where(since > 0, kernel_total(np.maximum(since, 0.0), tau), 1.0)[:, None]

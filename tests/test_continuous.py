@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from graphs import synapses_between
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from theorems import ends_of, note_tightness, system_of
 
@@ -61,6 +61,28 @@ def test_one_lif_neuron_has_the_logarithmic_interval(ratio, tau):
     np.testing.assert_allclose(run.spike_times, interval * np.arange(1, 9), rtol=1e-12)
     rest = 0.3 * interval
     np.testing.assert_allclose(run.u, [[tau * drive * (1 - np.exp(-rest / tau))]], rtol=1e-9)
+
+
+@settings(max_examples=100)
+@given(
+    log_tau=st.floats(-2, 300),
+    log_excess=st.floats(-2, 3),
+    v_th=st.sampled_from([0.5, 2.0]),
+    fast=st.booleans(),
+)
+def test_intervals_are_right_to_rounding_for_any_time_constant(log_tau, log_excess, v_th, fast):
+    """-τ log1p(−V_th/(τ d)); ``fast`` neurons fire about once a unit of time, others in proportion to τ."""
+    tau = 10.0**log_tau
+    drive = v_th / tau * (1 + 10**log_excess) + (v_th if fast else 0.0)
+    interval = -tau * np.log1p(-v_th / tau / drive)
+    run = simulate_continuous(dense(0, 1, v_th=v_th), np.array([drive]), interval * np.array([20.5, 40.5]), tau=tau)
+    assert run.spike_times.size == 40
+    # How much the interval moves with the drive: near threshold more than in proportion.
+    condition = 1 + 1 / (drive * tau / v_th - 1)
+    np.testing.assert_allclose(run.spike_times, interval * np.arange(1, 41), rtol=1e-14 * condition)
+    rest = -tau * np.expm1(-0.5 * interval / tau) * drive
+    np.testing.assert_allclose(run.u, [[rest], [rest]], rtol=1e-12 * condition)
+    assert run.balance_error <= 1e-13 * condition * v_th * 40
 
 
 def test_a_leaky_neuron_below_threshold_never_fires():
@@ -146,6 +168,20 @@ def test_no_spike_comes_before_the_pulse_that_led_to_it(tau, part, seed):
     assert run.spike_times[0] >= before
     assert np.all(np.diff(run.spike_times) >= 0)
     assert run.spike_times.size >= 60
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5])
+@pytest.mark.parametrize("tau", [INF, 2.0])
+def test_of_neurons_at_threshold_the_lowest_fires_all_it_has_first(delay, tau):
+    events = Pulses(np.array([1.0]), np.array([0]))
+    run = simulate_continuous(dense(np.zeros((3, 3)), [[2.5], [0.5], [3.5]]), events, np.array([1.0]), tau=tau)
+    np.testing.assert_array_equal(run.spike_neurons, [0, 0, 2, 2, 2])
+    # Without delay a spike may lift a lower index, which is then the next.
+    W = np.zeros((3, 3))
+    W[1, 2] = 0.75
+    run = simulate_continuous(dense(W, [[2.5], [0.5], [3.5]]), events, np.array([1.0]), tau=tau, delay=delay)
+    expected = [0, 0, 2, 1, 2, 1, 2] if delay == 0 else [0, 0, 2, 2, 2]
+    np.testing.assert_array_equal(run.spike_neurons, expected)
 
 
 def test_a_new_drive_takes_effect_at_its_edge():
@@ -270,6 +306,20 @@ def test_balance_and_split_in_continuous_time(problem):
     )
     # After everything of an instant has happened no neuron stands at threshold; firing ones are not below 0.
     assert run.u.max() < system.v_th
+
+
+@settings(max_examples=10)
+@given(problem=problems(), log_tau=st.floats(12, 300))
+def test_a_very_slow_leak_is_none(problem, log_tau):
+    system, x, _, times, _, delay = problem
+    run = simulate_continuous(system.frozen, x, times, tau=10.0**log_tau, delay=delay)
+    without = simulate_continuous(system.frozen, x, times, delay=delay)
+    np.testing.assert_array_equal(run.spike_neurons, without.spike_neurons)
+    # What leaks until the end is of the order of a part in 10^10 at most.
+    for name in ("spike_times", "u", "a"):
+        np.testing.assert_allclose(
+            getattr(run, name), getattr(without, name), rtol=1e-11, atol=max(1e-12, 1e5 * 10.0**-log_tau), err_msg=name
+        )
 
 
 def test_charge_balances_after_a_million_spikes():
@@ -667,6 +717,7 @@ def test_what_does_not_go_on_from_a_run_is_refused():
         ({"times": np.array([2.0, 1.0])}, "expected at least one, positive, finite and ascending"),
         ({"times": np.array([1.0, INF])}, "times has shape"),
         ({"tau": 0.0}, "tau is 0.0; expected a positive time constant"),
+        ({"tau": 5e-324}, "tau is 5e-324; expected one that is not so short that v_th/tau is beyond float64"),
         ({"delay": -1.0}, "delay is -1.0; expected a finite number of at least 0"),
         ({"max_events": 0}, "max_events is 0; expected a whole number of at least 1"),
         ({"x": np.ones(2)}, r"x has shape \(2,\); expected \(1,\), one sample"),

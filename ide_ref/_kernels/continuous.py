@@ -1,14 +1,14 @@
 """The event loop of (IF-C) and (LIF-C), and the averages of its spikes.
 
-Potentials are kept in a frame in which nothing moves between events. With z = t − T0 (IF) or
-z = exp((t − T0)/τ) (LIF), where d is a neuron's drive,
+Potentials are kept in a frame in which nothing moves between events. With y = τ (exp((t − T0)/τ) − 1), which is
+t − T0 for IF, whose τ is infinite, and d a neuron's drive,
 
-    IF   u = c + d z,       reaches V at z = (V − c)/d
-    LIF  u = τ d + c/z,     reaches V at z = c/(V − τ d)
+    u = (c + d y) / (1 + y/τ),      reaches V at y = (V − c)/(d − V/τ)
 
-so an arriving spike changes c by w or by w z, no logarithm stands in a crossing, and one exponential serves all
-receivers of an event. The frame moves on (T0 to now) before numbers in it grow large. What rounding takes from c
-is kept in a second number, ``lost``: a neuron held far below threshold would else drift away from its balance.
+so an arriving spike changes c by w (1 + y/τ), no logarithm stands in a crossing, and one exponential serves all
+receivers of an event. All of it is right to rounding for any τ: nothing of the size of τ d is taken from another. The
+frame moves on (T0 to now) before numbers in it grow large. What rounding takes from c is kept in a second number,
+``lost``: a neuron held far below threshold would else drift away from its balance.
 """
 
 import math
@@ -22,17 +22,34 @@ NOW, ORIGIN, FRAME, N_CLOCK = range(4)
 EDGE, INPUT, DELIVERY, SAMPLE = range(4)
 
 
+FAR = 1e15  # exp((t − T0)/τ) beyond which the frame moves
+SHORT = 1e-20  # parts of τ: in so short a time nothing leaks, and dividing by τ might leave the range of numbers
+
+
 @njit(cache=True, nogil=True)
-def _crossing(c, d, z, v_th, tau):
-    """Where in the frame a neuron next fires: z itself if it stands at threshold now, infinity for never."""
-    if tau > 0:
-        gap = v_th - tau * d
-        if c >= gap * z:
-            return z
-        return max(c / gap, z) if gap < 0 else np.inf
-    if c + d * z >= v_th:
-        return z
-    return max((v_th - c) / d, z) if d > 0 else np.inf
+def _frame_of(elapsed, tau):
+    """y so long after T0."""
+    x = elapsed / tau
+    return elapsed if x < SHORT else tau * math.expm1(x)
+
+
+@njit(cache=True, nogil=True)
+def _time_of(y, tau):
+    """How long after T0 that is; infinity for infinity."""
+    x = y / tau
+    return y if x < SHORT or y == np.inf else tau * math.log1p(x)
+
+
+@njit(cache=True, nogil=True)
+def _crossing(c, d, y, v_th, rheobase):
+    """Where in the frame a neuron next fires: y itself if it stands at threshold now, infinity for never.
+
+    ``rheobase`` is V/τ, the drive that just holds a neuron at threshold.
+    """
+    slope = d - rheobase
+    if c >= v_th - slope * y:
+        return y
+    return max((v_th - c) / slope, y) if slope > 0 else np.inf
 
 
 @njit(cache=True, nogil=True)
@@ -88,23 +105,24 @@ def _sink(heap, place, key, i):
 
 
 @njit(cache=True, nogil=True)
-def _order(heap, place, key, c, drive, z, v_th, tau):
+def _order(heap, place, key, c, drive, y, v_th, rheobase):
     """All keys anew, and the heap from the leaves up."""
     n = heap.shape[0]
     for i in range(n):
-        key[i] = _crossing(c[i], drive[i], z, v_th, tau)
+        key[i] = _crossing(c[i], drive[i], y, v_th, rheobase)
     for at in range(n // 2 - 1, -1, -1):
         _sink(heap, place, key, heap[at])
 
 
 @njit(cache=True, nogil=True)
-def _deliver(source, z, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau):
+def _deliver(source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau):
     """One spike reaches its receivers. Returns how many there are.
 
     A key is a lower bound of its neuron's next crossing: what holds a neuron back needs no look at the heap.
     """
     reached = 0
-    factor = z if tau > 0 else 1.0
+    rheobase = v_th / tau
+    factor = 1.0 + y / tau
     for s in range(starts[source], starts[source + 1]):
         first = targets[s]
         offset = offsets[s]
@@ -113,7 +131,7 @@ def _deliver(source, z, starts, targets, offsets, lengths, weights, heap, place,
             i = first + j
             _add(c, lost, i, w * factor)
             if w > 0:
-                crossing = _crossing(c[i], drive[i], z, v_th, tau)
+                crossing = _crossing(c[i], drive[i], y, v_th, rheobase)
                 if crossing < key[i]:
                     key[i] = crossing
                     _rise(heap, place, key, i)
@@ -125,17 +143,16 @@ def _deliver(source, z, starts, targets, offsets, lengths, weights, heap, place,
 def begin(drive, tau, v_th, c, lost, key, heap, clock, counts):
     """A network at rest at time 0, where its drive (n,) sets in: overwrites the arrays that ``run`` goes on from."""
     n = c.shape[0]
-    z = 1.0 if tau > 0 else 0.0
     clock[NOW] = 0.0
     clock[ORIGIN] = 0.0
-    clock[FRAME] = z
+    clock[FRAME] = 0.0
     counts[:] = 0
     counts[EDGES] = 1
     for i in range(n):
-        c[i] = -tau * drive[i]
+        c[i] = 0.0
         lost[i] = 0.0
         heap[i] = i
-    _order(heap, np.arange(n), key, c, drive, z, v_th, tau)
+    _order(heap, np.arange(n), key, c, drive, 0.0, v_th, v_th / tau)
 
 
 @njit(cache=True, nogil=True)
@@ -174,7 +191,7 @@ def run(
     weights : flat.
     drives, edges : (K, n), (K,)  drive[k] holds from edges[k] on; edges[0] = 0.
     input_times, input_sources : (E,)  arriving input spikes, ascending; sources count from n.
-    tau : 0 for IF.
+    tau : infinite for IF.
     delay : ≥ 0.
     samples : (M,)  times at which to note u, ascending, none before clock[NOW].
     spike_times, spike_neurons : (max,)  hold counts[SPIKES] spikes of before; overwritten behind these.
@@ -182,12 +199,12 @@ def run(
     u : (n,)  overwritten: the potentials where it stops.
     c, lost, key, heap : (n,)  constants in the frame, what rounding took from them, lower bounds of the next
         crossings, and the neurons as a heap by these; overwritten.
-    clock : (3,)  the time, T0 and z; overwritten.
+    clock : (3,)  the time, T0 and y; overwritten.
     counts : (7,)  overwritten, see the names above.
 
     Of what happens at one instant, first the drive changes, then input spikes arrive, then delayed spikes, in
-    the order in which they were fired; then neurons at threshold fire, the lowest index first, each once a
-    turn. Without delay a spike arrives before the next neuron fires. A sample sees all of it.
+    the order in which they were fired; then, as long as any neuron stands at threshold, the one of them with the
+    lowest index fires. Without delay its spike arrives before the next is asked. A sample sees all of it.
     """
     n = u.shape[0]
     place = np.empty(n, np.int64)
@@ -195,12 +212,13 @@ def run(
         place[heap[at]] = at
     t = clock[NOW]
     origin = clock[ORIGIN]
-    z = clock[FRAME]
+    y = clock[FRAME]
     arrived = counts[INPUTS]
     delivered = counts[DELIVERED]
     edge = counts[EDGES]
     work = counts[WORK]
     drive = drives[edge - 1]
+    rheobase = v_th / tau
     counts[STATUS] = DONE
     sampled = 0
     while sampled < samples.shape[0]:
@@ -217,54 +235,52 @@ def run(
             kind = EDGE
             t_next = edges[edge]
         i = heap[0]
-        crossing = _crossing(c[i], drive[i], z, v_th, tau)
+        crossing = _crossing(c[i], drive[i], y, v_th, rheobase)
         while crossing > key[i]:
             key[i] = crossing
             _sink(heap, place, key, i)
             i = heap[0]
-            crossing = _crossing(c[i], drive[i], z, v_th, tau)
-        # The time that will be noted decides, not z, which rounds otherwise: a sample at a spike's very time must see
-        # it. Nor may z round a crossing to before the last event's time.
+            crossing = _crossing(c[i], drive[i], y, v_th, rheobase)
+        # The time that will be noted decides, not y, which rounds otherwise: a sample at a spike's very time must see
+        # it. Nor may y round a crossing to before the last event's time.
         t_fires = t
-        if crossing > z:
-            t_fires = max(t, origin + tau * math.log(crossing) if tau > 0 else origin + crossing)
+        if crossing > y:
+            t_fires = max(t, origin + _time_of(crossing, tau))
         if t_fires < t_next or (kind == SAMPLE and t_fires <= t_next):
-            z = crossing
+            y = crossing
             t = t_fires
             if counts[SPIKES] == spike_times.shape[0]:
                 counts[STATUS] = BUDGET
                 break
-            _add(c, lost, i, -v_th * z if tau > 0 else -v_th)
-            key[i] = _crossing(c[i], drive[i], z, v_th, tau)
+            _add(c, lost, i, -v_th * (1.0 + y / tau))
+            key[i] = _crossing(c[i], drive[i], y, v_th, rheobase)
             _sink(heap, place, key, i)
             spike_times[counts[SPIKES]] = t
             spike_neurons[counts[SPIKES]] = i
             counts[SPIKES] += 1
             if delay == 0:
                 reached = _deliver(
-                    i, z, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau
+                    i, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau
                 )
                 counts[DELIVERIES] += reached
                 work += reached
             work += 1
         else:
             t = t_next
-            z = max(z, math.exp((t - origin) / tau) if tau > 0 else t - origin)
+            y = max(y, _frame_of(t - origin, tau))
             # Beyond the range of exp, or with a new drive, the frame has to move.
-            if kind == EDGE or (tau > 0 and z > 1e15):
+            if kind == EDGE or y / tau > FAR:
                 _move(c, lost, drive, t - origin, tau)
                 origin = t
-                z = 1.0 if tau > 0 else 0.0
+                y = 0.0
                 if kind == EDGE:
-                    if tau > 0:
-                        c += tau * (drive - drives[edge])
                     drive = drives[edge]
                     edge += 1
-                _order(heap, place, key, c, drive, z, v_th, tau)
+                _order(heap, place, key, c, drive, y, v_th, rheobase)
                 work = 0
             if kind == SAMPLE:
                 for j in range(n):
-                    u_samples[sampled, j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + (drive[j] * z + lost[j])
+                    u_samples[sampled, j] = (c[j] + (drive[j] * y + lost[j])) / (1.0 + y / tau)
                 sampled += 1
             elif kind != EDGE:
                 if kind == INPUT:
@@ -274,21 +290,21 @@ def run(
                     source = spike_neurons[delivered]
                     delivered += 1
                 reached = _deliver(
-                    source, z, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau
+                    source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau
                 )
                 counts[DELIVERIES] += reached
                 work += reached
-        if work > 16 * n or (tau > 0 and z > 1e15):
+        if work > 16 * n or y / tau > FAR:
             _move(c, lost, drive, t - origin, tau)
             origin = t
-            z = 1.0 if tau > 0 else 0.0
-            _order(heap, place, key, c, drive, z, v_th, tau)
+            y = 0.0
+            _order(heap, place, key, c, drive, y, v_th, rheobase)
             work = 0
     for j in range(n):
-        u[j] = tau * drive[j] + c[j] / z if tau > 0 else c[j] + (drive[j] * z + lost[j])
+        u[j] = (c[j] + (drive[j] * y + lost[j])) / (1.0 + y / tau)
     clock[NOW] = t
     clock[ORIGIN] = origin
-    clock[FRAME] = z
+    clock[FRAME] = y
     counts[INPUTS] = arrived
     counts[DELIVERED] = delivered
     counts[EDGES] = edge
@@ -297,19 +313,25 @@ def run(
 
 @njit(cache=True, nogil=True)
 def _move(c, lost, drive, elapsed, tau):
-    """Constants c of a frame that begins ``elapsed`` later."""
-    if tau > 0:
-        factor = math.exp(-elapsed / tau)
-        c *= factor
-        lost *= factor
-    else:
-        for i in range(c.shape[0]):
-            _add(c, lost, i, drive[i] * elapsed)
+    """Constants c of a frame that begins ``elapsed`` later: the potentials then."""
+    x = elapsed / tau
+    leaked = -math.expm1(-x)
+    kept = math.exp(-x)
+    # What a drive of 1 has brought.
+    brought = elapsed if x < SHORT else tau * leaked
+    for i in range(c.shape[0]):
+        rest = drive[i] * brought + lost[i] * kept
+        lost[i] = 0.0
+        if x < 0.5:
+            _add(c, lost, i, rest - c[i] * leaked)
+        else:
+            # Little of c is left: taking off what leaked would cancel.
+            c[i] = c[i] * kept + rest
 
 
 @njit(cache=True, nogil=True)
 def weighted_counts(times, neurons, samples, tau, out):
-    """out[m, i] = Σ of κ(samples[m] − t) over the spikes t ≤ samples[m] of neuron i; κ = 1 for tau = 0.
+    """out[m, i] = Σ of exp(−(samples[m] − t)/τ) over the spikes t ≤ samples[m] of neuron i; τ is infinite for IF.
 
     times and samples ascend; overwrites out (M, n).
     """
@@ -318,10 +340,9 @@ def weighted_counts(times, neurons, samples, tau, out):
     before = 0.0
     for m in range(samples.shape[0]):
         now = samples[m]
-        if tau > 0:
-            total *= math.exp(-(now - before) / tau)
+        total *= math.exp(-(now - before) / tau)
         while at < times.shape[0] and times[at] <= now:
-            total[neurons[at]] += math.exp(-(now - times[at]) / tau) if tau > 0 else 1.0
+            total[neurons[at]] += math.exp(-(now - times[at]) / tau)
             at += 1
         out[m] = total
         before = now
