@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +49,11 @@ class Neuron:
 
     def total_weight(self, t: int) -> float:
         """S_t = Σ_{i<t} λ^i of (RATE), the weight of t steps together."""
-        return float(t) if self.leak == 1.0 else (1.0 - self.leak**t) / (1.0 - self.leak)
+        if self.leak == 1.0:
+            return float(t)
+        # 1 − λ is exact from 1/2 on; below, where 1 − λ rounds, nothing cancels.
+        log_leak = math.log1p(self.leak - 1.0) if self.leak >= 0.5 else math.log(self.leak)
+        return math.expm1(t * log_leak) / (self.leak - 1.0)
 
     def time_average(self, x: NDArray) -> NDArray:
         """Weighted average over time of (RATE).

@@ -1,10 +1,11 @@
 """Neurons: (RATE)'s weights, σ and its masks."""
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ide_ref import IF, LIF
@@ -16,6 +17,39 @@ leaks = st.floats(0.05, 1.0)
 @given(leak=leaks, t=st.integers(0, 60))
 def test_total_weight_is_the_sum(leak, t):
     assert Neuron(leak).total_weight(t) == pytest.approx(sum(leak**i for i in range(t)), rel=1e-11)
+
+
+slow = st.builds(lambda k, digit: 1 - digit * 10.0**-k, st.integers(1, 16), st.integers(1, 9))
+
+
+@settings(max_examples=100)
+@given(leak=slow | st.floats(1e-300, 1, exclude_min=True), t=st.integers(0, 10_000) | st.integers(0, 3))
+@example(leak=1 - 2.0**-53, t=10_000)
+@example(leak=5e-324, t=2)
+def test_total_weight_is_right_to_rounding(leak, t):
+    """Against 40 digits more than any that matters; the powers are exact in fractions, cut where they are longer."""
+    exact = (1 - power(Fraction(leak), t)) / (1 - Fraction(leak)) if leak < 1 else Fraction(t)
+    error = abs(Fraction(Neuron(leak).total_weight(t)) - exact)
+    assert error <= exact * Fraction(1e-14)
+
+
+def power(base, exponent):
+    """baseᵗ to 10⁻⁹⁰, as a fraction whose length does not grow with t."""
+    result, scale = Fraction(1), 2**300
+    while exponent:
+        if exponent & 1:
+            result = Fraction(round(result * base * scale), scale)
+        base = Fraction(round(base * base * scale), scale)
+        exponent >>= 1
+    return result
+
+
+@given(leak=slow, n_steps=st.integers(1, 300), train_seed=st.integers(0, 99))
+def test_a_slow_leak_averages_what_the_weights_say(leak, n_steps, train_seed):
+    x = np.random.default_rng(train_seed).integers(0, 2, (1, n_steps)).astype(float)
+    weights = [Fraction(leak) ** i if i < 3 else power(Fraction(leak), i) for i in range(n_steps - 1, -1, -1)]
+    exact = float(sum(w for w, on in zip(weights, x[0], strict=True) if on) / sum(weights))
+    assert Neuron(leak).time_average(x)[0] == pytest.approx(exact, rel=1e-13, abs=0)
 
 
 @given(leak=leaks, n_steps=st.integers(1, 12), seed=st.integers(0, 99))
