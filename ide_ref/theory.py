@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import _checks, certificates
 from ide_ref.certificates import Map, Near, inverse
+from ide_ref.constraints import leading_singular_pair
 from ide_ref.continuous import ContinuousRun, constant_drive, time_constant
 from ide_ref.equilibrium import Equilibrium, find_equilibrium, sweep
 from ide_ref.network import Frozen, FrozenConnection, Network
@@ -194,12 +195,29 @@ def block_matrix(frozen: Frozen, part: str = "all") -> NDArray:
 
 
 def _stacked_norm(frozen: Frozen, norms: NDArray) -> OperatorNorm:
-    """‖B‖₂/V_th; for large networks that of the matrix of norms, which is no smaller."""
+    """‖B‖₂/V_th; of a large network from a search, and from above by the matrix of the connections' norms."""
     net = frozen.network
-    small = net.state_size <= EXACT_SIZE
-    norm = matrix_norm(block_matrix(frozen) if small else norms)
-    v_th = net.neuron.v_th if small else 1.0
-    return OperatorNorm("stacked", norm.value / v_th, raised(norm.upper / v_th, 3) - norm.value / v_th)
+    n, v_th = net.state_size, net.neuron.v_th
+    if n <= EXACT_SIZE:
+        norm = matrix_norm(block_matrix(frozen))
+        return OperatorNorm("stacked", norm.value / v_th, raised(norm.upper / v_th, 3) - norm.value / v_th)
+    inner = [(_plain(c), c.keep, ends) for c, ends in _inner(frozen)]
+
+    def product(v: NDArray, transposed: bool) -> NDArray:
+        out = np.zeros(n, v.dtype)
+        for c, keep, (source, target) in inner:
+            reads, writes = (target, source) if transposed else (source, target)
+            part = v[None, net.place(reads)]
+            factor = 1.0 if keep is None else float(keep.max(initial=0.0))
+            out[net.place(writes)] += factor * (c.adjoint(part) if transposed else c.linear(part))[0]
+        return out
+
+    start = np.random.default_rng(0).standard_normal(n).astype(frozen.dtype)
+    tol = 1e-6 if frozen.dtype == np.float64 else 1e-4
+    pair = leading_singular_pair(lambda v: product(v, False), lambda v: product(v, True), start, tol=tol)
+    upper = matrix_norm(norms).upper
+    value = min(pair.value / v_th, upper)
+    return OperatorNorm("stacked", value, upper - value)
 
 
 def _plain(c: FrozenConnection) -> FrozenConnection:
