@@ -199,9 +199,6 @@ def cases(
     (COND) holds, whatever was drawn. Batches are of 1 to 9 samples, so that the products for few samples and for many
     are both taken. From here on Numba runs the drawn number of threads; conftest restores it after the test.
     """
-    n_threads = draw(st.integers(1, MAX_THREADS))
-    numba.set_num_threads(n_threads)
-    n_batch = draw(st.integers(1, 9))
     n_steps = draw(st.integers(1, 9))
     leaks = [1.0] if dtype == np.float32 else [1.0, 0.5, 0.75] if exact else [1.0, 0.9]
     leak = draw(st.sampled_from(leaks))
@@ -245,6 +242,9 @@ def cases(
     if contractive:
         params = _scaled(network, params)
     params = {name: np.asarray(value, dtype) for name, value in params.items()}
+    n_threads = draw(st.integers(1, MAX_THREADS))
+    numba.set_num_threads(n_threads)
+    n_batch = draw(st.integers(1, 9))
     size = (n_batch, *input_shape)
     if draw(st.booleans()):
         shape = (n_batch, n_steps, *input_shape)

@@ -203,6 +203,38 @@ def test_under_a_profile_every_solver_finds_the_gradient_of_the_dense_one(profil
         np.testing.assert_allclose(found.gradients[name], gradient, rtol=0, atol=size, err_msg=name)
 
 
+@given(
+    n_batch=st.integers(1, 9),
+    tol=st.sampled_from([1e-1, 1e-2, 1e-4]),
+    solver=st.sampled_from(["anderson", *HONEST]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(n_batch=9, tol=1e-2, solver="anderson", seed=0)
+@example(n_batch=9, tol=1e-4, solver="anderson", seed=1)
+def test_a_residual_is_that_of_beta_where_samples_are_coupled(n_batch, tol, solver, seed):
+    """``batch_statistics_in_beta``: a sample that has arrived has a part in others and moves with them."""
+    network = build("7-6 (F7)", input_shape=(4,), n_classes=3, neuron=IF(), restriction=None)
+    rng = np.random.default_rng(seed)
+    params = network.init(rng)
+    params["feedback.weight"] = 0.8 * params["feedback.weight"]
+    frozen = freeze(
+        network, params, rng.normal(size=(n_batch, 4)), training=True, profile=Profile(batch_statistics_in_beta=True)
+    )
+    # The later a sample, the fewer of its neurons are on σ's slope.
+    share = np.linspace(0, 1, n_batch)[:, None]
+    drive = np.where(rng.random((n_batch, 13)) < share, 1.0, -50.0)
+    there = linearise(frozen, rng.random((n_batch, 13)), drive)
+    g = np.zeros((n_batch, 13))
+    sources = network.place(network.populations[-1].name)
+    g[:, sources] = rng.normal(size=(n_batch, 6)) * 10.0 ** rng.uniform(-3, 3, (n_batch, 1))
+    beta, _, solution = solve_beta(there, g, solver=solver, tol=tol, max_iter=60, allow_unconverged=True)
+    w = solution.x
+    np.testing.assert_array_equal(beta[:, sources], w)
+    rest = np.linalg.norm(g[:, sources] + there.vjp(w) - w, axis=1)
+    size = 1e-10 * (1 + np.abs(w).max())
+    np.testing.assert_allclose(solution.residual, rest, rtol=0, atol=size)
+
+
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
 def test_outer_products_follow_the_rates_they_are_given(case, seed):
     """A linearisation moved to other rates: with constant statistics its connections are those linearised there."""
