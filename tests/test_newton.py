@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from theorems import system_of, systems
 
 from ide_ref import IF, NotConverged, build, equilibrium, find_equilibrium, freeze
+from ide_ref.equilibrium import linearise
 from ide_ref.profiles import PAPER
 
 
@@ -78,6 +79,21 @@ def test_newton_agrees_with_the_sweep_for_every_synapse(case):
         assert found.iterations <= 20
         np.testing.assert_allclose(found.a, by_sweep.a, atol=1e-11)
         np.testing.assert_allclose(found.p, by_sweep.p, atol=1e-10 * max(1, np.abs(by_sweep.p).max()))
+
+
+def test_ends_of_the_slope_are_on_it():
+    """p of 0 and of V_th exactly: the closed mask's piece, and for ReLU there is no upper end."""
+    network = build("5 (F5)", input_shape=(5,), n_classes=2, neuron=IF(), batch_norm=False, restriction=None)
+    params = network.init(np.random.default_rng(0))
+    params["input.weight"], params["feedback.weight"] = np.eye(5), np.zeros((5, 5))
+    frozen = freeze(network, params)
+    p = np.array([[-0.5, 0.0, 1.0, 2.0, 2.5]])
+    for sigma, expected in (("clip", [-1, 0, 0, 0, 1]), ("relu", [-1, 0, 0, 0, 0])):
+        found = find_equilibrium(frozen, p, sigma=sigma)
+        np.testing.assert_array_equal(found.p, p)
+        np.testing.assert_array_equal(found.pieces[0], expected)
+    slope = linearise(frozen, found.a, frozen.drive(p)).slope
+    np.testing.assert_array_equal(slope[0] > 0, [False, True, True, True, False])
 
 
 def test_newton_ends_exactly_where_it_begins_on_the_right_pieces():

@@ -305,12 +305,15 @@ def test_cond_of_layers_is_the_product_of_norms(system):
 
 
 def test_iterated_norms_keep_to_their_stated_error(monkeypatch):
-    network = build("6C3 (F6C3)", input_shape=(2, 5, 5), n_classes=2, neuron=IF())
+    network = build("5C3-5C3 (F5C3)", input_shape=(2, 5, 5), n_classes=2, neuron=IF())
     # Frozen for training: dropout's mask has factors above 1.
     rng = np.random.default_rng(1)
     frozen = freeze(network, network.init(rng), rng.normal(size=(2, 2, 5, 5)), training=True, rng=rng)
     exact = conditions(frozen)
     assert all(0 < norm.error < 1e-12 * norm.value for norm in (*exact.norms, exact.stacked))
+    B, places = theory.block_matrix(frozen), [network.place(0), network.place(1)]
+    for norm, (target, source) in zip(exact.norms, ((1, 0), (0, 1)), strict=True):
+        assert norm.value == pytest.approx(np.linalg.norm(B[places[target], places[source]], 2), rel=1e-12)
     for module in (theory, norms_):
         monkeypatch.setattr(module, "EXACT_SIZE", 10)
     again = conditions(replace(frozen, connections=tuple(replace(c) for c in frozen.connections)))

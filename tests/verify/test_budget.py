@@ -169,3 +169,16 @@ def test_wrong_steps():
         explain_over_time(*args, (3, 7))
     with pytest.raises(ValueError, match=r"n_steps is \(0,\); expected numbers of at least 1"):
         explain_over_time(*problem("mnist-64c5"), (0,))
+
+
+def test_certificates_of_the_budget_are_those_of_its_solves():
+    args = problem("fashion-mnist-400", ide_ref.IF(), dropout=0.0)
+    budget = explain_gradient(*args, 5, solver="fixed_point", tol=1e-2)
+    network, params, x, y = args
+    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
+    rates = ide_ref.simulate(frozen, x, 5)
+    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
+    back = ide_ref.backward(frozen, rates, d_logits, tol=1e-2)
+    assert budget.solver_certificate == back.certificate.max()
+    exact = ide_ref.backward(frozen, rates, d_logits, solver="direct").beta
+    assert np.linalg.norm(back.beta - exact, axis=1).max() <= budget.solver_certificate
