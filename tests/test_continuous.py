@@ -156,20 +156,21 @@ def test_a_leaky_neuron_forgets_what_is_long_ago(gaps, tau, level, seed):
     np.testing.assert_allclose(run.u[:, 0], expected, rtol=0, atol=1e-9)
 
 
-@given(tau=st.sampled_from([0.3, 1.0, 3.0]), seed=st.integers(0, 2**32 - 1))
+@given(tau=st.sampled_from([0.7, 3.0, 5.3]), seed=st.integers(0, 2**32 - 1))
 def test_no_spike_comes_before_the_pulse_that_led_to_it(tau, seed):
     """A pulse leaves 60 neurons a few roundings below threshold, which they reach in less than time can tell.
 
     The drive alone would come to 5 V_th; a pulse at 0 holds the neurons down until the other, where they are at 0.
     """
-    ago = np.random.default_rng(seed).uniform(4, 12)
-    weights = np.stack([np.full(60, 5 - 5 * np.exp(ago)), 1 - np.arange(60) * 2.0**-53], axis=1)
-    frozen = dense(np.zeros((60, 60)), weights, b=np.full(60, 5 / tau))
-    pulses = Pulses(np.array([0.0, ago * tau]), np.array([0, 1]))
-    run = simulate_continuous(frozen, pulses, np.array([1.01 * ago * tau]), tau=tau)
-    assert run.spike_times.size >= 60
-    assert run.spike_times.min() >= pulses.times[1]
-    assert np.all(np.diff(run.spike_times) >= 0)
+    for second in np.random.default_rng(seed).uniform(4 * tau, 12 * tau, 20):
+        down = 5 - 5 * np.exp(second / tau)
+        weights = np.stack([np.full(60, down), 1 - np.arange(60) * 2.0**-53], axis=1)
+        frozen = dense(np.zeros((60, 60)), weights, b=np.full(60, 5 / tau))
+        pulses = Pulses(np.array([0.0, second]), np.array([0, 1]))
+        run = simulate_continuous(frozen, pulses, np.array([1.01 * second]), tau=tau)
+        assert run.spike_times.size >= 60
+        assert run.spike_times.min() >= second
+        assert np.all(np.diff(run.spike_times) >= 0)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.5])
