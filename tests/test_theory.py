@@ -305,7 +305,7 @@ def test_cond_of_layers_is_the_product_of_norms(system):
 
 
 def test_iterated_norms_keep_to_their_stated_error(monkeypatch):
-    network = build("5C3-5C3 (F5C3)", input_shape=(2, 5, 5), n_classes=2, neuron=IF())
+    network = build("5C3-5C3 (F5C3)", input_shape=(2, 5, 5), n_classes=2, neuron=IF(), dropout=0.3)
     # Frozen for training: dropout's mask has factors above 1.
     rng = np.random.default_rng(1)
     frozen = freeze(network, network.init(rng), rng.normal(size=(2, 2, 5, 5)), training=True, rng=rng)
