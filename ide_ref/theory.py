@@ -579,8 +579,6 @@ def error_bound(
     equilibrium = find_equilibrium(frozen, star, method="newton", start=rates.a)
     a_star = equilibrium.a[:, None].astype(np.float64)
     input_star = _input_part(frozen, to_cells(star, net.input_shape)[:, None].astype(np.float64))
-    n_steps = rates.n_steps
-    lost = _rounding_of_p(frozen, x if net.is_train(np.asarray(x)) else star, n_steps)
     columns = []
     c = np.zeros((len(rates.a), len(net.populations)))
     for s in _replay(frozen, x, rates):
@@ -591,8 +589,11 @@ def error_bound(
         potential = _population_norms(net, u_plus) / s.total
         columns.append((_population_norms(net, s.a - a_star), drift, of_input, potential))
         sups = [np.abs(u_plus[:, :, net.place(i)]).max(axis=(1, 2)) for i in range(len(net.populations))]
-        c = np.maximum(c, np.stack(sups, axis=1) + float(s.total.max()) * lost)
+        c = np.maximum(c, np.stack(sups, axis=1))
     error, drift, of_input, potential = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
+    n_steps = rates.n_steps
+    lost = _rounding_of_p(frozen, frozen.check_input(x), n_steps) + _rounding_of_p(frozen, star, 1)
+    c = _above(c + net.neuron.total_weight(n_steps) * lost, 8)
     defect = certificates.defects(frozen, star, equilibrium.a, simulated=True)
     certificate = certificates.equilibrium_error(frozen, star, equilibrium.a, simulated=True)
     # Norms of n numbers, averages of T steps: relative to parts of r of at most this size.
