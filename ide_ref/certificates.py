@@ -61,6 +61,8 @@ class Contraction(NamedTuple):
 def contraction_bound(frozen: Frozen) -> Contraction:
     """γ of (COND): a bound of the sweep's Lipschitz constant from operator norms.
 
+    (COND) ‖W^1‖ ‖F^N‖ … ‖F^2‖ ≤ γ V_th^N, γ < 1.
+
     For one layer ‖W‖/V_th; for (LAYERS) the product of the norms over V_th^N; for a graph the 2-norm of the
     non-negative matrix that carries norms from source to source through one sweep.
     """
@@ -106,7 +108,9 @@ def population_norms(frozen: Frozen, *, simulated: bool = False) -> tuple[NDArra
 
 
 def certified(residual: NDArray, gamma: float) -> NDArray:
-    """(CERT): residual/(1 − γ) rounded upwards, (B,); infinite for γ ≥ 1.
+    """The bound of (CERT), rounded upwards, (B,); infinite for γ ≥ 1.
+
+    (CERT) ‖β − β*‖ ≤ ‖r‖/(1−γ), r the residual of (BETA); likewise ‖a − a*‖ ≤ ‖f(a) − a‖/(1 − γ).
 
     Parameters
     ----------

@@ -178,7 +178,9 @@ def simulate_continuous(
 ) -> ContinuousRun:
     """Run one sample in continuous time from rest, (IF-C) or (LIF-C), without a time grid.
 
-    (IF-C) is du/dt = W s(t−Δ) + F x(t) + b − V_th s(t) with s a sum of Dirac pulses, (LIF-C) the same with −u/τ_m.
+    (IF-C) du/dt = W s(t−Δ) + F x(t) + b − V_th s(t), s a sum of Dirac pulses.
+
+    (LIF-C) du/dt = −u/τ_m + W s(t−Δ) + F x(t) + b − V_th s(t).
 
     Between events the potential has a closed form and the next crossing is computed from it. Each spike
     costs in proportion to its receivers. All connections between populations carry the delay; the input

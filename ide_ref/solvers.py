@@ -484,7 +484,9 @@ def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArr
 
 
 def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:
-    """Dense solve on each sample's active set, (ACTIVE).
+    """Dense solve on each sample's active set A, on which M is 1.
+
+    (ACTIVE) (I − (1/V_th) W_AAᵀ)(Mβ)_A = g_A
 
     J's columns are found by applying the product to the unit vectors; a column that is zero (a masked
     neuron) drops out of the system. For small systems, and to judge the other solvers.

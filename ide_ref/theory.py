@@ -368,8 +368,10 @@ class Split:
 def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
     """u⁺ of every step of a recorded run: (BALANCE) and (SPLIT), two identities.
 
-    (BALANCE) is V_th a[t+1] = p[t] − u[t+1]/S_{t+1} with p[t] = (S_t/S_{t+1}) W a[t] + F x̄[t] + b, (SPLIT) is
-    V_th a[t+1] = clip(p[t], 0, V_th) − u⁺[t+1]/S_{t+1} and defines u⁺; only feedback has the factor S_t/S_{t+1}.
+    (BALANCE) V_th a[t+1] = p[t] − u[t+1]/S_{t+1}; p[t] = (S_t/S_{t+1}) W a[t] + F x̄[t] + b, where only feedback has
+    the factor S_t/S_{t+1}.
+
+    (SPLIT) V_th a[t+1] = clip(p[t], 0, V_th) − u⁺[t+1]/S_{t+1}, which defines u⁺.
 
     Parameters
     ----------
@@ -533,8 +535,8 @@ def error_bound(
 ) -> ErrorBound:
     """(ERR) at every step of a recorded run.
 
-    For one population ‖a[t+1] − a*‖ ≤ γ ‖a[t] − a*‖ + ((1 − S_t/S_{t+1}) ‖W a[t]‖ + ‖F(x̄[t] − x*)‖
-    + ‖u⁺[t+1]‖/S_{t+1})/V_th with γ = ‖W‖₂/V_th; for graphs the vector inequality at the top of this module.
+    (ERR) ‖a[t+1] − a*‖ ≤ γ ‖a[t] − a*‖ + ((1 − S_t/S_{t+1}) ‖W a[t]‖ + ‖F(x̄[t] − x*)‖ + ‖u⁺[t+1]‖/S_{t+1})/V_th;
+    γ = ‖W‖₂/V_th for one population, and for graphs the vector inequality at the top of this module.
 
     Parameters
     ----------
@@ -885,7 +887,9 @@ def if_envelope(
 
 
 def lif_floor(conditions_: Conditions, net: Network, c: NDArray) -> NDArray:
-    """(FLOOR): (I − G)⁻¹ (I − L)⁻¹ (1 − λ) c √n/V_th, a column a population; (1 − λ) c √n/(V_th (1 − γ)) for one.
+    """What the limit error of LIF cannot exceed: (I − G)⁻¹ (I − L)⁻¹ (1 − λ) c √n/V_th, a column per population.
+
+    (FLOOR) (1 − λ) c √n/(V_th (1 − γ)); c = sup |u⁺| for one population.
 
     Parameters
     ----------

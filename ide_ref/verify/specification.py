@@ -1,0 +1,128 @@
+"""Any network as :mod:`ide_ref.equations` reads it: every connection a dense matrix, states in cell order.
+
+What is taken from the package is the structure, the parameters and the dropout masks that were drawn; restriction,
+normalisation, spikes, rates, β and gradients are computed by the equations alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref import equations
+from ide_ref.network import Frozen, Params
+from ide_ref.synapses import Synapse, to_cells
+
+
+@dataclass(frozen=True)
+class Specified:
+    """A frozen network by the equations.
+
+    Attributes
+    ----------
+    net : equations.Network
+        With frozen maps.
+    connections, params : list
+        Structure and parameters, one entry a connection.
+    readout : tuple
+        Index of the population read out, W^o and b^o.
+    names : list of str
+        Of the connections.
+    x : (B, T, n_in) array
+        The input of every step.
+    training : bool
+    readout_tie : (n_classes, n) int array
+        Which number of the readout's weight stands where in W^o, whose columns are cells.
+    """
+
+    net: equations.Network
+    connections: list[equations.Connection]
+    params: list[dict[str, NDArray]]
+    readout: tuple[int, NDArray, NDArray]
+    names: list[str]
+    x: NDArray
+    training: bool
+    readout_tie: NDArray[np.int64]
+
+    def gradient(self, y: NDArray) -> tuple[float, NDArray, NDArray, Params, Params]:
+        """L, a[T] (B, n), β (B, n), the gradients of all parameters by name, and the running statistics.
+
+        Parameters
+        ----------
+        y : (B,) int array
+        """
+        value, a, beta, found = equations.gradient(
+            self.net, self.connections, self.params, self.readout, self.x, y, self.training
+        )
+        gradients: Params = {}
+        statistics: Params = {}
+        for name, parts in zip([*self.names, "readout"], found, strict=True):
+            for part, array in parts.items():
+                into = statistics if part.startswith("running") else gradients
+                into[f"{name}.{part}"] = np.asarray(array)
+        d_W = gradients["readout.weight"]
+        gradients["readout.weight"] = equations.untied(d_W, self.readout_tie, d_W)
+        return value, np.concatenate(a, axis=1), np.concatenate(beta, axis=1), gradients, statistics
+
+
+def specified(frozen: Frozen, x: NDArray, n_steps: int) -> Specified:
+    """A frozen network and its input by the equations, in float64.
+
+    Parameters
+    ----------
+    x : (B, *input_shape) or (B, T, *input_shape) array
+        What it was frozen on, where it was frozen for training.
+    n_steps : int
+        T of a static input.
+    """
+    network = frozen.network
+    steps = x if network.is_train(x) else np.repeat(x[:, None], n_steps, axis=1)
+    inputs = np.stack([to_cells(steps[:, t], network.input_shape) for t in range(steps.shape[1])], axis=1)
+    inputs = inputs.astype(np.float64)
+    x_mean = equations.average(inputs, network.neuron.leak)
+    training = frozen.batch_size is not None
+    connections, params, maps = [], [], []
+    for c, made, (source, target) in zip(network.connections, frozen.connections, network.ends, strict=True):
+        own = {
+            name.rsplit(".", 1)[1]: np.asarray(value, np.float64)
+            for name, value in frozen.params.items()
+            if name.rsplit(".", 1)[0] == c.name
+        }
+        weightless = not c.synapse.weight_shape
+        connection = equations.Connection(
+            source,
+            target,
+            None if weightless else tie(c.synapse),
+            fixed(c.synapse) if weightless else None,
+            np.arange(c.synapse.n_out) % c.synapse.out_shape[0],
+            None if c.restriction is None else c.restriction.norm,
+        )
+        keep = np.ones((len(x), c.synapse.n_out)) if made.keep is None else made.keep.astype(np.float64)
+        connections.append(connection)
+        params.append(own)
+        maps.append(equations.freeze(connection, own, x_mean, keep, training))
+    net = equations.Network(
+        [population.size for population in network.populations], maps, network.neuron.leak, network.neuron.v_th
+    )
+    # The readout's matrix in cell order.
+    order = tie(network.readout.synapse)
+    W_o = equations.tied(frozen.params["readout.weight"].astype(np.float64), order)
+    readout = (network.index(network.readout.source), W_o, frozen.params["readout.bias"].astype(np.float64))
+    names = [c.name for c in network.connections]
+    return Specified(net, connections, params, readout, names, inputs, training, order)
+
+
+def tie(synapse: Synapse) -> NDArray[np.int64]:
+    """(n_out, n_in) which number of the weight array, flat, stands at each place of the matrix; −1 for none."""
+    count = int(np.prod(synapse.weight_shape))
+    numbered = np.arange(1.0, count + 1.0).reshape(synapse.weight_shape)
+    return np.rint(synapse.apply(synapse.to_taps(numbered), np.eye(synapse.n_in)).T).astype(np.int64) - 1
+
+
+def fixed(synapse: Synapse) -> NDArray:
+    """(n_out, n_in) the matrix of a synapse without weights."""
+    return synapse.apply(synapse.to_taps(np.empty(())), np.eye(synapse.n_in)).T
+
+
