@@ -14,9 +14,12 @@ import pytest
 from ide_ref.cli import main
 
 ROOT = Path(__file__).parent.parent
-LABELS = (
-    ["IF-C", "LIF-C", "STEP", "RATE", "BALANCE", "SPLIT", "FP", "ERR", "FLOOR", "LAYERS", "COND", "MASK", "BETA", "HEBB", "ACTIVE", "CERT", "READ", "NORM", "BN"]
-)
+# fmt: off
+LABELS = [
+    "IF-C", "LIF-C", "STEP", "RATE", "BALANCE", "SPLIT", "FP", "ERR", "FLOOR", "LAYERS", "COND", "MASK", "BETA", "HEBB",
+    "ACTIVE", "CERT", "READ", "NORM", "BN",
+]
+# fmt: on
 ROWS = re.findall(
     r"^\| \(([A-Z-]+)\) \| (.*) \| `([\w.]+)` \| `([\w.]+)` \| `([\w./]+)::(\w+)` \| \[.*\]\((.*)\) \|$",
     (ROOT / "docs/equations.md").read_text(),
