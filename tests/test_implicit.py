@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import apply, cases
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ide_ref import (
@@ -403,6 +403,8 @@ def test_wrong_gradients_of_the_logits_are_named():
 # --- the gradient check ----------------------------------------------------------------------------------------
 
 
+# A case takes some 300 equilibria.
+@settings(max_examples=max(1, settings.default.max_examples // 2))
 @given(case=cases(contractive=True, max_populations=5))
 def test_the_gradient_of_every_graph_is_the_difference_quotient(case):
     report = check_gradient(
