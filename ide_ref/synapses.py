@@ -436,6 +436,8 @@ class _Convolution(_Windowed):
             raise ValueError(f"out is {out.dtype} of shape {out.shape}; expected {dtype} of {n_batch, n_out}")
         read, row = memory.rows(cells.astype(dtype, copy=False))
         written, out_row = memory.rows(out, written=True)
+        if n_batch == 1 and chosen is not None and not chosen[0]:
+            return out
         weights = in_blocks(taps, dtype)
         if n_batch == 1:
             _taps.product_one(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from graphs import apply, cases
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ide_ref import (
@@ -130,8 +130,6 @@ def test_a_pass_is_taken_again_for_chosen_samples_alone(case, seed, data):
     rng = np.random.default_rng(seed)
     before, after = rng.normal(size=(2, len(case.x), case.network.feedback_size))
     chosen = np.array(data.draw(st.lists(st.booleans(), min_size=len(case.x), max_size=len(case.x))), np.bool_)
-    # A single sample that is not chosen: see test_synapses.
-    assume(len(chosen) > 1 or chosen.all())
     given_before, given_after = before.copy(), after.copy()
     first, second = at.sweep_back(before), at.sweep_back(after)
     expected = [np.where(chosen[:, None], new, old) for new, old in zip(second, first, strict=True)]
