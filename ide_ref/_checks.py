@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 
 def is_real(value: object) -> bool:
@@ -64,14 +64,32 @@ def path(name: str, value: Any) -> Path:
 
 
 def reals(name: str, value: Any) -> NDArray:
-    """Value as an array of float64; ValueError unless it is one of real numbers."""
+    """Value as an array of float64 in C order; ValueError unless it is one of real numbers, within float64's range."""
     try:
         array = np.asarray(value)
     except ValueError:
         array = np.empty((), object)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} is a {type(value).__name__} of {array.dtype}; expected an array of real numbers")
-    return array.astype(np.float64, copy=False)
+    return converted(name, array, np.float64)
+
+
+def converted(name: str, array: NDArray, dtype: DTypeLike) -> NDArray:
+    """An array of real numbers in C order, aligned, and of a float type in the machine's byte order.
+
+    What comes from outside passes here before it is computed with: kernels are compiled for such arrays alone, and
+    sums over others may run in another order. ValueError where a finite number is beyond the type's range.
+    """
+    with np.errstate(over="ignore"):
+        out = np.require(np.asarray(array), dtype, ["C", "A"])
+    # A narrower type's numbers all fit.
+    if not np.can_cast(array.dtype, out.dtype):
+        beyond = np.isinf(out) & np.isfinite(array)
+        if beyond.any():
+            # Python's formats know no longer float than its own.
+            largest = np.format_float_scientific(np.abs(array[beyond]).max(), 2)
+            raise ValueError(f"{name} has values as large as {largest}, beyond {out.dtype}")
+    return out
 
 
 def float_type(name: str, value: Any) -> np.dtype:

@@ -190,11 +190,25 @@ def power_step(
     left = apply(start)
     if not left.any():
         return SingularPair(0.0, left, start, 0.0)
-    left = left / np.linalg.norm(left)
+    left = left / left.dtype.type(_length(left))
     right = adjoint(left)
-    right = right / np.linalg.norm(right)
-    value = float(left @ apply(right))
-    return SingularPair(value, left, right, float(np.linalg.norm(adjoint(left) - value * right)) / value)
+    right = right / right.dtype.type(_length(right))
+    value = inner(left, apply(right))
+    return SingularPair(value, left, right, _length(adjoint(left) - value * right) / value)
+
+
+def inner(x: NDArray, y: NDArray) -> float:
+    """x · y of arrays of one shape, summed in float64 in an order that is theirs alone.
+
+    BLAS sums in an order that depends on its number of threads, and on how the arrays lie in memory.
+    """
+    flat = (np.ascontiguousarray(array).reshape(-1) for array in (x, y))
+    return float(_cells.inner(*flat))
+
+
+def _length(x: NDArray) -> float:
+    """Euclidean norm of a vector."""
+    return math.sqrt(inner(x, x))
 
 
 def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
@@ -335,7 +349,7 @@ def restrict_pull_back(
         ∂‖W̄‖/∂W̄ as left rightᵀ, (m, n), the weight's numbers in their order: the leading singular pair where W̄ is
         taken as a matrix; for any other norm the whole of it, and [1].
     """
-    along = float(np.vdot(d_weight, raw)) / norm
+    along = inner(d_weight, raw) / norm
     dtype = raw.dtype
     out = memory.empty(raw.shape, dtype)
     change = np.ascontiguousarray(d_weight, dtype).reshape(-1)

@@ -330,7 +330,7 @@ class Network:
                 raise ValueError(f"parameter {name!r} has shape {array.shape}; the network expects {shape}")
             if array.dtype.kind not in "fiu":
                 raise ValueError(f"parameter {name!r} has dtype {array.dtype}; expected float32 or float64")
-            dtypes.add(array.dtype)
+            dtypes.add(array.dtype.newbyteorder("="))
             part = name.rsplit(".", 1)[1]
             if part == "running_var" and np.any(array < 0):
                 raise ValueError(f"parameter {name!r} has negative values; expected variances")
@@ -380,7 +380,7 @@ class Network:
             )
         if np.issubdtype(x.dtype, np.floating) and not _finite(x):
             raise ValueError("x has values that are NaN or infinite; expected finite inputs")
-        return x.astype(dtype, copy=False)
+        return _checks.converted("x", x, dtype)
 
     def mean_input(self, x: NDArray, *, profile: Profile = PAPER) -> NDArray:
         """x̄ of (RATE): x itself if static, its weighted average if a spike train. (B, *input_shape)."""
@@ -718,7 +718,7 @@ class Frozen:
             raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
         if not _finite(array):
             raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
-        return array.astype(self.dtype, copy=False)
+        return _checks.converted(name, array, self.dtype)
 
     def mean_input(self, x: NDArray) -> NDArray:
         """x̄ of (RATE), (B, *input_shape)."""
@@ -760,7 +760,7 @@ class Frozen:
         g[:, place] = synapse.adjoint(self.readout, d_logits)
         grads = {
             "readout.weight": synapse.from_taps(synapse.hebbian(d_logits, state.a[:, place])),
-            "readout.bias": d_logits.sum(axis=0),
+            "readout.bias": constraints.channel_sums(d_logits, net.n_classes).astype(self.dtype),
         }
         return g, grads
 
@@ -814,7 +814,8 @@ def freeze(
     if rng is not None:
         _checks.kind("rng", rng, np.random.Generator)
     network.check_params(params)
-    dtype = params["readout.weight"].dtype
+    dtype = params["readout.weight"].dtype.newbyteorder("=")
+    params = {name: _checks.converted(name, params[name], dtype) for name in params}
     cells = None
     n_batch = None
     x_mean = None
@@ -870,7 +871,7 @@ def freeze(
                     made = replace(made, simulated_norm=unbiased)
         frozen.append(made)
     readout = network.readout.synapse.to_taps(params["readout.weight"])
-    return Frozen(network, dict(params), tuple(frozen), readout, n_batch, statistics, profile, x_mean)
+    return Frozen(network, params, tuple(frozen), readout, n_batch, statistics, profile, x_mean)
 
 
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:

@@ -75,7 +75,7 @@ def normalised_back(delta, z, mean, deviation, weight, from_batch, d_z, d_weight
     d_weight, d_bias : (C,) float64  overwritten.
     """
     n, n_channels = z.shape
-    partial = np.zeros((SLICES, 2, n_channels))
+    partial = np.zeros((SLICES, 3, n_channels))
     inverse = 1 / deviation
     for i in prange(SLICES):
         for row in range(i * n // SLICES, (i + 1) * n // SLICES):
@@ -97,6 +97,21 @@ def normalised_back(delta, z, mean, deviation, weight, from_batch, d_z, d_weight
     for i in prange(SLICES):
         for row in range(i * n // SLICES, (i + 1) * n // SLICES):
             _back(delta[row], z[row], mean, scale, constant, slope, d_z[row])
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def inner(x, y):
+    """x · y of flat arrays, in float64."""
+    n = x.shape[0]
+    partial = np.empty(SLICES)
+    for i in prange(SLICES):
+        lo = i * n // SLICES
+        hi = (i + 1) * n // SLICES
+        partial[i] = _dot(x[lo:hi], y[lo:hi])
+    total = 0.0
+    for i in range(SLICES):
+        total += partial[i]
+    return total
 
 
 @njit(parallel=True, cache=True, nogil=True)

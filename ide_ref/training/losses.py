@@ -65,6 +65,8 @@ def cross_entropy(logits: NDArray[np.floating], y: ArrayLike) -> tuple[float, ND
         )
     n_samples, n_classes = logits.shape
     labels = check_labels(y, n_samples=n_samples, n_classes=n_classes)
+    # Sums run in another order where the numbers of a row do not lie side by side.
+    logits = np.ascontiguousarray(logits, logits.dtype.newbyteorder("="))
     rows = np.arange(n_samples)
     shifted = logits - logits.max(axis=1, keepdims=True)
     gradient = np.exp(shifted)

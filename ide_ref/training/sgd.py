@@ -76,8 +76,8 @@ class SGD:
         Raises
         ------
         ValueError
-            A gradient or a parameter is missing, or has another shape than its velocity; or `rate` is no finite
-            number.
+            A gradient or a parameter is missing, has another shape than its velocity, or is not of real numbers (a
+            parameter: of float32 or float64); or `rate` is no finite number.
         """
         for name, arrays in (("params", params), ("velocity", velocity), ("gradients", gradients)):
             _checks.kind(name, arrays, Mapping)
@@ -89,11 +89,26 @@ class SGD:
                 given = f"shape {np.shape(params[name])}" if name in params else "nothing"
                 raise ValueError(f"params has {given} for {name!r}, expected shape {np.shape(v)}")
             theta = params[name]
-            if name not in gradients or np.shape(gradients[name]) != theta.shape:
+            if name not in gradients or np.shape(gradients[name]) != np.shape(theta):
                 given = f"shape {np.shape(gradients[name])}" if name in gradients else "nothing"
-                raise ValueError(f"gradients has {given} for {name!r}, expected shape {theta.shape}")
-            new_params[name], new_velocity[name] = self._step(theta, gradients[name], v, rate)
+                raise ValueError(f"gradients has {given} for {name!r}, expected shape {np.shape(theta)}")
+            new_params[name], new_velocity[name] = self._step(*self._like(name, theta, gradients[name], v), rate)
         return new_params, new_velocity
+
+    @staticmethod
+    def _like(name: str, theta: NDArray, gradient: NDArray, v: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        """The three arrays of a step in the parameter's dtype, as kernels take them."""
+        dtype = np.asarray(theta).dtype.newbyteorder("=")
+        if dtype not in (np.float32, np.float64):
+            raise ValueError(f"params has dtype {dtype} for {name!r}, expected float32 or float64")
+        for given, array in (("gradients", gradient), ("velocity", v)):
+            if np.asarray(array).dtype.kind not in "fiu":
+                raise ValueError(f"{given} has dtype {np.asarray(array).dtype} for {name!r}, expected real numbers")
+        return (
+            _checks.converted(f"params of {name!r}", theta, dtype),
+            _checks.converted(f"gradients of {name!r}", gradient, dtype),
+            _checks.converted(f"velocity of {name!r}", v, dtype),
+        )
 
     def _step(self, theta: NDArray, gradient: NDArray, v: NDArray, rate: float) -> tuple[NDArray, NDArray]:
         dtype = theta.dtype
@@ -101,7 +116,7 @@ class SGD:
             v = np.asarray(v * dtype.type(self.momentum) + (gradient + theta * dtype.type(self.weight_decay)), dtype)
             return np.asarray(theta - v * dtype.type(rate), dtype), v
         new_theta, new_v = np.empty(theta.shape, dtype), np.empty(theta.shape, dtype)
-        old, change, speed = (np.ascontiguousarray(array, dtype).reshape(-1) for array in (theta, gradient, v))
+        old, change, speed = (array.reshape(-1) for array in (theta, gradient, v))
         momentum, decay, rate = map(dtype.type, (self.momentum, self.weight_decay, rate))
         _cells.momentum_step(old, change, speed, momentum, decay, rate, new_theta.reshape(-1), new_v.reshape(-1))
         return new_theta, new_v
