@@ -212,10 +212,14 @@ def _length(x: NDArray) -> float:
 
 
 def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
-    """Mean and biased variance a channel of cells z (B, n): two (n_channels,) arrays, summed in float64."""
+    """Mean and biased variance a channel of cells z (B, n): two (n_channels,) arrays, summed in float64.
+
+    Of z's dtype; infinite where they are beyond it.
+    """
     mean, variance = np.empty(n_channels), np.empty(n_channels)
     _cells.moments(np.ascontiguousarray(z).reshape(-1, n_channels), mean, variance)
-    return mean.astype(z.dtype), variance.astype(z.dtype)
+    with np.errstate(over="ignore"):
+        return mean.astype(z.dtype), variance.astype(z.dtype)
 
 
 def running_update(running: NDArray, batch: NDArray) -> NDArray:
@@ -328,8 +332,9 @@ class BatchNorm:
         d_z = memory.empty(rows.shape, rows.dtype)
         d_weight, d_bias = np.empty(n_channels), np.empty(n_channels)
         _cells.normalised_back(
-            columns, rows, self.mean, self.deviation, self.weight, self.from_batch, d_z, d_weight, d_bias
-        )
+            columns, rows, self.mean, self.deviation, self.weight, self.from_batch, float(np.finfo(rows.dtype).eps),
+            d_z, d_weight, d_bias,
+        )  # fmt: skip
         return d_z.reshape(delta.shape), d_weight.astype(z.dtype), d_bias.astype(z.dtype)
 
 

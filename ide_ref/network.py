@@ -29,6 +29,9 @@ from ide_ref.synapses import Dense, Shape, Synapse, added, both_ways, from_cells
 INPUT = "input"
 """Name of the input as the source of a connection."""
 
+DROWNED = 0.01
+"""Error of normalised values, from the rounding of what is normalised, from which on a warning tells of it."""
+
 Params = dict[str, NDArray]
 
 
@@ -403,9 +406,27 @@ class Seen(NamedTuple):
     variance: NDArray
 
     @classmethod
-    def of(cls, z: NDArray, n_channels: int) -> Seen:
-        """z with its moments."""
-        return cls(z, *constraints.batch_statistics(z, n_channels))
+    def of(cls, c: Connection, z: NDArray) -> Seen:
+        """z of a connection with its moments.
+
+        ValueError where these are beyond the dtype; warns where rounding of z drowns what tells its samples apart.
+        """
+        mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
+        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+            raise ValueError(
+                f"batch normalisation of connection {c.name!r}: the batch's mean or variance is beyond {z.dtype}; "
+                "expected smaller weights or inputs (normalise these, or compute in float64)"
+            )
+        rounding = np.finfo(z.dtype).eps * np.abs(mean) / np.sqrt(variance + variance.dtype.type(constraints.EPSILON))
+        if rounding.max(initial=0.0) > DROWNED:
+            warnings.warn(
+                f"batch normalisation of connection {c.name!r}: the batch's mean is so far from 0 beside its deviation "
+                f"that rounding in {z.dtype} moves normalised values by {rounding.max():.1g}; take the mean off the "
+                "inputs, or compute in float64",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return cls(z, mean, variance)
 
 
 @dataclass(frozen=True)
@@ -519,7 +540,7 @@ class FrozenConnection:
         z = self.raw(pre)
         here, seen = self, None
         if self.norm is not None and (self.couples or measure):
-            seen = Seen.of(z, self.synapse.out_shape[0])
+            seen = Seen.of(self.connection, z)
             if self.couples:
                 norm = replace(self.norm, mean=seen.mean, variance=seen.variance, from_batch=True)
                 here, seen = replace(self, norm=norm, z=z), None
@@ -585,7 +606,7 @@ class FrozenConnection:
             if norm.from_batch:
                 seen = Seen(self.z if self.z is not None else self.raw(pre), norm.mean, norm.variance)
             elif seen is None:
-                seen = Seen.of(self.raw(pre), c.synapse.out_shape[0])
+                seen = Seen.of(c, self.raw(pre))
             if self.through:
                 norm = replace(norm, mean=seen.mean, variance=seen.variance, from_batch=True)
             delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, seen.z)
@@ -807,7 +828,7 @@ def freeze(
     Raises
     ------
     ValueError
-        For parameters or inputs that do not fit.
+        For parameters or inputs that do not fit, or whose batch statistics are beyond the dtype.
     """
     _checks.kind("network", network, Network)
     _checks.kind("profile", profile, Profile)
@@ -858,8 +879,7 @@ def freeze(
                     through=profile.batch_statistics_in_gradient,
                 )
             elif cells is not None:
-                z = made.raw(cells)
-                mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
+                z, mean, variance = Seen.of(c, made.raw(cells))
                 norm = replace(norm, mean=mean, variance=variance, from_batch=True)
                 twice = profile.statistics_twice and x is not None and not network.is_train(x)
                 made = replace(made, norm=norm, z=z, updates=2 if twice else 1)

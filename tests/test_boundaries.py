@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +227,52 @@ def test_numbers_beyond_float32_are_refused_by_name(size):
         simulate_continuous(
             freeze(network, network.init(np.random.default_rng(0))), np.full(3, np.longdouble("1e4000")), [1]
         )
+
+
+# --- batch normalisation far from 0 ---------------------------------------------------------------------------------
+
+
+def normalised(dtype):
+    network = build("6 (F6)", input_shape=(5,), n_classes=3, neuron=IF())
+    params = network.init(np.random.default_rng(0), dtype=dtype)
+    return network, params, np.random.default_rng(1).normal(size=(8, 5)), np.arange(8) % 3
+
+
+def gradients_at(network, params, x, y, tol):
+    frozen = freeze(network, params, x, training=True, rng=np.random.default_rng(0))
+    state = find_equilibrium(frozen, x, tol=tol)
+    return backward(frozen, state, cross_entropy(read_out(frozen, state), y)[1], tol=tol).gradients
+
+
+@settings(max_examples=15)
+@given(power=st.integers(0, 12), dtype=st.sampled_from([np.float32, np.float64]))
+def test_what_batch_normalisation_takes_off_does_not_come_back_in_the_gradient(power, dtype):
+    """Inputs that are moved as a whole have the same gradients, but for what their own rounding loses."""
+    network, params, x, y = normalised(np.float64)
+    eps = np.finfo(dtype).eps
+    expected = gradients_at(network, params, x, y, 1e-12)
+    params = {name: value.astype(dtype) for name, value in params.items()}
+    moved = (x + 10.0**power).astype(dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = gradients_at(network, params, moved, y, max(1e-12, 30 * eps))
+    lost = 10.0**power * eps
+    told = [str(w.message) for w in caught if "batch normalisation of connection 'input'" in str(w.message)]
+    assert told or lost < 0.02
+    if told:
+        assert lost > 0.002
+        assert "take the mean off the inputs, or compute in float64" in told[0]
+        return
+    for name in ("input.weight", "input.bn_weight", "input.bn_bias", "feedback.weight", "readout.weight"):
+        np.testing.assert_allclose(
+            found[name], expected[name], atol=(20 * lost + 1000 * eps) * np.abs(expected[name]).max(), err_msg=name
+        )
+
+
+def test_batch_statistics_beyond_the_dtype_are_refused():
+    network, params, x, _ = normalised(np.float32)
+    with pytest.raises(
+        ValueError, match=r"of connection 'input': the batch's mean or variance is beyond float32; .*64"
+    ):
+        freeze(network, params, 1e21 * x, training=True)
+    assert np.isfinite(freeze(network, params, 1e18 * x, training=True).connections[0].norm.variance).all()
