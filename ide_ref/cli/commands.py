@@ -51,7 +51,7 @@ def add_all(sub: Any) -> None:
     p.add_argument("--lr", type=_positive)
     p.add_argument("--warmup-steps", type=_count, metavar="N", help="batches in which the learning rate rises")
     p.add_argument("--dtype", choices=("float32", "float64"))
-    p.add_argument("--solver", help="of (BETA): fixed_point, anderson, broyden, gmres, direct")
+    p.add_argument("--solver", help="of (BETA): fixed_point, anderson, broyden, gmres, scipy_gmres, direct")
     p.add_argument("--tol", type=_positive, help="relative residual of (BETA)")
     p.add_argument("--max-iter", type=_count, metavar="N", help="most products with the transposed Jacobian a step")
     p.add_argument(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-_SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "direct")
+_SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct")
 _TOL = {"central": 1e-7, "cell": 1e-9}
 _TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 

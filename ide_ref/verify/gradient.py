@@ -34,6 +34,9 @@ RESOLUTION = 1e-5
 """... and at least to this part of the largest of all: a bias under batch normalisation has gradient 0, and
 differences of a loss near 1 resolve no less."""
 
+AGREE = 1e-2
+"""Limits with and without the longest step that differ by more, relative, are two orders' chance agreement."""
+
 _STEP = {"central": 2e-2, "cell": 2.0}
 _LEVELS = {"central": 10, "cell": 17}
 _ALIGNED = 0.9
@@ -119,6 +122,8 @@ class GradientReport:
         γ of (COND).
     kink : Kink
         The nearest.
+    why_not : str
+        Why no error is certified; empty where one is.
     """
 
     rows: tuple[GradientRow, ...]
@@ -131,6 +136,7 @@ class GradientReport:
     equilibrium_certificate: float
     contraction: float
     kink: Kink
+    why_not: str = ""
 
     @property
     def checked(self) -> int:
@@ -202,6 +208,8 @@ class GradientReport:
             f"certified error of beta {self.certificate:.1e}; residual of the equilibrium "
             f"{self.equilibrium_residual:.1e}, certified error {self.equilibrium_certificate:.1e}"
         )
+        if self.why_not:
+            lines.append(f"no error is certified: {self.why_not}")
         kink = self.kink
         lines.append(
             f"nearest kink {kink.distance:.1e} away in potential: sample {kink.sample}, {kink.population}, "
@@ -228,6 +236,7 @@ class GradientReport:
             "certificate": self.certificate,
             "equilibrium_residual": self.equilibrium_residual,
             "equilibrium_certificate": self.equilibrium_certificate,
+            "why_not_certified": self.why_not,
             "nearest_kink": {**asdict(self.kink), "neuron": list(self.kink.neuron)},
             "parameters": [{**asdict(row), "worst": list(row.worst)} for row in self.rows],
         }
@@ -463,10 +472,17 @@ class _Problem:
                 noises.append(noise)
                 if len(quotients) < 2 or (side != "both" and not one_sided):
                     continue
-                value, uncertainty = extrapolate(quotients, noises, order=2 if side == "both" else 1)
+                order: Literal[1, 2] = 2 if side == "both" else 1
+                value, uncertainty = extrapolate(quotients, noises, order=order)
+                if len(quotients) > 2:
+                    # Two orders can agree by chance: without the longest step the limit must be the same.
+                    again, _ = extrapolate(quotients[1:], noises[1:], order=order)
+                    if abs(again - value) > AGREE * max(abs(value), abs(again), task.floor) + 8 * noise:
+                        del quotients[0], noises[0]
+                        best = None
+                        continue
                 if best is None or uncertainty < best.uncertainty:
                     best = _Difference(value, uncertainty, side != "both")
-                # Two orders can agree by chance; three steps must have been seen.
                 if len(quotients) > 2 and uncertainty <= max(enough * max(abs(value), task.floor), 3 * noise):
                     return best
             h /= 2
@@ -676,6 +692,7 @@ def check_gradient(
         float(np.max(state.certificate)),
         ours.contraction,
         nearest_kink(state),
+        ours.why_not,
     )
 
 

@@ -88,6 +88,19 @@ def test_two_steps_that_agree_are_not_enough(slope):
     assert sorted(set(np.abs(steps))) == [0, 0.025, 0.05, 0.1]
 
 
+@pytest.mark.parametrize("slope", [-0.5, 0.2, 3.0])
+def test_two_steps_that_agree_by_chance_are_found_out(slope):
+    """The quotients at the first two steps are 1 to the last bit, whatever the slope at 0 is."""
+
+    def loss(t):
+        return t + (slope - 1) * t * (1 - (t / 0.1) ** 2) * (1 - (2 * t / 0.1) ** 2)
+
+    found = as_told(loss).difference(
+        None, _Task((0,), {}, 0.1, 0.1), "cell", one_sided=False, enough=1e-8, rounding=1e-18
+    )
+    assert found.value == pytest.approx(slope, rel=1e-9)
+
+
 def test_the_rounding_of_a_loss_is_its_standard_deviation():
     rng, size = np.random.default_rng(0), 3e-14
     problem_ = as_told(lambda h: size * rng.normal())
