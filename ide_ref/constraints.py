@@ -132,8 +132,8 @@ def leading_singular_pair(
     n_vectors = min(n_vectors, start.size)
     rights = np.empty((n_vectors + 1, start.size), dtype)
     projected, along = np.zeros((n_vectors, n_vectors)), np.empty(n_vectors + 1)
-    rights[0] = start / np.linalg.norm(start) + dtype.type(STRAY) * _stray(start.size).astype(dtype)
-    rights[0] /= np.linalg.norm(rights[0])
+    rights[0] = start / dtype.type(_length(start)) + dtype.type(STRAY) * _stray(start.size).astype(dtype)
+    rights[0] /= dtype.type(_length(rights[0]))
     kept = 0
     for _ in range(max_restarts):
         for k in range(kept, n_vectors):
@@ -164,14 +164,15 @@ def leading_singular_pair(
                     break
             rights[size] = w
         kept = min(max(1, n_vectors // 3), size)
-        lefts[:kept] = x.T[:kept].astype(dtype) @ lefts[:size]
-        rights[:kept] = yt[:kept].astype(dtype) @ rights[:size]
+        # Not by BLAS, whose threads change the order of sums.
+        lefts[:kept] = np.einsum("ki,in->kn", x.T[:kept].astype(dtype), lefts[:size])
+        rights[:kept] = np.einsum("ki,in->kn", yt[:kept].astype(dtype), rights[:size])
         if residual <= tol or exhausted:
             break
         rights[kept] = rights[size]
         projected[:] = 0
         projected[range(kept), range(kept)] = s[:kept]
-    return SingularPair(float(s[0]), lefts[0].copy(), rights[0] / np.linalg.norm(rights[0]), float(residual))
+    return SingularPair(float(s[0]), lefts[0].copy(), rights[0] / dtype.type(_length(rights[0])), float(residual))
 
 
 @lru_cache(maxsize=16)

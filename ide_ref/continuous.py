@@ -56,8 +56,9 @@ class Standstill:
     Attributes
     ----------
     arrays : tuple of array
-        Potentials as constants of the moving frame, the rounding error of these, lower bounds of the next
-        crossings, the neurons in the order in which the loop asks them (n each), the clock (3), event counts (7).
+        How far potentials are below threshold, as constants of the moving frame, the rounding error of these, lower
+        bounds of the next crossings, the neurons in the order in which the loop asks them (n each), the clock (3),
+        event counts (7).
     digest : bytes
         Of the weights and of the input up to this time.
     """

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from graphs import synapses_between
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from theorems import ends_of, note_tightness, system_of
 
@@ -70,6 +70,7 @@ def test_one_lif_neuron_has_the_logarithmic_interval(ratio, tau):
     v_th=st.sampled_from([0.5, 2.0]),
     fast=st.booleans(),
 )
+@example(log_tau=300.0, log_excess=-2.0, v_th=0.5, fast=False)
 def test_intervals_are_right_to_rounding_for_any_time_constant(log_tau, log_excess, v_th, fast):
     """-τ log1p(−V_th/(τ d)); ``fast`` neurons fire about once a unit of time, others in proportion to τ."""
     tau = 10.0**log_tau

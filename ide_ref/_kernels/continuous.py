@@ -3,9 +3,9 @@
 Potentials are kept in a frame in which nothing moves between events. With y = τ (exp((t − T0)/τ) − 1), which is
 t − T0 for IF, whose τ is infinite, and d a neuron's drive,
 
-    u = (c + d y) / (1 + y/τ),      reaches V at y = (V − c)/(d − V/τ)
+    u = V − (c − r y) / (1 + y/τ),  r = d − V/τ,      reaches V at y = c/r
 
-so an arriving spike changes c by w (1 + y/τ), no logarithm stands in a crossing, and one exponential serves all
+so an arriving spike takes w (1 + y/τ) from c, no logarithm stands in a crossing, and one exponential serves all
 receivers of an event. All of it is right to rounding for any τ: nothing of the size of τ d is taken from another. The
 frame moves on (T0 to now) before numbers in it grow large. What rounding takes from c is kept in a second number,
 ``lost``: a neuron held far below threshold would else drift away from its balance.
@@ -22,7 +22,8 @@ NOW, ORIGIN, FRAME, N_CLOCK = range(4)
 EDGE, INPUT, DELIVERY, SAMPLE = range(4)
 
 
-FAR = 1e15  # exp((t − T0)/τ) beyond which the frame moves
+FAR = 1e15  # exp((t − T0)/τ) beyond which the frame moves,
+LARGEST = 1e300  # and y beyond which it does
 SHORT = 1e-20  # parts of τ: in so short a time nothing leaks, and dividing by τ might leave the range of numbers
 
 
@@ -41,15 +42,16 @@ def _time_of(y, tau):
 
 
 @njit(cache=True, nogil=True)
-def _crossing(c, d, y, v_th, rheobase):
-    """Where in the frame a neuron next fires: y itself if it stands at threshold now, infinity for never.
-
-    ``rheobase`` is V/τ, the drive that just holds a neuron at threshold.
-    """
-    slope = d - rheobase
-    if c >= v_th - slope * y:
+def _crossing(c, slope, y):
+    """Where in the frame a neuron next fires: y itself if it stands at threshold now, infinity for never."""
+    if c <= slope * y:
         return y
-    return max((v_th - c) / slope, y) if slope > 0 else np.inf
+    return max(c / slope, y) if slope > 0 else np.inf
+
+
+@njit(cache=True, nogil=True)
+def _potential(c, lost, slope, y, v_th, tau):
+    return v_th - (c - (slope * y - lost)) / (1.0 + y / tau)
 
 
 @njit(cache=True, nogil=True)
@@ -105,23 +107,22 @@ def _sink(heap, place, key, i):
 
 
 @njit(cache=True, nogil=True)
-def _order(heap, place, key, c, drive, y, v_th, rheobase):
+def _order(heap, place, key, c, drive, y, rheobase):
     """All keys anew, and the heap from the leaves up."""
     n = heap.shape[0]
     for i in range(n):
-        key[i] = _crossing(c[i], drive[i], y, v_th, rheobase)
+        key[i] = _crossing(c[i], drive[i] - rheobase, y)
     for at in range(n // 2 - 1, -1, -1):
         _sink(heap, place, key, heap[at])
 
 
 @njit(cache=True, nogil=True)
-def _deliver(source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau):
+def _deliver(source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, rheobase, tau):
     """One spike reaches its receivers. Returns how many there are.
 
     A key is a lower bound of its neuron's next crossing: what holds a neuron back needs no look at the heap.
     """
     reached = 0
-    rheobase = v_th / tau
     factor = 1.0 + y / tau
     for s in range(starts[source], starts[source + 1]):
         first = targets[s]
@@ -129,9 +130,9 @@ def _deliver(source, y, starts, targets, offsets, lengths, weights, heap, place,
         for j in range(lengths[s]):
             w = weights[offset + j]
             i = first + j
-            _add(c, lost, i, w * factor)
+            _add(c, lost, i, -w * factor)
             if w > 0:
-                crossing = _crossing(c[i], drive[i], y, v_th, rheobase)
+                crossing = _crossing(c[i], drive[i] - rheobase, y)
                 if crossing < key[i]:
                     key[i] = crossing
                     _rise(heap, place, key, i)
@@ -149,10 +150,10 @@ def begin(drive, tau, v_th, c, lost, key, heap, clock, counts):
     counts[:] = 0
     counts[EDGES] = 1
     for i in range(n):
-        c[i] = 0.0
+        c[i] = v_th
         lost[i] = 0.0
         heap[i] = i
-    _order(heap, np.arange(n), key, c, drive, 0.0, v_th, v_th / tau)
+    _order(heap, np.arange(n), key, c, drive, 0.0, v_th / tau)
 
 
 @njit(cache=True, nogil=True)
@@ -218,7 +219,9 @@ def run(
     edge = counts[EDGES]
     work = counts[WORK]
     drive = drives[edge - 1]
+    # The drive that just holds a neuron at threshold.
     rheobase = v_th / tau
+    far = min(FAR, LARGEST / tau)
     counts[STATUS] = DONE
     sampled = 0
     while sampled < samples.shape[0]:
@@ -235,12 +238,12 @@ def run(
             kind = EDGE
             t_next = edges[edge]
         i = heap[0]
-        crossing = _crossing(c[i], drive[i], y, v_th, rheobase)
+        crossing = _crossing(c[i], drive[i] - rheobase, y)
         while crossing > key[i]:
             key[i] = crossing
             _sink(heap, place, key, i)
             i = heap[0]
-            crossing = _crossing(c[i], drive[i], y, v_th, rheobase)
+            crossing = _crossing(c[i], drive[i] - rheobase, y)
         # The time that will be noted decides, not y, which rounds otherwise: a sample at a spike's very time must see
         # it. Nor may y round a crossing to before the last event's time.
         t_fires = t
@@ -252,15 +255,15 @@ def run(
             if counts[SPIKES] == spike_times.shape[0]:
                 counts[STATUS] = BUDGET
                 break
-            _add(c, lost, i, -v_th * (1.0 + y / tau))
-            key[i] = _crossing(c[i], drive[i], y, v_th, rheobase)
+            _add(c, lost, i, v_th * (1.0 + y / tau))
+            key[i] = _crossing(c[i], drive[i] - rheobase, y)
             _sink(heap, place, key, i)
             spike_times[counts[SPIKES]] = t
             spike_neurons[counts[SPIKES]] = i
             counts[SPIKES] += 1
             if delay == 0:
                 reached = _deliver(
-                    i, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau
+                    i, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, rheobase, tau
                 )
                 counts[DELIVERIES] += reached
                 work += reached
@@ -269,18 +272,18 @@ def run(
             t = t_next
             y = max(y, _frame_of(t - origin, tau))
             # Beyond the range of exp, or with a new drive, the frame has to move.
-            if kind == EDGE or y / tau > FAR:
-                _move(c, lost, drive, t - origin, tau)
+            if kind == EDGE or y / tau > far:
+                _move(c, lost, drive, rheobase, t - origin, tau)
                 origin = t
                 y = 0.0
                 if kind == EDGE:
                     drive = drives[edge]
                     edge += 1
-                _order(heap, place, key, c, drive, y, v_th, rheobase)
+                _order(heap, place, key, c, drive, y, rheobase)
                 work = 0
             if kind == SAMPLE:
                 for j in range(n):
-                    u_samples[sampled, j] = (c[j] + (drive[j] * y + lost[j])) / (1.0 + y / tau)
+                    u_samples[sampled, j] = _potential(c[j], lost[j], drive[j] - rheobase, y, v_th, tau)
                 sampled += 1
             elif kind != EDGE:
                 if kind == INPUT:
@@ -290,18 +293,19 @@ def run(
                     source = spike_neurons[delivered]
                     delivered += 1
                 reached = _deliver(
-                    source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, v_th, tau
-                )
+                    source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, rheobase,
+                    tau,
+                )  # fmt: skip
                 counts[DELIVERIES] += reached
                 work += reached
-        if work > 16 * n or y / tau > FAR:
-            _move(c, lost, drive, t - origin, tau)
+        if work > 16 * n or y / tau > far:
+            _move(c, lost, drive, rheobase, t - origin, tau)
             origin = t
             y = 0.0
-            _order(heap, place, key, c, drive, y, v_th, rheobase)
+            _order(heap, place, key, c, drive, y, rheobase)
             work = 0
     for j in range(n):
-        u[j] = (c[j] + (drive[j] * y + lost[j])) / (1.0 + y / tau)
+        u[j] = _potential(c[j], lost[j], drive[j] - rheobase, y, v_th, tau)
     clock[NOW] = t
     clock[ORIGIN] = origin
     clock[FRAME] = y
@@ -312,15 +316,15 @@ def run(
 
 
 @njit(cache=True, nogil=True)
-def _move(c, lost, drive, elapsed, tau):
-    """Constants c of a frame that begins ``elapsed`` later: the potentials then."""
+def _move(c, lost, drive, rheobase, elapsed, tau):
+    """Constants c of a frame that begins ``elapsed`` later: how far below threshold potentials are then."""
     x = elapsed / tau
     leaked = -math.expm1(-x)
     kept = math.exp(-x)
     # What a drive of 1 has brought.
     brought = elapsed if x < SHORT else tau * leaked
     for i in range(c.shape[0]):
-        rest = drive[i] * brought + lost[i] * kept
+        rest = lost[i] * kept - (drive[i] - rheobase) * brought
         lost[i] = 0.0
         if x < 0.5:
             _add(c, lost, i, rest - c[i] * leaked)
