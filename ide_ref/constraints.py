@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks
 from ide_ref._kernels import cells as _cells
+from ide_ref._kernels import dense as _dense
 from ide_ref._kernels import memory
 
 EPSILON = 1e-5
@@ -164,9 +165,8 @@ def leading_singular_pair(
                     break
             rights[size] = w
         kept = min(max(1, n_vectors // 3), size)
-        # Not by BLAS, whose threads change the order of sums.
-        lefts[:kept] = np.einsum("ki,in->kn", x.T[:kept].astype(dtype), lefts[:size])
-        rights[:kept] = np.einsum("ki,in->kn", yt[:kept].astype(dtype), rights[:size])
+        lefts[:kept] = _combined(x.T[:kept].astype(dtype), lefts[:size])
+        rights[:kept] = _combined(yt[:kept].astype(dtype), rights[:size])
         if residual <= tol or exhausted:
             break
         rights[kept] = rights[size]
@@ -175,11 +175,18 @@ def leading_singular_pair(
     return SingularPair(float(s[0]), lefts[0].copy(), rights[0] / dtype.type(_length(rights[0])), float(residual))
 
 
+def _combined(weights: NDArray, vectors: NDArray) -> NDArray:
+    """weights @ vectors, (k, i) and (i, n). Not by BLAS, whose threads change the order of sums."""
+    out = np.empty((len(weights), vectors.shape[1]), vectors.dtype)
+    _dense.matmul_few(np.ascontiguousarray(weights), vectors, False, out.reshape(-1), out.shape[1])
+    return out
+
+
 @lru_cache(maxsize=16)
 def _stray(size: int) -> NDArray:
     """A fixed pseudo-random vector of length 1."""
     vector = np.random.default_rng(size).standard_normal(size)
-    vector /= np.linalg.norm(vector)
+    vector /= _length(vector)
     vector.flags.writeable = False
     return vector
 
