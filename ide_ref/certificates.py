@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -280,7 +280,7 @@ class Map:
         v = v if self.scale is None else v.times(self.scale)
         return self._product(self.synapse.adjoint, self.fan_out, v)
 
-    def _product(self, product, terms: int, s: Near) -> Near:  # type: ignore[no-untyped-def]
+    def _product(self, product: Callable[[NDArray, NDArray], NDArray], terms: int, s: Near) -> Near:
         """W s or Wᵀ s: sums of ``terms`` products, whatever their order, fused or not."""
         value = product(self.taps, np.ascontiguousarray(s.value))
         # A sum of K products is off by at most K u/(1 − K u) times the sum of their sizes; 2 more for safety in K.

@@ -171,7 +171,9 @@ def solve_beta(
 
     if not np.all(np.isfinite(b)):
         raise solvers.NotConverged(f"(BETA): its right-hand side has left the range of {b.dtype}")
-    solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter)
+    # Samples coupled through batch statistics have one Krylov space together.
+    joined = _checks.is_one_of(solver, ("gmres",)) and certificates.coupled(jacobian.connections, net.ends)
+    solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter, joined=joined)
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
     if at is jacobian and elsewhere is None and last and last[0][0] is solution.x:

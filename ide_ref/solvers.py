@@ -306,7 +306,12 @@ def gmres(
         # Each sample keeps the better of its two points.
         better = lengths_after < length
         stalled = not np.any(better)
-        x, y = np.where(better[:, None], after, x), np.where(better[:, None], y_after, y)
+        if np.all(better):
+            x, y = after, y_after
+        elif not stalled:
+            x = np.where(better[:, None], after, x)
+            y = product(x)
+            n_products += 1
         target *= 0.1
     # A space that J does not leave holds the solution of every system that is not singular.
     singular = stalled and bool(np.any(ended & (_relative(length, size) > tol)))
@@ -525,7 +530,14 @@ SOLVERS = {
 
 
 def solve(
-    method: str, product: Product, b: NDArray, *, tol: float, max_iter: int = 200, x0: NDArray | None = None
+    method: str,
+    product: Product,
+    b: NDArray,
+    *,
+    tol: float,
+    max_iter: int = 200,
+    x0: NDArray | None = None,
+    joined: bool = False,
 ) -> Solution:
     """Solve x = J x + b by the named method.
 
@@ -542,6 +554,8 @@ def solve(
         Most products with J (``direct`` always takes n).
     x0 : (B, n) array, optional
         Where to begin.
+    joined : bool
+        Whether the product couples the rows, so that all samples are one system; the tolerance is still each one's.
 
     Raises
     ------
@@ -566,6 +580,18 @@ def solve(
             raise ValueError(f"x0 is {x0.dtype} of shape {x0.shape}; expected {b.dtype} of shape {b.shape}, as b")
     # A system that leaves the range of the floats on its way is told by its status, not by warnings.
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if joined:
+            size = norms(b)
+            smallest = float(np.min(size[size > 0], initial=np.inf))
+            together = float(norms(b.reshape(1, -1))[0])
+            found = SOLVERS[method](
+                lambda v: product(v.reshape(b.shape)).reshape(1, -1),
+                b.reshape(1, -1),
+                tol=tol * min(1.0, smallest / together) if together > 0 else tol,
+                max_iter=max_iter,
+                x0=None if x0 is None else x0.reshape(1, -1),
+            )
+            return _again(found, found.x.reshape(b.shape), product, b, tol)
         scale = _scale(b)
         if scale is None:
             return SOLVERS[method](product, b, tol=tol, max_iter=max_iter, x0=x0)
@@ -576,19 +602,23 @@ def solve(
             max_iter=max_iter,
             x0=None if x0 is None else x0 / scale,
         )
-        x = found.x * scale
-        return _solution(
-            x,
-            product(x),
-            b,
-            tol,
-            method,
-            found.iterations,
-            found.n_products + 1,
-            found.history,
-            stalled=found.status == "stagnated",
-            singular=found.status == "singular",
-        )
+        return _again(found, found.x * scale, product, b, tol)
+
+
+def _again(found: Solution, x: NDArray, product: Product, b: NDArray, tol: float) -> Solution:
+    """A solution found in another form of the system, judged in its own."""
+    return _solution(
+        x,
+        product(x),
+        b,
+        tol,
+        found.method,
+        found.iterations,
+        found.n_products + 1,
+        found.history,
+        stalled=found.status == "stagnated",
+        singular=found.status == "singular",
+    )
 
 
 def _system_array(name: str, array: NDArray) -> NDArray:

@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 
+import numpy as np
 import pytest
 import tiny
 
@@ -73,9 +74,12 @@ def test_every_command_has_the_option():
 def test_what_is_not_finite_is_null(capsys, words, monkeypatch):
     """Where γ ≥ 1 there is no certificate; where every difference was set aside, no error."""
     monkeypatch.setattr("ide_ref.implicit.contraction", lambda _: 1.5)
+    norms = [[0.0]], [[1.5]]
+    monkeypatch.setattr("ide_ref.certificates.population_norms", lambda *_, **__: tuple(map(np.array, norms)))
     main([*words["gradcheck"], "--json"])
     document = strict(capsys.readouterr().out)
     assert document["certificate"] is None
+    assert "(CERT) asks for less" in document["why_not_certified"]
     assert document["contraction"] == 1.5
 
 
