@@ -66,25 +66,32 @@ def contraction_bound(frozen: Frozen) -> Contraction:
     For one layer ‖W‖/V_th; for (LAYERS) the product of the norms over V_th^N; for a graph the 2-norm of the
     non-negative matrix that carries norms from source to source through one sweep.
     """
+    value, _ = _carried(frozen, [c.operator_norm for c in frozen.connections])
+    size, n_roundings = _carried(frozen, [c.norm_bound.upper for c in frozen.connections])
+    return Contraction(value, raised(size, n_roundings))
+
+
+def contraction(frozen: Frozen) -> float:
+    """γ of (COND) as well as it is known, without a bound from above."""
+    return _carried(frozen, [c.operator_norm for c in frozen.connections])[0]
+
+
+def _carried(frozen: Frozen, norms: Sequence[float]) -> tuple[float, int]:
+    """The 2-norm of what one sweep carries from source to source, given the norms; and roundings on the way."""
     net = frozen.network
     sources = list(net.feedback_sources)
     if not sources:
-        return Contraction(0.0, 0.0)
-    found = []
-    for upper in (False, True):
-        reach = np.zeros((len(net.populations), len(sources)))
-        unit = dict(zip(sources, np.eye(len(sources)), strict=True))
-        terms = 0
-        for target in range(len(net.populations)):
-            for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
-                if end == target and source >= 0:
-                    given = reach[source] if source < target else unit[source]
-                    reach[target] += (c.norm_bound.upper if upper else c.norm_bound.value) / net.neuron.v_th * given
-                    terms += 3
-        carried = reach[sources]
-        size = float(carried[0, 0]) if len(sources) == 1 else float(np.linalg.norm(carried, 2))
-        found.append(raised(size, terms + (0 if len(sources) == 1 else 16 * len(sources))) if upper else size)
-    return Contraction(*found)
+        return 0.0, 0
+    reach = np.zeros((len(net.populations), len(sources)))
+    unit = dict(zip(sources, np.eye(len(sources)), strict=True))
+    for target in range(len(net.populations)):
+        for norm, (source, end) in zip(norms, net.ends, strict=True):
+            if end == target and source >= 0:
+                reach[target] += norm / net.neuron.v_th * (reach[source] if source < target else unit[source])
+    carried = reach[sources]
+    if len(sources) == 1:
+        return float(carried[0, 0]), 3 * len(norms)
+    return float(np.linalg.norm(carried, 2)), 3 * len(norms) + 16 * len(sources)
 
 
 def population_norms(frozen: Frozen, *, simulated: bool = False) -> tuple[NDArray, NDArray]:

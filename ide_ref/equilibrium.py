@@ -291,9 +291,12 @@ def linearise(
 
 
 def contraction(frozen: Frozen) -> float:
-    """γ of (COND), see :func:`ide_ref.certificates.contraction_bound`: its value, not the bound from above."""
+    """γ of (COND), see :func:`ide_ref.certificates.contraction_bound`: its value, not the bound from above.
+
+    (COND) ‖W^1‖ ‖F^N‖ … ‖F^2‖ ≤ γ V_th^N, γ < 1.
+    """
     _checks.kind("frozen", frozen, Frozen)
-    return certificates.contraction_bound(frozen).value
+    return certificates.contraction(frozen)
 
 
 @dataclass(frozen=True)

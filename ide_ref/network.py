@@ -572,13 +572,17 @@ class FrozenConnection:
 
         A batch's own statistics are taken as fixed: with them the connection is linear, a sample at a time.
         """
-        norm = operator_norm(self.synapse, self.taps, None if self.norm is None else self.norm.scale)
-        return norm if self.keep is None else norm.times(float(self.keep.max(initial=0.0)))
+        return self._norm(bound=True)
 
-    @property
+    @cached_property
     def operator_norm(self) -> float:
-        """The value of ``norm_bound``."""
-        return self.norm_bound.value
+        """The value of ``norm_bound``, without the time that a bound takes for a large convolution."""
+        return self._norm(bound=False).value
+
+    def _norm(self, *, bound: bool) -> Norm:
+        scale = None if self.norm is None else self.norm.scale
+        found = operator_norm(self.synapse, self.taps, scale, bound=bound)
+        return found if self.keep is None else found.times(float(self.keep.max(initial=0.0)))
 
     def pull_back(
         self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None

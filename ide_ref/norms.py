@@ -50,7 +50,7 @@ def raised(x: float, n: float) -> float:
     return x * (1.0 + (n + 4.0) * ROUNDOFF) + (n + 4.0) * 2.0**-1074
 
 
-def operator_norm(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> Norm:
+def operator_norm(synapse: Synapse, taps: NDArray, scale: NDArray | None, *, bound: bool = True) -> Norm:
     """‖scale ⊙ W‖₂ of a synapse at its input size.
 
     Parameters
@@ -59,6 +59,8 @@ def operator_norm(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> Nor
         W.
     scale : (C,) array or None
         A factor for each receiving channel, None for 1.
+    bound : bool
+        Whether the bound from above is wanted; without it that of a large convolution is infinite, and takes no time.
     """
     taps = taps.astype(np.float64)
     factors = None if scale is None else synapse.out_channels(scale.astype(np.float64))
@@ -68,7 +70,7 @@ def operator_norm(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> Nor
         W = W if factors is None else factors[:, None] * W
         return matrix_norm(W)
     value = _searched(synapse, taps, factors)
-    upper = _symbol_bound(synapse, taps, scale)
+    upper = _symbol_bound(synapse, taps, scale) if bound else math.inf
     return Norm(min(value, upper), upper)
 
 
