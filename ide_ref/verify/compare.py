@@ -7,7 +7,7 @@ one, so that a name is a match to rounding and not a guess.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -213,8 +213,7 @@ class _NormWithoutMean(BatchNorm):
 
 
 def _fields(c: FrozenConnection) -> dict[str, Any]:
-    names = ("connection", "taps", "bias", "norm", "keep", "singular", "z", "couples", "simulated_norm")
-    return {name: getattr(c, name) for name in names}
+    return {own.name: getattr(c, own.name) for own in fields(FrozenConnection)}
 
 
 def _as(kind: type[FrozenConnection]) -> Callable[[FrozenConnection], FrozenConnection]:

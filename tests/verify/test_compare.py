@@ -89,6 +89,26 @@ def test_a_wrong_input_changes_what_the_input_reaches_alone(mistake, monkeypatch
     assert not np.allclose(planted["input.weight"], right["input.weight"])
 
 
+def test_mistakes_of_networks_under_the_cifar_presets_settings(monkeypatch):
+    """The gradient through hidden batch statistics, which these presets take, is planted with the mistake too."""
+    monkeypatch.setitem(STRUCTURES, "two layers", ("4C5s-6C3s (F4C3u)", (2, 8, 8), None))
+    network, params, x, y = problem("two layers")
+    profile = ide_ref.presets.load("cifar10-alexnet-f").profile
+    assert profile.batch_statistics_in_gradient
+    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0), profile=profile)
+    rates = ide_ref.simulate(frozen, x, 6)
+    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
+    ours = ide_ref.backward(frozen, rates, d_logits, solver="gmres", tol=1e-12).gradients
+    # By hand: what convolutions get, divided by the positions of the population that they reach.
+    positions = {"input": 16, "hidden1": 4, "feedback": 16}
+    port = {
+        name: value / (1 if "alpha" in name else positions.get(name.split(".")[0], 1))
+        for name, value in ours.items()
+    }
+    report = compare(ours, port, context=Context(frozen, rates, d_logits, x))
+    assert report.mistake == "mean over positions", report.table()
+
+
 def test_every_mistake_of_the_library_is_planted_here():
     assert {m.name for m in MISTAKES} == set(WHERE)
 
