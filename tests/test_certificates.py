@@ -226,6 +226,28 @@ def test_tiny_and_huge_right_hand_sides_are_solved(method, dtype, sizes):
         np.testing.assert_allclose(solution.x, exact, rtol=1e-3)
 
 
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
+def test_a_singular_system_of_any_size_is_called_so(size):
+    for method in ("direct", "gmres"):
+        assert solve(method, lambda v: v, np.full((2, 1), size), tol=1e-8).status == "singular"
+
+
+@pytest.mark.parametrize("method", [name for name in HONEST if name not in ("direct", "scipy_gmres")])
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("most", [2, 5, 200])
+def test_products_are_counted(method, started, most):
+    J, counted = 0.5 * np.array([[0.0, 1.0, 0.2], [0.3, 0.0, 1.0], [-1.0, 0.1, 0.0]]), []
+
+    def product(v):
+        counted.append(1)
+        return v @ J.T
+
+    b = np.array([[1.0, -2.0, 0.5], [0.25, 1.0, 3.0]])
+    found = solve(method, product, b, tol=1e-10, max_iter=most, x0=b / 3 if started else None)
+    assert found.n_products == len(counted)
+    assert found.converged or most < 200
+
+
 @pytest.mark.parametrize("method", HONEST)
 def test_right_hand_sides_of_other_types(method):
     b = np.array([[1.0, 2.0]])

@@ -169,6 +169,28 @@ def test_a_broken_bound_is_reported(system):
         assert broken.violation == pytest.approx(0.25)
 
 
+def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monkeypatch):
+    """A long run is replayed some steps at a time: a potential that is off at one step alone."""
+    network = build("3 (F3)", input_shape=(3,), n_classes=2, neuron=IF(1.0), batch_norm=False)
+    frozen = freeze(network, network.init(np.random.default_rng(0)))
+    x = np.full((1, 3), 0.4)
+    rates = simulate(frozen, x, 6, record=True)
+    monkeypatch.setattr(theory, "_CHUNK", 1)
+    for step in range(6):
+        potentials = rates.potentials.copy()
+        potentials[0, step, 1] += 0.5
+        found = split(frozen, x, replace(rates, potentials=potentials))
+        assert found.balance_error == pytest.approx(0.5 / (step + 1))
+        assert found.split_error == pytest.approx(0.5 / (step + 1))
+
+
+def test_a_network_without_feedback_has_nothing_to_contract():
+    network = build("3", input_shape=(3,), n_classes=2, neuron=IF(1.0))
+    found = conditions(freeze(network, network.init(np.random.default_rng(0))))
+    assert (found.paper, found.block) == (0, 0)
+    assert found.applies
+
+
 def test_the_theorems_speak_of_the_rollouts_own_statistics():
     """A profile whose rollout normalises spike input by other moments than the gradient does."""
     network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF(1.0))
