@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref._checks import is_one_of, positive, whole
+from ide_ref._checks import converted, is_one_of, positive, whole
 from ide_ref._kernels import cells as _cells
 
 Product = Callable[[NDArray], NDArray]
@@ -631,7 +631,7 @@ def _system_array(name: str, array: NDArray) -> NDArray:
         raise ValueError(f"{name} is {array.dtype}; expected float32 or float64")
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
-    return array.astype(native, copy=False)
+    return converted(name, array, native)
 
 
 def _scale(b: NDArray) -> NDArray | None:

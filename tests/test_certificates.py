@@ -255,6 +255,10 @@ def test_right_hand_sides_of_other_types(method):
     solution = solve(method, lambda v: 0.5 * v, swapped, tol=1e-9)
     np.testing.assert_allclose(solution.x, 2 * b)
     assert solution.x.dtype == np.float64
+    # Where no kernel could read it: one byte off, and every other number of a row.
+    unaligned = np.frombuffer(b"-" + b.tobytes(), np.uint8)[1:].view(np.float64).reshape(b.shape)
+    for laid in (unaligned, np.repeat(b, 2, axis=1)[:, ::2]):
+        np.testing.assert_array_equal(solve(method, lambda v: 0.5 * v, laid, tol=1e-9).x, solution.x)
     for dtype in (np.float16, np.longdouble):
         with pytest.raises(ValueError, match=r"b is (float16|longdouble|float128); expected float32 or float64"):
             solve(method, lambda v: v / 2, b.astype(dtype), tol=1e-3)
