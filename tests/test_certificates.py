@@ -10,7 +10,7 @@ import pytest
 from graphs import cases
 from hypothesis import given
 from hypothesis import strategies as st
-from trust import HONEST, judge_network, judge_system, solve_exactly
+from trust import HONEST, Exact, judge_network, judge_system, solve_exactly
 
 from ide_ref import (
     IF,
@@ -120,6 +120,33 @@ def test_running_errors_cover_their_rounding(seed, size):
     squares = sum(Fraction(float(v)) ** 2 for v in x[0])
     bound = norm_above(np.abs(x))[0]
     assert np.isinf(bound) or Fraction(float(bound)) ** 2 >= squares
+
+
+@given(case=cases(), seed=seeds)
+def test_the_running_error_of_a_sweep_covers_its_rounding(case, seed):
+    """p of every neuron at any rates, through every synapse, normalisation and mask, against rational arithmetic."""
+    state = find_equilibrium(case.frozen, case.x, max_iter=1, allow_unconverged=True)
+    a = np.random.default_rng(seed).random(state.a.shape)
+    near = certificates.pre_activations(case.frozen, state.x_mean, a, slice(None))
+    value, error = (np.concatenate(part, axis=1) for part in zip(*near, strict=True))
+    exact = Exact(case.frozen, state.x_mean, 0).p([Fraction(float(v)) for v in a[0]])
+    for found, off, p in zip(value[0], error[0], exact, strict=True):
+        assert abs(Fraction(float(found)) - p) <= Fraction(float(off))
+    # Of the order of the rounding, not a bound for its own sake.
+    assert np.all(error <= 1e-12 * (1 + np.abs(value).max()))
+
+
+@given(n=st.integers(2, 40), seed=seeds, dtype=st.sampled_from([np.float32, np.float64]))
+def test_the_running_error_of_a_product_covers_its_rounding_both_ways(n, seed, dtype):
+    network = build(f"{n} (F{n})", input_shape=(1,), n_classes=2, neuron=IF(1.0), batch_norm=False, restriction=None)
+    frozen = freeze(network, network.init(np.random.default_rng(seed), dtype=dtype))
+    W = frozen.connections[1].taps[0].T
+    s = np.random.default_rng(seed).normal(size=n)
+    feedback = certificates.Map(frozen.connections[1], slice(None))
+    for found, matrix in ((feedback.linear(Near.exactly(s[None])), W), (feedback.adjoint(Near.exactly(s[None])), W.T)):
+        for i, row in enumerate(matrix):
+            exact = sum((Fraction(float(w)) * Fraction(float(v)) for w, v in zip(row, s, strict=True)), Fraction(0))
+            assert abs(Fraction(float(found.value[0, i])) - exact) <= Fraction(float(found.error[0, i]))
 
 
 @given(case=cases(contractive=True))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ide_ref import IF, Connection, Dense, Network, Population, Readout, backward, find_equilibrium, freeze
 from ide_ref.certificates import contraction_bound
 from ide_ref.solvers import SOLVERS, solve
+from ide_ref.synapses import to_cells
 
 HONEST = tuple(name for name in SOLVERS if name != "halved")
 Rational = list[list[Fraction]]
@@ -66,7 +67,7 @@ class Exact:
         self.v_th = Fraction(net.neuron.v_th)
         self.block = [[Fraction(0)] * n for _ in range(n)]
         self.drive = [Fraction(0)] * n
-        x = [Fraction(float(v)) for v in x_mean[sample].reshape(-1)]
+        x = [Fraction(float(v)) for v in to_cells(x_mean, net.input_shape)[sample]]
         for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
             W = fractions(c.synapse.apply(c.taps.astype(np.float64), np.eye(c.synapse.n_in)).T)
             channels = c.synapse.out_shape[0]
