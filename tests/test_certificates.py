@@ -117,6 +117,16 @@ def test_running_errors_cover_their_rounding(seed, size):
             start = Fraction(float(x[0, j])) + shift * Fraction(float(abs(x[0, j]) * 1e-3))
             exact = (start + Fraction(float(y[0, j]))) * Fraction(float(factor[j])) / Fraction(divisor)
             assert abs(Fraction(float(near.value[0, j])) - exact) <= Fraction(float(near.error[0, j]))
+    # One operation each on given numbers, where its own rounding is all there is.
+    pairs = (
+        (Near.exactly(x).plus(Near.exactly(y)), lambda u, v, _: u + v),
+        (Near.exactly(x).times(factor), lambda u, _, c: u * c),
+        (Near.exactly(x).over(divisor), lambda u, _, __: u / Fraction(divisor)),
+    )
+    for found, operation in pairs:
+        for j in range(6):
+            exact = operation(*(Fraction(float(v)) for v in (x[0, j], y[0, j], factor[j])))
+            assert abs(Fraction(float(found.value[0, j])) - exact) <= Fraction(float(found.error[0, j]))
     squares = sum(Fraction(float(v)) ** 2 for v in x[0])
     bound = norm_above(np.abs(x))[0]
     assert np.isinf(bound) or Fraction(float(bound)) ** 2 >= squares
