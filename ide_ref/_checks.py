@@ -80,8 +80,11 @@ def converted(name: str, array: NDArray, dtype: DTypeLike) -> NDArray:
     What comes from outside passes here before it is computed with: kernels are compiled for such arrays alone, and
     sums over others may run in another order. ValueError where a finite number is beyond the type's range.
     """
+    array = np.asarray(array)
+    if array.dtype == dtype and array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned:
+        return array
     with np.errstate(over="ignore"):
-        out = np.require(np.asarray(array), dtype, ["C", "A"])
+        out = np.require(array, dtype, ["C", "A"])
     # A narrower type's numbers all fit.
     if not np.can_cast(array.dtype, out.dtype):
         beyond = np.isinf(out) & np.isfinite(array)
