@@ -401,9 +401,7 @@ def _timing(
         slowest=max(totals),
         forward=forward,
         dense_rollout=dense,
-        dense_equivalent=dense_equivalent(
-            network, n_steps, len(x), rate, spike_input=preset.recipe.input == "spikes"
-        ),
+        dense_equivalent=dense_equivalent(network, n_steps, len(x), rate, spike_input=preset.recipe.input == "spikes"),
         dense_forward=dense_forward(network, n_steps, len(x), rate),
         matrix_rate=rate,
         firing_rate=float(n_spikes.sum()) / (len(x) * network.state_size * n_steps),

@@ -304,9 +304,7 @@ def chunks(frozen: Frozen, n_batch: int) -> list[slice]:
 
 def coupled(connections: Sequence[FrozenConnection], ends: Sequence[tuple[int, int]]) -> bool:
     """Whether a connection between populations joins the samples of a batch: then none has a bound of its own."""
-    return any(
-        (c.couples or c.joins_samples) and source >= 0 for c, (source, _) in zip(connections, ends, strict=True)
-    )
+    return any((c.couples or c.joins_samples) and source >= 0 for c, (source, _) in zip(connections, ends, strict=True))
 
 
 def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice, *, simulated: bool = False) -> list[Near]:

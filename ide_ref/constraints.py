@@ -254,9 +254,7 @@ def channel_sums(x: NDArray, n_channels: int) -> NDArray:
     return out
 
 
-def affine(
-    x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None, out: NDArray | None = None
-) -> NDArray:
+def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None, out: NDArray | None = None) -> NDArray:
     """keep ⊙ (scale ⊙ x + shift) of cells (B, n), scale and shift a channel, keep (B, n) or None for 1.
 
     Added to ``out``, cells of the same dtype, where it is given.

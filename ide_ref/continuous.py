@@ -421,9 +421,7 @@ def _mean_input(net: Network, x: NDArray | Pieces | Pulses, times: NDArray, tau:
     return np.repeat(cells, times.size, axis=0)
 
 
-def _averages(
-    times: NDArray, neurons: NDArray, samples: NDArray, tau: float, n: int, delay: float = 0.0
-) -> NDArray:
+def _averages(times: NDArray, neurons: NDArray, samples: NDArray, tau: float, n: int, delay: float = 0.0) -> NDArray:
     """(1/K) Σ κ of each neuron's spikes up to ``delay`` before each time, (M, n); 0 for times that are not positive.
 
     The delay is added to the spikes, as the event loop does: taken from the samples it might round otherwise.

@@ -494,9 +494,7 @@ def _anderson(
     return spread_sources(net, found.x), found.iterations
 
 
-def _newton(
-    frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float, max_iter: int
-) -> tuple[NDArray, int]:
+def _newton(frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float, max_iter: int) -> tuple[NDArray, int]:
     """Semismooth Newton on f(z) − z = 0 over the feedback sources.
 
     f is affine where the active set stays the same, so a full step from the right set lands on the solution.
@@ -556,9 +554,7 @@ def _newton(
     return spread_sources(net, z), k
 
 
-def _solve_active(
-    frozen: Frozen, matrices: list[NDArray | None], slope: NDArray, sample: int, r: NDArray
-) -> NDArray:
+def _solve_active(frozen: Frozen, matrices: list[NDArray | None], slope: NDArray, sample: int, r: NDArray) -> NDArray:
     """(I − J) step = r of one sample, by a dense solve on the feedback sources that are on σ's slope."""
     net = frozen.network
     given = {source: part for source, _, part in net.feedback_places}

@@ -271,9 +271,7 @@ class Network:
         """Number of trainable scalars."""
         return sum(math.prod(self.parameter_shapes[name]) for name in self.trainable)
 
-    def init(
-        self, rng: np.random.Generator, *, dtype: DTypeLike = np.float64, profile: Profile = PAPER
-    ) -> Params:
+    def init(self, rng: np.random.Generator, *, dtype: DTypeLike = np.float64, profile: Profile = PAPER) -> Params:
         """Draw parameters.
 
         Weights are uniform(−1, 1) with each receiving row scaled to norm 1, biases 0, batch norm the
@@ -392,9 +390,11 @@ class Network:
         mean = self.neuron.time_average(x)
         if profile.long_average:
             n_steps = x.shape[1]
-            mean *= self.neuron.total_weight(2 * n_steps) / self.neuron.total_weight(n_steps + 1) if (
-                self.neuron.leak < 1.0
-            ) else 1.0
+            mean *= (
+                self.neuron.total_weight(2 * n_steps) / self.neuron.total_weight(n_steps + 1)
+                if (self.neuron.leak < 1.0)
+                else 1.0
+            )
         return mean
 
 
@@ -525,9 +525,7 @@ class FrozenConnection:
             return self.synapse.adjoint(self.folded_taps, cells, out, chosen)
         return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out, chosen)
 
-    def at(
-        self, pre: NDArray, out: NDArray, *, measure: bool = False
-    ) -> tuple[FrozenConnection, Seen | None]:
+    def at(self, pre: NDArray, out: NDArray, *, measure: bool = False) -> tuple[FrozenConnection, Seen | None]:
         """Add the output for given rates to ``out``, (B, n_to).
 
         Returns
@@ -640,9 +638,7 @@ class FrozenConnection:
         return self.synapse.from_taps(self.taps)
 
 
-def _singular_pair(
-    c: Connection, raw: NDArray, start: NDArray, tol: float, one_step: bool = False
-) -> SingularPair:
+def _singular_pair(c: Connection, raw: NDArray, start: NDArray, tol: float, one_step: bool = False) -> SingularPair:
     """Leading singular pair of W̄ in the restriction's norm.
 
     Raises ValueError where that is not positive and finite; warns where it was not found to ``tol``.

@@ -757,9 +757,7 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     made_of = np.abs(run.recurrent) + np.abs(run.drive) + v_th * run.a + np.abs(potential)
     lost = _population_norms(net, (off + 4.0 * terms * ROUNDOFF * _sizes_of_p(frozen, star, run, made_of))[None])[0]
     defect = certificates.defects(frozen, equilibrium.x_mean, equilibrium.a, "relu", simulated=True)[0]
-    certificate = certificates.equilibrium_error(
-        frozen, equilibrium.x_mean, equilibrium.a, "relu", simulated=True
-    )[0]
+    certificate = certificates.equilibrium_error(frozen, equilibrium.x_mean, equilibrium.a, "relu", simulated=True)[0]
     known = np.where(np.isfinite(certificate), certificate, 0.0)
     rounding = v_th * defect + lost
     n = len(net.populations)
@@ -914,9 +912,7 @@ def _above(x: NDArray, n: float) -> NDArray:
 
 def _population_norms(net: Network, state: NDArray) -> NDArray:
     """(B, m, n) to (B, m, N)."""
-    return np.stack(
-        [np.linalg.norm(state[:, :, net.place(i)], axis=2) for i in range(len(net.populations))], axis=2
-    )
+    return np.stack([np.linalg.norm(state[:, :, net.place(i)], axis=2) for i in range(len(net.populations))], axis=2)
 
 
 def _median_ratio(error: NDArray, bound: NDArray) -> float:

@@ -190,9 +190,7 @@ def synapses_between(in_shape: tuple[int, ...], out_shape: tuple[int, ...], exac
 
 
 @st.composite
-def cases(
-    draw, *, exact: bool = False, contractive: bool = False, dtype=np.float64, max_populations: int = 3
-) -> Case:
+def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.float64, max_populations: int = 3) -> Case:
     """A graph of populations: chain, skips, feedback paths, several of each, every kind of synapse.
 
     ``exact``: weights, inputs and masks whose sums have no rounding. ``contractive``: weights scaled so that

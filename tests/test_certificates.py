@@ -257,7 +257,7 @@ def test_tiny_and_huge_right_hand_sides_are_solved(method, dtype, sizes):
     J = np.array([[0.0, 0.5], [-0.25, 0.1]])
     for size in sizes:
         b = (np.array([[1.0, -2.0], [0.5, 0.25]]) * 10.0**size).astype(dtype)
-        solution = solve(method, lambda v: (v @ J.T.astype(v.dtype)), b, tol=1e-5, max_iter=100)
+        solution = solve(method, lambda v: v @ J.T.astype(v.dtype), b, tol=1e-5, max_iter=100)
         assert solution.converged, (size, solution.status)
         exact = np.linalg.solve(np.eye(2) - J.astype(dtype), b.T.astype(np.float64)).T
         np.testing.assert_allclose(solution.x, exact, rtol=1e-3)

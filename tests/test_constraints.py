@@ -303,9 +303,7 @@ def test_vectors_are_made_orthogonal_and_of_unit_length(n, size, seed, dtype):
     assert not zero.any()
 
 
-@given(
-    n=st.integers(0, 5), n_positions=st.integers(1, 4), masked=st.booleans(), spare=st.integers(0, 2), seed=seeds
-)
+@given(n=st.integers(0, 5), n_positions=st.integers(1, 4), masked=st.booleans(), spare=st.integers(0, 2), seed=seeds)
 def test_cells_are_scaled_masked_multiplied_and_summed_by_channel(n, n_positions, masked, spare, seed):
     """Whole arrays, and columns of wider ones, of which the others stay as they are."""
     rng = np.random.default_rng(seed)

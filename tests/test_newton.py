@@ -136,17 +136,13 @@ def test_a_network_without_feedback_and_coupled_samples():
     frozen = freeze(network, network.init(np.random.default_rng(0)))
     x = np.ones((2, 3))
     for method in ("iterate", "newton"):
-        np.testing.assert_array_equal(
-            find_equilibrium(frozen, x, method=method).a, np.clip(frozen.drive(x) / 2, 0, 1)
-        )
+        np.testing.assert_array_equal(find_equilibrium(frozen, x, method=method).a, np.clip(frozen.drive(x) / 2, 0, 1))
     from dataclasses import replace
 
     network = build("6-6 (F6)", input_shape=(3,), n_classes=2, neuron=IF())
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 3))
-    frozen = freeze(
-        network, network.init(rng), x, training=True, profile=replace(PAPER, batch_statistics_in_beta=True)
-    )
+    frozen = freeze(network, network.init(rng), x, training=True, profile=replace(PAPER, batch_statistics_in_beta=True))
     found = find_equilibrium(frozen, x, method="newton", allow_unconverged=True)
     assert np.all(np.isfinite(found.a))
 

@@ -91,11 +91,15 @@ def test_err_of_one_population(system):
     gamma = np.linalg.norm(W, 2) / v_th
     a_star = system.equilibrium()[:, None]
     error, error_before = np.linalg.norm(a - a_star, axis=2), np.linalg.norm(before - a_star, axis=2)
-    right = gamma * error_before + (
-        (1 - ratio[:, 0]) * np.linalg.norm(before @ W.T, axis=2)
-        + np.linalg.norm((x_mean - system.x_star[:, None]) @ system.F.T, axis=2)
-        + np.linalg.norm(u_plus, axis=2) / S[1:]
-    ) / v_th
+    right = (
+        gamma * error_before
+        + (
+            (1 - ratio[:, 0]) * np.linalg.norm(before @ W.T, axis=2)
+            + np.linalg.norm((x_mean - system.x_star[:, None]) @ system.F.T, axis=2)
+            + np.linalg.norm(u_plus, axis=2) / S[1:]
+        )
+        / v_th
+    )
     assert np.all(error <= right + ROUNDING)
     bound = error_bound(system.frozen, system.x, rates, x_star=system.x_star)
     note_tightness("discrete", system.frozen, bound.tightness, leaky=system.neuron.leak < 1)

@@ -118,10 +118,7 @@ class Exact:
     def beta(self, mask: NDArray, g: NDArray) -> list[Fraction] | None:
         """β* = (I − (1/V_th) Bᵀ M)⁻¹ g."""
         n = len(self.block)
-        M = [
-            [(i == j) - (self.block[j][i] / self.v_th if mask[j] else 0) for j in range(n)]
-            for i in range(n)
-        ]
+        M = [[(i == j) - (self.block[j][i] / self.v_th if mask[j] else 0) for j in range(n)] for i in range(n)]
         return solve_exactly(M, [Fraction(float(v)) for v in g])
 
 
@@ -315,9 +312,7 @@ def judge_system(rng: np.random.Generator) -> list[tuple[str, str, float, float,
             if size == 0:
                 found.append((method, "converged", tol, 0.0 if not any(left) else np.inf, 0.0))
                 continue
-            relative, rounding = (
-                float(np.sqrt(sum(float(v / size) ** 2 for v in part))) for part in (left, sizes)
-            )
+            relative, rounding = (float(np.sqrt(sum(float(v / size) ** 2 for v in part))) for part in (left, sizes))
             norm = float(np.sqrt(sum(float(v / size) ** 2 for v in rights)))
             grain = float(np.finfo(dtype).smallest_subnormal) / float(size) * len(b) ** 2
             off = (len(b) + 4) * float(np.finfo(dtype).eps) * rounding / norm + grain

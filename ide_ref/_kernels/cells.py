@@ -161,9 +161,7 @@ def affine(x, row, n_batch, n, scale, shift, masked, keep, keep_row, add, out, o
     for b in prange(n_batch):
         for at in range(0, n, n_channels):
             i, j, k = b * row + at, b * keep_row + at, b * out_row + at
-            _affine(
-                x[i : i + n_channels], scale, shift, masked, keep[j : j + n_channels], add, out[k : k + n_channels]
-            )
+            _affine(x[i : i + n_channels], scale, shift, masked, keep[j : j + n_channels], add, out[k : k + n_channels])
 
 
 @njit(cache=True, nogil=True)

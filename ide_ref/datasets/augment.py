@@ -150,9 +150,7 @@ def random_crop(x: NDArray[np.generic], rng: np.random.Generator, *, padding: in
     ]
 
 
-def random_flip(
-    x: NDArray[np.generic], rng: np.random.Generator, *, probability: float = 0.5
-) -> NDArray[np.generic]:
+def random_flip(x: NDArray[np.generic], rng: np.random.Generator, *, probability: float = 0.5) -> NDArray[np.generic]:
     """Each image mirrored left to right with the given probability.
 
     Parameters

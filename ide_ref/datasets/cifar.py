@@ -18,9 +18,7 @@ IMAGE_SHAPE = (3, 32, 32)
 _N_PIXELS = 3 * 32 * 32
 
 
-def read_cifar10(
-    path: str | Path, *, n_records: int | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def read_cifar10(path: str | Path, *, n_records: int | None = None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images and labels of one CIFAR-10 batch (``data_batch_1.bin``, ..., ``test_batch.bin``).
 
     Parameters
@@ -114,8 +112,6 @@ def _read(
         wrong = np.flatnonzero(records[:, column] >= n_classes)
         if wrong.size:
             row = int(wrong[0])
-            raise damaged(
-                path, row * size + column, f"{name} {records[row, column]}", f"0 to {n_classes - 1}"
-            )
+            raise damaged(path, row * size + column, f"{name} {records[row, column]}", f"0 to {n_classes - 1}")
     labels = records[:, : len(label_bytes)].astype(np.int64)
     return labels, records[:, len(label_bytes) :].reshape(whole, *IMAGE_SHAPE)

@@ -24,9 +24,7 @@ def damaged(path: Path, offset: int, found: str, expected: str) -> DataError:
     found, expected : str
         What stands there, and what should.
     """
-    return DataError(
-        f"{path}: byte {offset}: found {found}, expected {expected}; replace the file with an intact copy"
-    )
+    return DataError(f"{path}: byte {offset}: found {found}, expected {expected}; replace the file with an intact copy")
 
 
 def read_bytes(path: Path, expected: str) -> bytes:

@@ -121,13 +121,9 @@ def _check_events(events: Events) -> None:
     for name, limit in columns.items():
         values = np.asarray(getattr(events, name))
         if values.ndim != 1 or len(values) != len(t) or values.dtype.kind not in "iu":
-            raise ValueError(
-                f"events.{name} is {values.dtype} of shape {values.shape}, expected ({len(t)},) integers"
-            )
+            raise ValueError(f"events.{name} is {values.dtype} of shape {values.shape}, expected ({len(t)},) integers")
         if len(values) and (values.min() < 0 or values.max() >= limit):
-            raise ValueError(
-                f"events.{name} reaches from {values.min()} to {values.max()}, expected 0 to {limit - 1}"
-            )
+            raise ValueError(f"events.{name} reaches from {values.min()} to {values.max()}, expected 0 to {limit - 1}")
     if np.any(t[1:] < t[:-1]):
         raise ValueError("events.t is not in order, expected times that never decrease; sort the events")
 

@@ -85,9 +85,7 @@ def idx_shape(path: str | Path) -> tuple[int, ...]:
         with path.open("rb") as stream:
             begin = stream.read(2 * _LONGEST_HEADER)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}), expected an IDX file; check the path"
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}), expected an IDX file; check the path") from None
     if begin[:2] == _GZIP_MAGIC:
         try:
             begin = zlib.decompressobj(wbits=31).decompress(begin, _LONGEST_HEADER)
@@ -97,9 +95,7 @@ def idx_shape(path: str | Path) -> tuple[int, ...]:
 
 
 def _fits(dims: tuple[int, ...], shape: Sequence[int | None]) -> bool:
-    return len(dims) == len(shape) and all(
-        wanted in (None, size) for size, wanted in zip(dims, shape, strict=True)
-    )
+    return len(dims) == len(shape) and all(wanted in (None, size) for size, wanted in zip(dims, shape, strict=True))
 
 
 def _header(path: Path, content: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], int]:
@@ -135,7 +131,5 @@ def _gunzip(path: Path, content: bytes) -> bytes:
         raise damaged(path, len(content), "the end of the compressed file", "the rest of its gzip stream")
     if inflate.unused_data:
         n_over = len(inflate.unused_data)
-        raise damaged(
-            path, len(content) - n_over, f"{n_over} bytes after the gzip stream", "the end of the file"
-        )
+        raise damaged(path, len(content) - n_over, f"{n_over} bytes after the gzip stream", "the end of the file")
     return b"".join(parts)

@@ -113,9 +113,7 @@ class DatasetInfo:
 
 def _idx_downloads(base: str, digests: tuple[str, str, str, str]) -> tuple[Download, ...]:
     names = (f"{_IDX_PREFIX[split]}-{part}-ubyte.gz" for split in _SPLITS for part in _IDX_PARTS)
-    return tuple(
-        Download(base + name, f"sha256:{digest}", name) for name, digest in zip(names, digests, strict=True)
-    )
+    return tuple(Download(base + name, f"sha256:{digest}", name) for name, digest in zip(names, digests, strict=True))
 
 
 # Where the digests are published. MNIST: ankane/torchvision-ruby, mnist.rb. Fashion-MNIST: FluxML/Flux.jl,
@@ -460,9 +458,7 @@ def fetch(name: str, *, cache_dir: str | Path | None = None, progress: bool = Fa
             unpack = (pooch.Unzip if item.file.endswith(".zip") else pooch.Untar)(extract_dir=aside.name)
         try:
             shutil.rmtree(aside, ignore_errors=True)
-            pooch.retrieve(
-                item.address, item.digest, item.file, folder, processor=unpack, progressbar=progress
-            )
+            pooch.retrieve(item.address, item.digest, item.file, folder, processor=unpack, progressbar=progress)
             for part in aside.iterdir() if unpack else ():
                 shutil.rmtree(folder / part.name, ignore_errors=True)
                 part.rename(folder / part.name)
@@ -581,9 +577,7 @@ def _read_idx(
     wrong = np.flatnonzero(labels >= info.n_classes)
     if wrong.size:
         # 8: the magic number and the one dimension come before the labels.
-        raise damaged(
-            labels_file, 8 + int(wrong[0]), f"label {labels[wrong[0]]}", f"0 to {info.n_classes - 1}"
-        )
+        raise damaged(labels_file, 8 + int(wrong[0]), f"label {labels[wrong[0]]}", f"0 to {info.n_classes - 1}")
     return images[:limit, None].astype(np.uint8, copy=False), labels[:limit].copy()
 
 

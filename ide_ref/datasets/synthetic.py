@@ -170,13 +170,9 @@ def make_recordings(
     if not _checks.is_one_of(split, ("train", "test")):
         raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
     if classes.shape != (len(pixels),) or classes.dtype.kind not in "iu":
-        raise ValueError(
-            f"labels are {classes.dtype} of shape {classes.shape}, expected ({len(pixels)},) integers"
-        )
+        raise ValueError(f"labels are {classes.dtype} of shape {classes.shape}, expected ({len(pixels)},) integers")
     if classes.size and (classes.min() < 0 or classes.max() >= N_CLASSES):
-        raise ValueError(
-            f"labels reach from {classes.min()} to {classes.max()}, expected 0 to {N_CLASSES - 1}"
-        )
+        raise ValueError(f"labels reach from {classes.min()} to {classes.max()}, expected 0 to {N_CLASSES - 1}")
     if limit is not None:
         _checks.whole("limit", limit)
     sensor = _check_sensor(seed, sensor)
@@ -241,9 +237,7 @@ def _positions(sensor: Sensor) -> NDArray[np.float64]:
     return middle + sensor.amplitude * (np.concatenate([_CORNERS[:1], *sides]) - 0.5)
 
 
-def _log_intensity(
-    brightness: NDArray[np.float32], position: NDArray[np.float64], floor: float
-) -> NDArray[np.float32]:
+def _log_intensity(brightness: NDArray[np.float32], position: NDArray[np.float64], floor: float) -> NDArray[np.float32]:
     """Flat log-intensity of images (B, 28, 28) placed at a position, bilinear between pixels."""
     seen = np.full((len(brightness), SENSOR_SIZE, SENSOR_SIZE), floor, np.float32)
     corner = np.floor(position).astype(int)

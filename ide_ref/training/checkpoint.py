@@ -128,9 +128,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); give a checkpoint file") from None
     except SafetensorError:
-        raise CheckpointError(
-            f"{path}: is truncated or damaged; restore it from a copy or train again"
-        ) from None
+        raise CheckpointError(f"{path}: is truncated or damaged; restore it from a copy or train again") from None
     try:
         about = json.loads(metadata["ide_ref"])
         version = about["format_version"]

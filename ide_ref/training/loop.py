@@ -316,9 +316,7 @@ def _easier(recipe: Recipe) -> str:
 # --- books ------------------------------------------------------------------------------------------
 
 
-def _about(
-    preset: Preset, data: Dataset, seed: int, command: Sequence[str], state: Checkpoint
-) -> dict[str, Any]:
+def _about(preset: Preset, data: Dataset, seed: int, command: Sequence[str], state: Checkpoint) -> dict[str, Any]:
     import numba
 
     return {
@@ -365,9 +363,7 @@ def _epoch_line(state: Checkpoint) -> str:
     )
 
 
-def _progress(
-    chunks: Sequence[np.ndarray], done: int, title: str, log: TextIO | None
-) -> Iterator[np.ndarray]:
+def _progress(chunks: Sequence[np.ndarray], done: int, title: str, log: TextIO | None) -> Iterator[np.ndarray]:
     """The chunks not yet done, behind a bar where `log` is a terminal."""
     from tqdm import tqdm
 

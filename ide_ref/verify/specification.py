@@ -124,5 +124,3 @@ def tie(synapse: Synapse) -> NDArray[np.int64]:
 def fixed(synapse: Synapse) -> NDArray:
     """(n_out, n_in) the matrix of a synapse without weights."""
     return synapse.apply(synapse.to_taps(np.empty(())), np.eye(synapse.n_in)).T
-
-

@@ -82,9 +82,7 @@ def test_wrong_arguments(call, message):
 
 def test_good_images_pass():
     check_images(images(2), [0, 9], n_classes=10, input_shape=(3, 7, 9))
-    check_images(
-        np.zeros((1, 5, 2, 34, 34), np.float32), np.array([3]), n_classes=4, input_shape=(5, 2, 34, 34)
-    )
+    check_images(np.zeros((1, 5, 2, 34, 34), np.float32), np.array([3]), n_classes=4, input_shape=(5, 2, 34, 34))
 
 
 @pytest.mark.parametrize(

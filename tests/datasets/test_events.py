@@ -147,9 +147,7 @@ def test_packed_frames_are_those_read_from_the_files(tmp_path, n_frames):
     rng = np.random.default_rng(1)
     paths = []
     for k in range(4):
-        rows = np.column_stack(
-            [rng.integers(34, size=(50, 2)), rng.integers(2, size=50), np.arange(50) * 700]
-        )
+        rows = np.column_stack([rng.integers(34, size=(50, 2)), rng.integers(2, size=50), np.arange(50) * 700])
         paths.append(tmp_path / f"{k}.bin")
         write_events(paths[-1], as_events(rows))
     lazy = EventFrames(tuple(paths), n_frames)

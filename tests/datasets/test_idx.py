@@ -13,9 +13,7 @@ STORED = st.sampled_from(["u1", "i1", "i2", "i4", "f4", "f8"]).map(np.dtype)
 
 
 @given(
-    array=STORED.flatmap(
-        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(max_dims=4, min_side=0, max_side=5))
-    ),
+    array=STORED.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(max_dims=4, min_side=0, max_side=5))),
     compress=st.booleans(),
 )
 def test_every_type_and_shape_comes_back(tmp_path_factory, idx_bytes, array, compress):

@@ -70,9 +70,7 @@ def test_the_embedded_digits_are_uci_s(no_data):
     both = np.concatenate([data.x_train, data.x_test]).reshape(1797, 64)
     assert len(np.unique(both, axis=0)) == 1797
     # A nearest neighbour among the training images is right nearly always if labels go with images.
-    distance = ((data.x_test.reshape(-1, 1, 64).astype(int) - data.x_train.reshape(1, -1, 64)) ** 2).sum(
-        axis=2
-    )
+    distance = ((data.x_test.reshape(-1, 1, 64).astype(int) - data.x_train.reshape(1, -1, 64)) ** 2).sum(axis=2)
     assert np.mean(data.y_train[distance.argmin(axis=1)] == data.y_test) > 0.97
 
 
@@ -128,9 +126,7 @@ def test_cifar100_gives_the_fine_labels(tmp_path, no_data):
     data = load("cifar100", data_dir=tmp_path, limit=3)
     assert data.n_classes == 100
     assert data.y_test.tolist() == [77, 0, 0]
-    assert [(s.n_train, s.n_test) for s in status(data_dir=tmp_path) if s.info.name == "cifar100"] == [
-        (50_000, 10_000)
-    ]
+    assert [(s.n_train, s.n_test) for s in status(data_dir=tmp_path) if s.info.name == "cifar100"] == [(50_000, 10_000)]
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -164,9 +160,7 @@ def test_the_first_complete_folder_in_the_search_order_wins(tmp_path, no_data, w
         if data_dir:
             (root / "mnist").rename(tmp_path / "moved")
             root.rmdir()
-    with pytest.raises(
-        DataError, match=r"environment/mnist: train-labels-idx1-ubyte.gz missing, expected all"
-    ):
+    with pytest.raises(DataError, match=r"environment/mnist: train-labels-idx1-ubyte.gz missing, expected all"):
         load("mnist")
 
 
@@ -182,9 +176,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, 
     with pytest.raises(DataError) as caught:
         load("fashion-mnist", data_dir=tmp_path)
     message = str(caught.value)
-    assert message.startswith(
-        f"fashion-mnist was not found below {tmp_path}, {tmp_path / 'no-system-data'}, "
-    )
+    assert message.startswith(f"fashion-mnist was not found below {tmp_path}, {tmp_path / 'no-system-data'}, ")
     assert "Debian's package dataset-fashion-mnist" in message
     assert "run `ide-ref data --download fashion-mnist`" in message
     assert "\n" not in message
@@ -222,9 +214,7 @@ def test_labels_out_of_range_and_unequal_counts(tmp_path, no_data, write_mnist, 
 
 def test_status_reports_each_set(tmp_path, no_data, write_mnist):
     write_mnist(tmp_path / "mnist")
-    (write_mnist(tmp_path / "fashion-mnist", compress=False) / "t10k-images-idx3-ubyte").write_bytes(
-        b"no IDX"
-    )
+    (write_mnist(tmp_path / "fashion-mnist", compress=False) / "t10k-images-idx3-ubyte").write_bytes(b"no IDX")
     (tmp_path / "cifar10").mkdir()
     for label in range(10):
         for split in ("Train", "Test"):
@@ -281,12 +271,8 @@ def test_downloads_are_verified_and_then_found(tmp_path, no_data, write_mnist, s
     folder, base = serve
     write_mnist(folder)
     downloads = served(folder, base)
-    publish(
-        monkeypatch, "mnist", [dataclasses.replace(downloads[0], digest="sha256:" + 64 * "0"), *downloads[1:]]
-    )
-    with pytest.raises(
-        DataError, match=r"mnist: .*could not be downloaded .*hash.*check the connection, or put"
-    ):
+    publish(monkeypatch, "mnist", [dataclasses.replace(downloads[0], digest="sha256:" + 64 * "0"), *downloads[1:]])
+    with pytest.raises(DataError, match=r"mnist: .*could not be downloaded .*hash.*check the connection, or put"):
         load("mnist", download=True)
     assert not list((tmp_path / "cache").rglob("*.gz"))
     publish(monkeypatch, "mnist", downloads)

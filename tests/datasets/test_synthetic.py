@@ -101,9 +101,7 @@ def test_between_two_events_of_a_pixel_lies_one_threshold(sub_frames):
     for k in range(3 * sub_frames + 1):
         saccade = min(k // sub_frames, 2)
         s = k / sub_frames - saccade
-        place = corners[saccade] + (10 * s**3 - 15 * s**4 + 6 * s**5) * (
-            corners[saccade + 1] - corners[saccade]
-        )
+        place = corners[saccade] + (10 * s**3 - 15 * s**4 + 6 * s**5) * (corners[saccade + 1] - corners[saccade])
         intensity.append(np.log(sensor.floor + ndimage.shift(brightness, place, order=1).ravel()))
     moments = np.arange(3 * sub_frames + 1) * (100_000 / sub_frames)
     pixel = events.y.astype(int) * 34 + events.x
@@ -119,9 +117,7 @@ def test_between_two_events_of_a_pixel_lies_one_threshold(sub_frames):
 
 
 def test_the_rate_falls_to_zero_at_the_corners():
-    rate = sum(
-        np.histogram(events.t, bins=30, range=(0, 300_000))[0] for events in record(blobs(8), sensor=QUIET)
-    )
+    rate = sum(np.histogram(events.t, bins=30, range=(0, 300_000))[0] for events in record(blobs(8), sensor=QUIET))
     for corner in (0, 9, 10, 19, 20, 29):
         assert rate[corner] < 0.1 * rate.max()
 
@@ -155,9 +151,7 @@ def test_the_seed_the_image_and_its_index_decide_alone(tmp_path):
     make_recordings(images[:1], labels[:1], tmp_path / "c", split="train", seed=4)
     assert recordings(tmp_path / "c")["Train/0/00001.bin"] != a["Train/0/00001.bin"]
     assert all_of_them.folder == tmp_path / "a" / "Train"
-    assert all_of_them.n_events.tolist() == [
-        len(a[f"Train/{i % 10}/{i + 1:05d}.bin"]) // 5 for i in range(40)
-    ]
+    assert all_of_them.n_events.tolist() == [len(a[f"Train/{i % 10}/{i + 1:05d}.bin"]) // 5 for i in range(40)]
 
 
 def test_a_written_set_loads_and_says_that_it_is_synthetic(tmp_path, no_data):

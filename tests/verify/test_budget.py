@@ -121,9 +121,7 @@ def test_finite_time_moves_the_rates_and_then_the_masks(seed):
         softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         d_logits = (softmax - np.eye(len(V))[y]) / len(y)
         g = d_logits @ V
-        delta = np.stack(
-            [m * np.linalg.solve(np.eye(len(W)) - W.T * m, row) for m, row in zip(slope, g, strict=True)]
-        )
+        delta = np.stack([m * np.linalg.solve(np.eye(len(W)) - W.T * m, row) for m, row in zip(slope, g, strict=True)])
         return {
             "feedback.weight": delta.T @ of_rates,
             "input.weight": delta.T @ x,

@@ -102,8 +102,7 @@ def test_mistakes_of_networks_under_the_cifar_presets_settings(monkeypatch):
     # By hand: what convolutions get, divided by the positions of the population that they reach.
     positions = {"input": 16, "hidden1": 4, "feedback": 16}
     port = {
-        name: value / (1 if "alpha" in name else positions.get(name.split(".")[0], 1))
-        for name, value in ours.items()
+        name: value / (1 if "alpha" in name else positions.get(name.split(".")[0], 1)) for name, value in ours.items()
     }
     report = compare(ours, port, context=Context(frozen, rates, d_logits, x))
     assert report.mistake == "mean over positions", report.table()
