@@ -27,9 +27,9 @@ _HOMES = {
     "Connection": "network",
     "Readout": "network",
     "Network": "network",
-    "Frozen": "network",
-    "freeze": "network",
-    "read_out": "network",
+    "Frozen": "maps",
+    "freeze": "maps",
+    "read_out": "maps",
     "build": "structure",
     "simulate": "simulation",
     "simulate_continuous": "continuous",
@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     from ide_ref.continuous import ContinuousRun, Pieces, Pulses, simulate_continuous
     from ide_ref.equilibrium import Equilibrium, contraction, find_equilibrium, linearise
     from ide_ref.implicit import backward, solve_beta
-    from ide_ref.network import Connection, Frozen, Network, Population, Readout, freeze, read_out
+    from ide_ref.maps import Frozen, freeze, read_out
+    from ide_ref.network import Connection, Network, Population, Readout
     from ide_ref.neurons import IF, LIF, Neuron
     from ide_ref.simulation import Rates, simulate
     from ide_ref.solvers import NotConverged, solve

@@ -25,7 +25,8 @@ from ide_ref.continuous import simulate_continuous
 from ide_ref.datasets import Dataset, EventFrames, load
 from ide_ref.equilibrium import linearise
 from ide_ref.implicit import hebbian, solve_beta
-from ide_ref.network import INPUT, Frozen, Network, Params, freeze, read_out
+from ide_ref.maps import Frozen, freeze, read_out
+from ide_ref.network import INPUT, Network, Params
 from ide_ref.neurons import IF
 from ide_ref.presets import Preset
 from ide_ref.simulation import simulate
@@ -235,7 +236,7 @@ def dense_rollout(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
     net, dtype, n_batch = frozen.network, frozen.dtype, len(x)
     drive = frozen.drive(x, frozen.constants(n_batch, with_input=False))
     maps = []
-    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+    for c, (source, target) in zip(frozen.maps, net.ends, strict=True):
         if source >= 0:
             c_in, c_out = c.synapse.channels
             n_positions = net.populations[source].size // c_in
@@ -437,7 +438,7 @@ def _step(
         began = now
 
     rng = generator(seed, "batch", 0, step)
-    frozen = freeze(network, params, x, training=True, rng=rng, profile=preset.profile)
+    frozen = freeze(network, params, x, training=True, rng=rng)
     lap("freeze")
     rates = simulate(frozen, x, recipe.n_steps).without_potentials()
     lap("rollout")
@@ -458,7 +459,7 @@ def _step(
     changed = {**params, **frozen.statistics, **statistics}
     lr = learning_rate(recipe.lr, epoch=0, step=step, warmup_steps=recipe.warmup_steps)
     params, velocity = optimiser.step(changed, velocity, {**grads, **found}, rate=lr)
-    params = network.project(params, profile=preset.profile)
+    params = network.project(params)
     lap("update")
     return times, params, velocity, (rates.n_spikes, rates.n_events), solution.n_products
 

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref.network import Frozen, FrozenConnection
+from ide_ref.maps import AffineMap, Frozen
+from ide_ref.network import Network
 from ide_ref.norms import ROUNDOFF, raised
 from ide_ref.synapses import to_cells
 
@@ -66,14 +67,14 @@ def contraction_bound(frozen: Frozen) -> Contraction:
     For one layer ‖W‖/V_th; for (LAYERS) the product of the norms over V_th^N; for a graph the 2-norm of the
     non-negative matrix that carries norms from source to source through one sweep.
     """
-    value, _ = _carried(frozen, [c.operator_norm for c in frozen.connections])
-    size, n_roundings = _carried(frozen, [c.norm_bound.upper for c in frozen.connections])
+    value, _ = _carried(frozen, [c.operator_norm for c in frozen.maps])
+    size, n_roundings = _carried(frozen, [c.norm_bound.upper for c in frozen.maps])
     return Contraction(value, raised(size, n_roundings))
 
 
 def contraction(frozen: Frozen) -> float:
     """γ of (COND) as well as it is known, without a bound from above."""
-    return _carried(frozen, [c.operator_norm for c in frozen.connections])[0]
+    return _carried(frozen, [c.operator_norm for c in frozen.maps])[0]
 
 
 def _carried(frozen: Frozen, norms: Sequence[float]) -> tuple[float, int]:
@@ -85,31 +86,25 @@ def _carried(frozen: Frozen, norms: Sequence[float]) -> tuple[float, int]:
     reach = np.zeros((len(net.populations), len(sources)))
     unit = dict(zip(sources, np.eye(len(sources)), strict=True))
     for target in range(len(net.populations)):
-        for norm, (source, end) in zip(norms, net.ends, strict=True):
-            if end == target and source >= 0:
-                reach[target] += norm / net.neuron.v_th * (reach[source] if source < target else unit[source])
+        for i, source in net.into(target):
+            if source >= 0:
+                reach[target] += norms[i] / net.neuron.v_th * (reach[source] if source < target else unit[source])
     carried = reach[sources]
     if len(sources) == 1:
         return float(carried[0, 0]), 3 * len(norms)
     return float(np.linalg.norm(carried, 2)), 3 * len(norms) + 16 * len(sources)
 
 
-def population_norms(frozen: Frozen, *, simulated: bool = False) -> tuple[NDArray, NDArray]:
-    """L and U, (N, N) each: ‖W_lk‖₂/V_th of forward and of feedback connections, row the receiver, from above.
-
-    Parameters
-    ----------
-    simulated : bool
-        Of the connections as the rollout has them.
-    """
+def population_norms(frozen: Frozen) -> tuple[NDArray, NDArray]:
+    """L and U, (N, N) each: ‖W_lk‖₂/V_th of forward and of feedback connections, row the receiver, from above."""
     net = frozen.network
     n = len(net.populations)
     forward, feedback = np.zeros((2, n, n))
-    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+    for m, (source, target) in zip(frozen.maps, net.ends, strict=True):
         if source >= 0:
             into = forward if source < target else feedback
             # Parallel connections: the norm of their sum is at most the sum of their norms.
-            norm = (c.simulated if simulated else c).norm_bound.upper
+            norm = m.norm_bound.upper
             into[target, source] = raised(into[target, source] + norm / net.neuron.v_th, 3)
     return forward, feedback
 
@@ -173,10 +168,9 @@ def inverse(A: NDArray) -> NDArray:
     return resolved(A, np.eye(len(A))).T
 
 
-def why_not(frozen: Frozen, connections: Sequence[FrozenConnection] | None = None) -> str:
+def why_not(frozen: Frozen) -> str:
     """Why nothing can be certified for a network; empty where something can."""
-    connections = frozen.connections if connections is None else connections
-    if coupled(connections, frozen.network.ends):
+    if coupled(frozen.maps, frozen.network):
         return "the samples of a batch are coupled through its statistics, so none has a bound of its own"
     N = np.add(*population_norms(frozen))
     if np.all(np.isfinite(resolved(N, np.ones((1, len(N)))))):
@@ -239,7 +233,7 @@ def norm_above(size: NDArray) -> NDArray:
 class Map:
     """A frozen connection in float64, s ↦ keep ⊙ (scale ⊙ (W s + bias − mean) + shift), with its rounding."""
 
-    def __init__(self, c: FrozenConnection, rows: slice) -> None:
+    def __init__(self, c: AffineMap, rows: slice) -> None:
         self.synapse = c.synapse
         self.taps = c.taps.astype(np.float64)
         self.sizes = np.abs(self.taps)
@@ -302,12 +296,12 @@ def chunks(frozen: Frozen, n_batch: int) -> list[slice]:
     return [slice(lo, min(lo + step, n_batch)) for lo in range(0, n_batch, step)]
 
 
-def coupled(connections: Sequence[FrozenConnection], ends: Sequence[tuple[int, int]]) -> bool:
-    """Whether a connection between populations joins the samples of a batch: then none has a bound of its own."""
-    return any((c.couples or c.joins_samples) and source >= 0 for c, (source, _) in zip(connections, ends, strict=True))
+def coupled(maps: Sequence[AffineMap], net: Network) -> bool:
+    """Whether a connection between populations couples the samples of a batch: then none has a bound of its own."""
+    return any(m.coupled and source >= 0 for m, (source, _) in zip(maps, net.ends, strict=True))
 
 
-def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice, *, simulated: bool = False) -> list[Near]:
+def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice) -> list[Near]:
     """p_l = Σ W_lk a_k + F_l x + b_l of every population at given rates, for some samples.
 
     Parameters
@@ -317,22 +311,18 @@ def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice, *,
         Rates that all connections read.
     rows : slice
         Of samples.
-    simulated : bool
-        With the connections as the rollout has them.
     """
     net = frozen.network
     x = Near.exactly(to_cells(x_mean[rows], net.input_shape))
     rates = Near.exactly(a[rows])
     found = [Near.exactly(np.zeros((len(rates.value), population.size))) for population in net.populations]
-    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+    for m, (source, target) in zip(frozen.maps, net.ends, strict=True):
         sent = x if source < 0 else rates.part(net.place(source))
-        found[target] = found[target].plus(Map(c.simulated if simulated else c, rows).output(sent))
+        found[target] = found[target].plus(Map(m, rows).output(sent))
     return found
 
 
-def equilibrium_error(
-    frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip", *, simulated: bool = False
-) -> NDArray:
+def equilibrium_error(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip") -> NDArray:
     """(B, N) upper bounds of ‖a_l − a*_l‖₂ for any rates; infinite where nothing is certified.
 
     Parameters
@@ -340,40 +330,31 @@ def equilibrium_error(
     x_mean : (B, *input_shape) array
     a : (B, n) array
     sigma : {"clip", "relu"}
-    simulated : bool
-        With the connections as the rollout has them.
     """
-    N = np.add(*population_norms(frozen, simulated=simulated))
-    return resolved(N, defects(frozen, x_mean, a, sigma, simulated=simulated))
+    N = np.add(*population_norms(frozen))
+    return resolved(N, defects(frozen, x_mean, a, sigma))
 
 
-def defects(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip", *, simulated: bool = False) -> NDArray:
+def defects(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip") -> NDArray:
     """(B, N) upper bounds of ‖σ(p_l/V_th) − a_l‖₂ at given rates: how far each population is from (FP).
 
     Infinite where samples are coupled through batch statistics, or numbers leave the range of float64.
-
-    Parameters
-    ----------
-    simulated : bool
-        With the connections as the rollout has them.
     """
     net = frozen.network
     bounds = np.full((len(a), len(net.populations)), np.inf)
-    if coupled(frozen.connections, net.ends):
+    if coupled(frozen.maps, net):
         return bounds
     upper = 1.0 if sigma == "clip" else np.inf
     for rows in chunks(frozen, len(a)):
         with np.errstate(over="ignore", invalid="ignore"):
-            for i, p in enumerate(pre_activations(frozen, x_mean, a, rows, simulated=simulated)):
+            for i, p in enumerate(pre_activations(frozen, x_mean, a, rows)):
                 quotient = p.over(net.neuron.v_th)
                 rates = Near(np.clip(quotient.value, 0.0, upper), quotient.error)
                 bounds[rows, i] = rates.plus(Near.exactly(-a[rows, net.place(i)].astype(np.float64))).norm()
     return bounds
 
 
-def beta_error(
-    frozen: Frozen, connections: Sequence[FrozenConnection], slope: NDArray, g: NDArray, beta: NDArray
-) -> NDArray:
+def beta_error(frozen: Frozen, maps: Sequence[AffineMap], slope: NDArray, g: NDArray, beta: NDArray) -> NDArray:
     """(B, N) upper bounds of ‖β_l − β*_l‖₂, from the defects of β_l = g_l + Σ_{l→k} (1/V_th) W_klᵀ m_k β_k.
 
     M/V_th is exact where the slope is not 0. Infinite where samples are coupled through batch statistics, or numbers
@@ -381,14 +362,14 @@ def beta_error(
 
     Parameters
     ----------
-    connections : sequence of FrozenConnection
+    maps : sequence of AffineMap
         As they are linearised.
     slope, g, beta : (B, n) arrays
         M/V_th, ∂L/∂a, and the β to judge, of all populations.
     """
     net = frozen.network
     bounds = np.full((len(beta), len(net.populations)), np.inf)
-    if coupled(connections, net.ends):
+    if coupled(maps, net):
         return bounds
     for rows in chunks(frozen, len(beta)):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -396,12 +377,12 @@ def beta_error(
             for i in range(len(net.populations)):
                 place = net.place(i)
                 left.append(Near.exactly(g[rows, place]).plus(Near.exactly(-beta[rows, place].astype(np.float64))))
-            for c, (source, target) in zip(connections, net.ends, strict=True):
+            for m, (source, target) in zip(maps, net.ends, strict=True):
                 if source < 0:
                     continue
                 place = net.place(target)
                 sent = np.where(slope[rows, place] != 0, beta[rows, place], 0.0)
-                arrived = Map(c, rows).adjoint(Near.exactly(sent).over(net.neuron.v_th))
+                arrived = Map(m, rows).adjoint(Near.exactly(sent).over(net.neuron.v_th))
                 left[source] = left[source].plus(arrived)
             for i, part in enumerate(left):
                 bounds[rows, i] = part.norm()

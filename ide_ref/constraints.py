@@ -230,9 +230,9 @@ def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
         return mean.astype(z.dtype), variance.astype(z.dtype)
 
 
-def running_update(running: NDArray, batch: NDArray) -> NDArray:
+def running_update(running: NDArray, batch: NDArray, momentum: float = MOMENTUM) -> NDArray:
     """A running statistic after one more batch."""
-    return running + running.dtype.type(MOMENTUM) * (batch - running)
+    return running + running.dtype.type(momentum) * (batch - running)
 
 
 def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, dtype: DTypeLike) -> NDArray:
@@ -270,14 +270,13 @@ def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None, out
     return into
 
 
-def product(x: NDArray, y: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
-    """x ⊙ y of cells (B, n), in ``out`` where it is given; rows that are not chosen, (B,) bool, are left alone."""
+def multiply(x: NDArray, y: NDArray, out: NDArray | None = None) -> NDArray:
+    """x ⊙ y of cells (B, n), in ``out`` where it is given."""
     dtype = np.result_type(x, y)
     out = memory.empty(x.shape, dtype) if out is None else out
     (left, row), (right, right_row) = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
     written, out_row = memory.rows(out, written=True)
-    every = _cells.EVERY if chosen is None else chosen
-    _cells.multiply(left, row, right, right_row, len(x), x.shape[1], every, written, out_row)
+    _cells.multiply(left, row, right, right_row, len(x), x.shape[1], _cells.EVERY, written, out_row)
     return out
 
 
@@ -320,7 +319,9 @@ class BatchNorm:
         columns = v.reshape(-1, self.weight.shape[0])
         if self.from_batch and z is not None:
             n = columns.shape[0]
-            z_hat = (z.reshape(columns.shape) - self.mean) / self.deviation
+            z_hat = z.reshape(columns.shape) - self.mean
+            # The mean is rounded: what it leaves would count as a part along the constant.
+            z_hat = (z_hat - z_hat.mean(axis=0)) / self.deviation
             along = np.einsum("nc,nc->c", columns, z_hat)
             columns = columns - columns.sum(axis=0) / n - z_hat * (along / n)
         return (columns * self.scale).reshape(v.shape)

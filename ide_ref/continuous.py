@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ide_ref import _checks
 from ide_ref._kernels import continuous as _continuous
-from ide_ref.network import Frozen, Network
+from ide_ref.maps import Frozen
+from ide_ref.network import Network
 from ide_ref.synapses import to_cells
 
 _ROOM = 2**18
@@ -300,7 +301,7 @@ def simulate_continuous(
     recurrent = np.zeros_like(a)
     drive = np.repeat(frozen.constants(1, with_input=True), reached.size, axis=0)
     x_mean = _mean_input(net, x, reached, tau)
-    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+    for c, (source, target) in zip(frozen.maps, net.ends, strict=True):
         into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.place(source)])
         into[:, net.place(target)] += c.linear(sent)
     message = "" if completed else _storm(net, spike_times, spike_neurons, t_end, times[-1], n_before)
@@ -440,7 +441,7 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray
     rows: list[tuple[NDArray, NDArray, NDArray, NDArray]] = []
     weights: list[NDArray] = [np.empty(0)]
     offset = 0
-    for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+    for c, (source, target) in zip(frozen.maps, net.ends, strict=True):
         if source < 0 and not with_input:
             continue
         synapse = c.synapse

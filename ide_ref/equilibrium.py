@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ide_ref import _checks, certificates, constraints, solvers
 from ide_ref._kernels import memory
-from ide_ref.network import Frozen, FrozenConnection, Network, Seen, of_population
+from ide_ref.maps import AffineMap, BatchNormCache, Frozen
+from ide_ref.network import Network, of_population
 from ide_ref.neurons import MaskRule
 
 Sigma = Literal["clip", "relu"]
@@ -34,16 +35,16 @@ class Sweep:
     ----------
     a, p : (B, n) arrays
         Rates of all populations, a = σ(p / V_th) unless they were given, and the pre-activations p.
-    connections : tuple of FrozenConnection
-        As they are linearised here.
-    seen : tuple of Seen or None
+    maps : tuple of AffineMap
+        Of the connections, as they are linearised here.
+    caches : tuple of BatchNormCache or None
         What each connection's batch normalisation sees here, None where it was not asked or has none.
     """
 
     a: NDArray
     p: NDArray
-    connections: tuple[FrozenConnection, ...]
-    seen: tuple[Seen | None, ...]
+    maps: tuple[AffineMap, ...]
+    caches: tuple[BatchNormCache | None, ...]
 
 
 def sweep(
@@ -53,7 +54,7 @@ def sweep(
     *,
     forward: NDArray | None = None,
     sigma: Sigma = "clip",
-    measure: bool = False,
+    keep_caches: bool = False,
 ) -> Sweep:
     """One pass of (FP) through the populations in order.
 
@@ -67,29 +68,28 @@ def sweep(
         Rates that forward connections read, in place of those just computed; then p alone is computed.
     sigma : {"clip", "relu"}
         σ of (FP): of discrete time, or of continuous time, where rates have no upper end.
-    measure : bool
+    keep_caches : bool
         Keep what the batch normalisations see: (HEBB) and the running statistics ask for it.
     """
     net = frozen.network
     p = memory.copied(drive)
     a = memory.empty(p.shape, p.dtype) if forward is None else forward
-    connections = list(frozen.connections)
-    seen: list[Seen | None] = [None] * len(connections)
+    maps = list(frozen.maps)
+    caches: list[BatchNormCache | None] = [None] * len(maps)
     for target in range(len(net.populations)):
         place = net.place(target)
-        for i, (source, end) in enumerate(net.ends):
-            if end == target and source >= 0:
-                rates = feedback if source >= target else a
-                connections[i], seen[i] = frozen.connections[i].at(
-                    rates[:, net.place(source)], p[:, place], measure=measure
-                )
+        for i, source in net.into(target):
+            if source >= 0:
+                rates = (feedback if source >= target else a)[:, net.place(source)]
+                maps[i], z = frozen.maps[i].apply_at(rates, p[:, place])
+                caches[i] = maps[i].cache(rates, z) if keep_caches else None
         if forward is not None:
             continue
         if sigma == "clip":
             a[:, place] = net.neuron.sigma(p[:, place])
         else:
             a[:, place] = np.maximum(p[:, place], 0.0) / p.dtype.type(net.neuron.v_th)
-    return Sweep(a, p, tuple(connections), tuple(seen))
+    return Sweep(a, p, tuple(maps), tuple(caches))
 
 
 def fixed_point_map(frozen: Frozen, x: NDArray, z: NDArray) -> NDArray:
@@ -129,20 +129,18 @@ def spread_sources(net: Network, z: NDArray) -> NDArray:
     return state
 
 
-class Pass(NamedTuple):
-    """What a backward pass leaves, see :meth:`Linearisation.sweep_back`."""
+class BetaDelta(NamedTuple):
+    """β and δ = (1/V_th) M β of all populations, (B, n) each."""
 
     beta: NDArray
     delta: NDArray
-    y: NDArray
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What each connection's batch normalisation saw, and the connections and rates for which it did."""
+class Kept(NamedTuple):
+    """Batch-norm caches, and the maps and rates for which they are."""
 
-    seen: tuple[Seen | None, ...]
-    at: tuple[tuple[FrozenConnection, ...], NDArray, NDArray]
+    caches: tuple[BatchNormCache | None, ...]
+    at: tuple[tuple[AffineMap, ...], NDArray, NDArray]
 
 
 @dataclass(frozen=True)
@@ -152,31 +150,31 @@ class Linearisation:
     Attributes
     ----------
     frozen : Frozen
-    connections : tuple of FrozenConnection
-        As they are linearised there.
+    maps : tuple of AffineMap
+        Of the connections, as they are linearised there.
     slope : (B, n) array
         M / V_th, (MASK).
     forward, feedback : (B, n) arrays
         Rates that forward and feedback connections read there.
-    measured : Measured or None
-        What the batch normalisations saw, and where.
+    kept : Kept or None
+        Batch-norm caches.
     """
 
     frozen: Frozen
-    connections: tuple[FrozenConnection, ...]
+    maps: tuple[AffineMap, ...]
     slope: NDArray
     forward: NDArray
     feedback: NDArray
-    measured: Measured | None = None
+    kept: Kept | None = None
 
     @property
-    def seen(self) -> tuple[Seen | None, ...]:
+    def caches(self) -> tuple[BatchNormCache | None, ...]:
         """What each connection's batch normalisation sees at these rates, as far as it is known."""
-        here = (self.connections, self.forward, self.feedback)
-        # A linearisation that was moved carries what was seen elsewhere.
-        if self.measured is None or any(was is not now for was, now in zip(self.measured.at, here, strict=True)):
-            return (None,) * len(self.connections)
-        return self.measured.seen
+        here = (self.maps, self.forward, self.feedback)
+        # A linearisation that was moved carries the caches of elsewhere.
+        if self.kept is None or any(was is not now for was, now in zip(self.kept.at, here, strict=True)):
+            return (None,) * len(self.maps)
+        return self.kept.caches
 
     def jvp(self, v: NDArray) -> NDArray:
         """J v on the feedback sources: (B, m) to (B, m)."""
@@ -185,17 +183,24 @@ class Linearisation:
         da = np.zeros_like(self.slope)
         for target in range(len(net.populations)):
             place = net.place(target)
-            for c, (source, end) in zip(self.connections, net.ends, strict=True):
-                if end == target and source >= 0:
+            for i, source in net.into(target):
+                if source >= 0:
                     rates = da if source < target else given
-                    da[:, place] += c.linear(rates[:, net.place(source)])
+                    da[:, place] += self.maps[i].linear(rates[:, net.place(source)])
             da[:, place] *= self.slope[:, place]
         return gather_sources(net, da)
 
-    def sweep_back(
-        self, w: NDArray, g: NDArray | None = None, *, again: Pass | None = None, chosen: NDArray | None = None
-    ) -> Pass:
-        """One backward pass of (BETA) through the populations in reverse.
+    def vjp(self, w: NDArray) -> NDArray:
+        """Jᵀ w on the feedback sources: (B, m) to (B, m), one backward sweep."""
+        return self.sweep_back(w)[0]
+
+    def sweep_back(self, w: NDArray, g: NDArray | None = None) -> tuple[NDArray, BetaDelta]:
+        """One backward sweep of (BETA): Jᵀ w, (B, m), where g is None; and β and δ, see :meth:`spread_back`."""
+        spread = self.spread_back(w, g)
+        return self.returned(spread.delta), spread
+
+    def spread_back(self, w: NDArray, g: NDArray | None = None) -> BetaDelta:
+        """β_l = (w or g)_l + Σ over forward connections l → k of (1/V_th) W_klᵀ m_k β_k, populations in reverse.
 
         Parameters
         ----------
@@ -203,63 +208,32 @@ class Linearisation:
             What has arrived at the feedback sources from the loss and through feedback.
         g : (B, n) array, optional
             ∂L/∂a of the populations that send no feedback.
-        again, chosen : Pass and (B,) bool array, optional
-            An earlier pass without g of which the rows of the chosen samples are computed anew; β and (1/V_th) M β in
-            place.
-
-        Returns
-        -------
-        beta : (B, n) array
-            β_l = (w or g)_l + Σ over forward connections l → k of (1/V_th) Wᵀ m_k β_k.
-        delta : (B, n) array
-            (1/V_th) M β, what enters (HEBB).
-        y : (B, m) array
-            What feedback connections return to their sources: Jᵀ w when g is None.
         """
         net = self.frozen.network
-        beta, delta = self.spread_back(w, g, again=again, chosen=chosen)
-        if again is None:
-            y = memory.zeros((w.shape[0], net.feedback_size), w.dtype)
-        else:
-            y = memory.copied(again.y)
-            y[chosen] = 0
-        part_of = {source: part for source, _, part in net.feedback_places}
-        for c, (source, target) in zip(self.connections, net.ends, strict=True):
-            if source >= target:
-                c.adjoint(delta[:, net.place(target)], y[:, part_of[source]], chosen)
-        return Pass(beta, delta, y)
-
-    def spread_back(
-        self, w: NDArray, g: NDArray | None = None, *, again: Pass | None = None, chosen: NDArray | None = None
-    ) -> tuple[NDArray, NDArray]:
-        """The same without what feedback connections return: β and (1/V_th) M β, (B, n) each."""
-        net = self.frozen.network
-        # Where no forward connection adds to β, it may be the very array that was given.
-        adds = any(0 <= source < target for source, target in net.ends)
-        if again is not None and chosen is not None:
-            beta, delta = again.beta if adds else memory.copied(again.beta), again.delta
-            for b in np.flatnonzero(chosen):  # an index by a mask would copy
-                beta[b] = 0
-                for _, place, part in net.feedback_places:
-                    beta[b, place] = w[b, part]
-        else:
-            beta = spread_sources(net, w)
-            if g is not None:
-                beta = beta + g
-            elif beta is w and adds:
-                beta = memory.copied(beta)
-            delta = memory.empty(self.slope.shape, self.slope.dtype)
+        beta = spread_sources(net, w)
+        if g is not None:
+            beta = beta + g
+        elif beta is w and any(0 <= source < target for source, target in net.ends):
+            # What forward connections add must not go into the array that was given.
+            beta = memory.copied(beta)
+        delta = memory.empty(self.slope.shape, self.slope.dtype)
         for target in range(len(net.populations) - 1, -1, -1):
             place = net.place(target)
-            constraints.product(self.slope[:, place], beta[:, place], delta[:, place], chosen)
-            for c, (source, end) in zip(self.connections, net.ends, strict=True):
-                if end == target and 0 <= source < target:
-                    c.adjoint(delta[:, place], beta[:, net.place(source)], chosen)
-        return beta, delta
+            constraints.multiply(self.slope[:, place], beta[:, place], delta[:, place])
+            for i, source in net.into(target):
+                if 0 <= source < target:
+                    self.maps[i].adjoint(delta[:, place], beta[:, net.place(source)])
+        return BetaDelta(beta, delta)
 
-    def vjp(self, w: NDArray) -> NDArray:
-        """Jᵀ w on the feedback sources: (B, m) to (B, m), one backward sweep."""
-        return self.sweep_back(w).y
+    def returned(self, delta: NDArray) -> NDArray:
+        """Σ over feedback connections l → k of W_klᵀ δ_k at their sources: (B, n) to (B, m)."""
+        net = self.frozen.network
+        y = memory.zeros((len(delta), net.feedback_size), delta.dtype)
+        part_of = {source: part for source, _, part in net.feedback_places}
+        for m, (source, target) in zip(self.maps, net.ends, strict=True):
+            if source >= target:
+                m.adjoint(delta[:, net.place(target)], y[:, part_of[source]])
+        return y
 
 
 def linearise(
@@ -284,10 +258,9 @@ def linearise(
     if len(a) != len(drive):
         raise ValueError(f"a has {len(a)} samples, drive {len(drive)}; expected the same")
     neuron = frozen.network.neuron
-    there = sweep(frozen, a, drive, forward=None if recompute else a, measure=True)
+    there = sweep(frozen, a, drive, forward=None if recompute else a, keep_caches=True)
     slope = neuron.slope(there.p, mask_rule)
-    measured = Measured(there.seen, (there.connections, there.a, a))
-    return Linearisation(frozen, there.connections, slope, there.a, a, measured)
+    return Linearisation(frozen, there.maps, slope, there.a, a, Kept(there.caches, (there.maps, there.a, a)))
 
 
 def contraction(frozen: Frozen) -> float:
@@ -508,10 +481,10 @@ def _newton(frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float
         return now, gather_sources(net, now.a) - z
 
     matrices = None
-    if net.feedback_size <= DENSE_SIZE and not any(c.couples for c in frozen.connections):
+    if net.feedback_size <= DENSE_SIZE and not certificates.coupled(frozen.maps, net):
         matrices = [
-            c.synapse.apply(c.folded_taps, np.eye(c.synapse.n_in, dtype=frozen.dtype)).T if source >= 0 else None
-            for c, (source, _) in zip(frozen.connections, net.ends, strict=True)
+            m.synapse.apply(m.folded_taps, np.eye(m.synapse.n_in, dtype=frozen.dtype)).T if source >= 0 else None
+            for m, (source, _) in zip(frozen.maps, net.ends, strict=True)
         ]
     z = gather_sources(net, a)
     now, r = there(z)
@@ -526,7 +499,7 @@ def _newton(frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float
             slope *= now.p <= net.neuron.v_th
         slope /= frozen.dtype.type(net.neuron.v_th)
         if matrices is None:
-            jacobian = Linearisation(frozen, now.connections, slope, now.a, spread_sources(net, z))
+            jacobian = Linearisation(frozen, now.maps, slope, now.a, spread_sources(net, z))
             step = solvers.gmres(jacobian.jvp, r, tol=1e-8, max_iter=400).x
         else:
             step = np.zeros_like(r)
@@ -561,9 +534,10 @@ def _solve_active(frozen: Frozen, matrices: list[NDArray | None], slope: NDArray
     reach: list[NDArray] = []
     for target in range(len(net.populations)):
         rows = np.zeros((net.populations[target].size, net.feedback_size), r.dtype)
-        for c, matrix, (source, end) in zip(frozen.connections, matrices, net.ends, strict=True):
-            if end == target and matrix is not None:
-                W = matrix if c.keep is None else c.keep[sample][:, None] * matrix
+        for i, source in net.into(target):
+            matrix, keep = matrices[i], frozen.maps[i].keep
+            if matrix is not None:
+                W = matrix if keep is None else keep[sample][:, None] * matrix
                 if source < target:
                     rows += W @ reach[source]
                 else:

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks, certificates, solvers
-from ide_ref._kernels import memory
-from ide_ref.equilibrium import Equilibrium, Linearisation, Pass, contraction, gather_sources, linearise
-from ide_ref.network import Frozen, Params
+from ide_ref.equilibrium import Equilibrium, Linearisation, contraction, gather_sources, linearise
+from ide_ref.maps import Frozen
+from ide_ref.network import Params
 from ide_ref.neurons import MaskRule
 from ide_ref.simulation import Rates
-from ide_ref.solvers import Solution
+from ide_ref.solvers import Image, Solution
 from ide_ref.synapses import to_cells
 
 
@@ -59,11 +59,11 @@ class Backward:
     def errors(self) -> NDArray:
         """(B, N) bounds of ‖β_l − β*_l‖₂ for each population, (CERT), rounding included; computed when asked for."""
         asked = self.asked
-        jacobian, at = _linearisations(self.frozen, asked.state, asked.mask_rule, asked.recompute)
+        jacobian, at = linearisations(self.frozen, asked.state, asked.mask_rule, asked.recompute)
         if jacobian is not at:
             return np.full((len(self.beta), len(self.frozen.network.populations)), np.inf)
         g, _ = self.frozen.read_out_pull_back(asked.state, asked.d_logits)
-        return certificates.beta_error(self.frozen, jacobian.connections, jacobian.slope, g, self.beta)
+        return certificates.beta_error(self.frozen, jacobian.maps, jacobian.slope, g, self.beta)
 
     @property
     def certificate(self) -> NDArray:
@@ -73,8 +73,8 @@ class Backward:
     @property
     def why_not(self) -> str:
         """Why no error is certified; empty where one is."""
-        if self.frozen.profile.sweep_first:
-            return "the profile solves for beta at one linearisation and uses it at another"
+        if self.frozen.further_sweeps:
+            return "beta is solved for at one linearisation and used at another"
         return certificates.why_not(self.frozen)
 
 
@@ -88,14 +88,31 @@ class Asked:
     recompute: bool
 
 
-def _linearisations(
-    frozen: Frozen, state: Rates | Equilibrium, mask_rule: MaskRule, recompute: bool
+def linearisations(
+    frozen: Frozen, state: Rates | Equilibrium, mask_rule: MaskRule = "closed", recompute: bool = False
 ) -> tuple[Linearisation, Linearisation]:
-    """Whose Jᵀ is inverted, and where the last sweep and the outer products are taken: the same but in one profile."""
+    """Whose Jᵀ is inverted, and where the last sweep and the outer products are taken: the same by default."""
     drive = frozen.drive(state.x_mean)
-    first = frozen.profile.sweep_first
-    at = linearise(frozen, state.a, drive, mask_rule=mask_rule, recompute=recompute or first)
-    return (linearise(frozen, at.forward, drive, mask_rule=mask_rule, recompute=True) if first else at), at
+    recompute = recompute or frozen.further_sweeps > 0
+    at = jacobian = linearise(frozen, state.a, drive, mask_rule=mask_rule, recompute=recompute)
+    for _ in range(frozen.further_sweeps):
+        jacobian = linearise(frozen, jacobian.forward, drive, mask_rule=mask_rule, recompute=True)
+    return jacobian, at
+
+
+def right_hand_side(jacobian: Linearisation, g: NDArray) -> tuple[NDArray, NDArray | None]:
+    """(BETA) on the feedback sources: g there with what a sweep brings them of g elsewhere, (B, m).
+
+    And g elsewhere, (B, n), None where it is 0.
+    """
+    net = jacobian.frozen.network
+    b = gather_sources(net, g)
+    if not any(g[:, net.place(i)].any() for i in range(len(net.populations)) if i not in net.feedback_sources):
+        return b, None
+    others = g.copy()
+    for _, place, _ in net.feedback_places:
+        others[:, place] = 0
+    return b + jacobian.sweep_back(np.zeros_like(b), others)[0], others
 
 
 def solve_beta(
@@ -137,49 +154,18 @@ def solve_beta(
     for name, there in (("jacobian", jacobian), ("at", at)):
         _checks.kind(name, there, Linearisation)
     g = jacobian.frozen.check_state("g", g, len(jacobian.slope))
-    net = jacobian.frozen.network
-    b = gather_sources(net, g)
-    silent = set(range(len(net.populations))) - set(net.feedback_sources)
-    elsewhere = None
-    if any(g[:, net.place(i)].any() for i in silent):
-        elsewhere = g.copy()
-        for _, place, _ in net.feedback_places:
-            elsewhere[:, place] = 0
-        b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere).y
-    # The pass of the last product, which most solvers take at the very solution they return, and where it was taken.
-    last: list[tuple[NDArray, NDArray, Pass]] = []
-    # Anderson's method lets finished samples stand: nothing of theirs is computed again.
-    apart = _checks.is_one_of(solver, ("anderson",)) and not any(
-        c.joins_samples for c, (source, _) in zip(jacobian.connections, net.ends, strict=True) if source >= 0
-    )
-
-    def product(w: NDArray) -> NDArray:
-        again = chosen = None
-        if apart and last:
-            there = last[0][1]
-            moved = np.any(w[:, :64] != there[:, :64], axis=1)
-            for b in np.flatnonzero(~moved):
-                moved[b] = not np.array_equal(w[b], there[b])
-            if 8 * np.count_nonzero(moved) <= 7 * len(moved):
-                again, chosen = last[0][2], moved
-        last.clear()
-        # β may be the very array that is given, and a solver writes into its own.
-        given = memory.copied(w) if apart else w
-        now = jacobian.sweep_back(given, again=again, chosen=chosen)
-        last.append((w, given, now))
-        return now.y
-
+    b, others = right_hand_side(jacobian, g)
     if not np.all(np.isfinite(b)):
         raise solvers.NotConverged(f"(BETA): its right-hand side has left the range of {b.dtype}")
     # Samples coupled through batch statistics have one Krylov space together.
-    joined = _checks.is_one_of(solver, ("gmres",)) and certificates.coupled(jacobian.connections, net.ends)
-    solution = solvers.solve(solver, product, b, tol=tol, max_iter=max_iter, joined=joined)
+    joined = _checks.is_one_of(solver, ("gmres",)) and certificates.coupled(jacobian.maps, jacobian.frozen.network)
+    solution = solvers.solve(
+        solver, lambda w: Image(*jacobian.sweep_back(w)), b, tol=tol, max_iter=max_iter, joined=joined
+    )
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
-    if at is jacobian and elsewhere is None and last and last[0][0] is solution.x:
-        return last[0][2].beta, last[0][2].delta, solution
-    last.clear()
-    beta, delta = at.spread_back(solution.x, elsewhere)
+    spread = solution.aux if at is jacobian and others is None else None
+    beta, delta = at.spread_back(solution.x, others) if spread is None else spread
     return beta, delta, solution
 
 
@@ -198,13 +184,14 @@ def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> tu
     cells = to_cells(x_mean, net.input_shape)
     grads: Params = {}
     statistics: Params = {}
-    for c, seen, (source, target) in zip(linearisation.connections, linearisation.seen, net.ends, strict=True):
-        if source < 0:
-            pre = cells
-        else:
+    for i, (source, target) in enumerate(net.ends):
+        sent = cells
+        if source >= 0:
             rates = linearisation.forward if source < target else linearisation.feedback
-            pre = rates[:, net.place(source)]
-        found, updated = c.pull_back(delta[:, net.place(target)], pre, frozen.params, seen)
+            sent = rates[:, net.place(source)]
+        found, updated = frozen.pullbacks[i].gradients(
+            linearisation.maps[i], delta[:, net.place(target)], sent, linearisation.caches[i]
+        )
         grads.update(found)
         statistics.update(updated)
     return grads, statistics
@@ -263,7 +250,7 @@ def backward(
         raise ValueError("d_logits has values that are NaN or infinite; expected finite derivatives")
     d_logits = d_logits.astype(frozen.dtype, copy=False)
     g, grads = frozen.read_out_pull_back(state, d_logits)
-    jacobian, at = _linearisations(frozen, state, mask_rule, recompute)
+    jacobian, at = linearisations(frozen, state, mask_rule, recompute)
     beta, delta, solution = solve_beta(
         jacobian, g, at=at, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=allow_unconverged
     )

@@ -1,8 +1,7 @@
 """A network is a graph: populations in order, and connections between any two of them.
 
-``Network`` says what is connected to what and holds no arrays. ``init`` draws parameters, a flat dict;
-``freeze`` folds restriction, batch normalisation and dropout, after which every connection is a plain affine
-map. All states are (B, n) arrays in cell order, the populations side by side.
+``Network`` says what is connected to what and holds no arrays; ``init`` draws its parameters, a flat dict, from which
+:func:`ide_ref.maps.freeze` makes maps. All states are (B, n) arrays in cell order, the populations side by side.
 """
 
 from __future__ import annotations
@@ -10,39 +9,36 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks, constraints
 from ide_ref._kernels import cells as _cells
-from ide_ref._kernels import memory
-from ide_ref.constraints import BatchNorm, Restriction, SingularPair
+from ide_ref.constraints import Restriction, SingularPair
 from ide_ref.neurons import Neuron
-from ide_ref.norms import Norm, operator_norm
-from ide_ref.profiles import PAPER, Profile
-from ide_ref.synapses import Dense, Shape, Synapse, added, both_ways, from_cells, to_cells
+from ide_ref.synapses import Dense, Shape, Synapse, both_ways, from_cells
+
+if TYPE_CHECKING:
+    from ide_ref.maps import Frozen
 
 INPUT = "input"
 """Name of the input as the source of a connection."""
 
-DROWNED = 0.01
-"""Error of normalised values, from the rounding of what is normalised, from which on a warning tells of it."""
-
 Params = dict[str, NDArray]
 
 
-def _finite(array: NDArray) -> bool:
+def finite(array: NDArray) -> bool:
     """Whether no value is NaN or infinite."""
     if array.flags.c_contiguous and array.dtype in (np.float32, np.float64):
         return bool(_cells.all_finite(array.reshape(-1)))
     return bool(np.all(np.isfinite(array)))
 
 
-def _clamped(alpha: NDArray, c: float) -> float:
+def clamped(alpha: NDArray, c: float) -> float:
     """α clipped to [−c, c]; np.clip takes ten times as long for one number."""
     return min(max(float(alpha), -c), c)
 
@@ -210,6 +206,17 @@ class Network:
         """(source, target) of each connection as places in the order; source -1 is the input."""
         return tuple((self.index(c.source), self.index(c.target)) for c in self.connections)
 
+    def into(self, population: int) -> tuple[tuple[int, int], ...]:
+        """(connection, source) of all that ends in a population, places in their orders; source -1 is the input."""
+        return self._into[population]
+
+    @cached_property
+    def _into(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        return tuple(
+            tuple((i, source) for i, (source, end) in enumerate(self.ends) if end == target)
+            for target in range(len(self.populations))
+        )
+
     @cached_property
     def feedback_sources(self) -> tuple[int, ...]:
         """Populations that send feedback: the unknowns of (FP) and (BETA)."""
@@ -271,7 +278,7 @@ class Network:
         """Number of trainable scalars."""
         return sum(math.prod(self.parameter_shapes[name]) for name in self.trainable)
 
-    def init(self, rng: np.random.Generator, *, dtype: DTypeLike = np.float64, profile: Profile = PAPER) -> Params:
+    def init(self, rng: np.random.Generator, *, dtype: DTypeLike = np.float64) -> Params:
         """Draw parameters.
 
         Weights are uniform(−1, 1) with each receiving row scaled to norm 1, biases 0, batch norm the
@@ -283,7 +290,6 @@ class Network:
             Everything the network needs, running statistics and start vectors included.
         """
         _checks.kind("rng", rng, np.random.Generator)
-        _checks.kind("profile", profile, Profile)
         dtype = _checks.float_type("dtype", dtype)
         params: Params = {}
         for name, shape in self.parameter_shapes.items():
@@ -304,12 +310,6 @@ class Network:
             else:
                 value = np.full(shape, 1.0 if part in ("bn_weight", "running_var") else 0.0)
             params[name] = np.asarray(value, dtype=dtype)
-        if profile.clamp_alpha:
-            for c in self.connections:
-                if c.restriction:
-                    raw, start = params[f"{c.name}.weight"], params[f"{c.name}.singular_vector"]
-                    norm = _singular_pair(c, raw, start, constraints.singular_tolerance(dtype)).value
-                    params[f"{c.name}.alpha"] = np.asarray(norm, dtype=dtype)
         return params
 
     def check_params(self, params: Mapping[str, NDArray]) -> None:
@@ -337,19 +337,17 @@ class Network:
                 raise ValueError(f"parameter {name!r} has negative values; expected variances")
             if part == "singular_vector" and not np.any(array):
                 raise ValueError(f"parameter {name!r} is zero; expected a vector to start a search from")
-            if not _finite(array):
+            if not finite(array):
                 raise ValueError(f"parameter {name!r} has values that are NaN or infinite")
         if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
             names = ", ".join(sorted(str(d) for d in dtypes))
             raise ValueError(f"parameters have dtypes {names}; expected all float32 or all float64")
 
-    def project(self, params: Params, *, profile: Profile = PAPER) -> Params:
+    def project(self, params: Params) -> Params:
         """Parameters with every α clipped to [−c, c], to follow each step of the optimiser."""
-        if profile.clamp_alpha:
-            return params
         clipped = {
             f"{c.name}.alpha": np.asarray(
-                _clamped(params[f"{c.name}.alpha"], c.restriction.c), params[f"{c.name}.alpha"].dtype
+                clamped(params[f"{c.name}.alpha"], c.restriction.c), params[f"{c.name}.alpha"].dtype
             )
             for c in self.connections
             if c.restriction
@@ -379,519 +377,56 @@ class Network:
                 f"x has shape {x.shape}; expected (batch, *{self.input_shape}) for static input or "
                 f"(batch, steps, *{self.input_shape}) for a spike train, of at least one sample and step"
             )
-        if np.issubdtype(x.dtype, np.floating) and not _finite(x):
+        if np.issubdtype(x.dtype, np.floating) and not finite(x):
             raise ValueError("x has values that are NaN or infinite; expected finite inputs")
         return _checks.converted("x", x, dtype)
 
-    def mean_input(self, x: NDArray, *, profile: Profile = PAPER) -> NDArray:
+    def mean_input(self, x: NDArray) -> NDArray:
         """x̄ of (RATE): x itself if static, its weighted average if a spike train. (B, *input_shape)."""
-        if not self.is_train(x):
-            return x
-        mean = self.neuron.time_average(x)
-        if profile.long_average:
-            n_steps = x.shape[1]
-            mean *= (
-                self.neuron.total_weight(2 * n_steps) / self.neuron.total_weight(n_steps + 1)
-                if (self.neuron.leak < 1.0)
-                else 1.0
-            )
-        return mean
+        return self.neuron.time_average(x) if self.is_train(x) else x
 
+    # --- what :mod:`ide_ref.authors` replaces -------------------------------------------------------
 
-class Seen(NamedTuple):
-    """What a batch normalisation sees: z = W s + b, cells (B, n), and its moments a channel, (C,) each."""
+    def leading_pair(self, c: Connection, weight: NDArray, start: NDArray, tol: float) -> SingularPair:
+        """Leading singular pair of W̄ in the norm of a connection's restriction; warns where the search stopped short.
 
-    z: NDArray
-    mean: NDArray
-    variance: NDArray
-
-    @classmethod
-    def of(cls, c: Connection, z: NDArray) -> Seen:
-        """z of a connection with its moments.
-
-        ValueError where these are beyond the dtype; warns where rounding of z drowns what tells its samples apart.
+        Raises
+        ------
+        ValueError
+            The norm is not positive and finite.
         """
-        mean, variance = constraints.batch_statistics(z, c.synapse.out_shape[0])
-        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
-            raise ValueError(
-                f"batch normalisation of connection {c.name!r}: the batch's mean or variance is beyond {z.dtype}; "
-                "expected smaller weights or inputs (normalise these, or compute in float64)"
-            )
-        rounding = np.finfo(z.dtype).eps * np.abs(mean) / np.sqrt(variance + variance.dtype.type(constraints.EPSILON))
-        if rounding.max(initial=0.0) > DROWNED:
+        pair = constraints.leading_singular_pair(*restricted_map(c, weight), start, tol=tol)
+        check_norm(c, pair, weight.dtype)
+        if pair.residual > tol:
             warnings.warn(
-                f"batch normalisation of connection {c.name!r}: the batch's mean is so far from 0 beside its deviation "
-                f"that rounding in {z.dtype} moves normalised values by {rounding.max():.1g}; take the mean off the "
-                "inputs, or compute in float64",
+                f"norm of connection {c.name!r}: the search for the leading singular pair stopped at a relative "
+                f"residual of {pair.residual:.1e}, tolerance {tol:.0e}; the norm may be off by as much, its gradient "
+                "by more",
                 RuntimeWarning,
                 stacklevel=3,
             )
-        return cls(z, mean, variance)
+        return pair
+
+    def edited(self, frozen: Frozen, x: NDArray | None) -> Frozen:
+        """The maps that :func:`ide_ref.maps.freeze` made, the batch x or None beside them: as they are."""
+        return frozen
 
 
-@dataclass(frozen=True)
-class FrozenConnection:
-    """One connection with everything folded: s ↦ keep ⊙ (scale ⊙ W s + shift).
-
-    Attributes
-    ----------
-    taps : (K, C_in, C_out) array
-        W after the restriction.
-    bias : (C,) array or None
-        Added to W s before normalisation.
-    norm : BatchNorm or None
-    keep : (B, n_to) array or None
-        Dropout mask of this batch.
-    singular : SingularPair or None
-        Leading singular pair of W̄ under a restriction.
-    z : (B, n_to) array or None
-        W x̄ + b of the batch whose statistics are in ``norm``.
-    couples : bool
-        Whether rates sent through this connection are normalised with their own batch's statistics,
-        ``Profile.batch_statistics_in_beta``.
-    through : bool
-        Whether the parameters' gradient passes through the statistics of their own batch's rates,
-        ``Profile.batch_statistics_in_gradient``.
-    simulated_norm : BatchNorm or None
-        Used in place of ``norm`` by the rollout, ``Profile.unbiased_spike_statistics``.
-    updates : int
-        How often a batch enters the running statistics, 2 under ``Profile.statistics_twice``.
-    """
-
-    connection: Connection
-    taps: NDArray
-    bias: NDArray | None = None
-    norm: BatchNorm | None = None
-    keep: NDArray | None = None
-    singular: SingularPair | None = None
-    z: NDArray | None = None
-    couples: bool = False
-    through: bool = False
-    simulated_norm: BatchNorm | None = None
-    updates: int = 1
-
-    @property
-    def synapse(self) -> Synapse:
-        """The linear map's structure."""
-        return self.connection.synapse
-
-    @property
-    def simulated(self) -> FrozenConnection:
-        """The connection as the rollout uses it."""
-        return self if self.simulated_norm is None else replace(self, norm=self.simulated_norm)
-
-    @cached_property
-    def shift(self) -> NDArray | None:
-        """(C,) constant part of the output, None for none."""
-        if self.norm is None:
-            return self.bias
-        return self.norm.shift if self.bias is None else self.norm.shift + self.norm.scale * self.bias
-
-    def raw(self, cells: NDArray) -> NDArray:
-        """z = W s + b before normalisation."""
-        z = self.synapse.apply(self.taps, cells)
-        if self.bias is not None:
-            by_channel = z.reshape(len(z), -1, self.synapse.out_shape[0])
-            by_channel += self.bias
-        return z
-
-    def normalise(self, z: NDArray, out: NDArray | None = None) -> NDArray:
-        """Output of the connection from its z: keep ⊙ BN(z); added to ``out``, (B, n_to), where it is given."""
-        if self.norm is not None:
-            return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, out)
-        if self.keep is None:
-            return added(z, out)
-        n_channels = self.synapse.out_shape[0]
-        return constraints.affine(z, np.ones(n_channels, z.dtype), np.zeros(n_channels, z.dtype), self.keep, out)
-
-    @property
-    def joins_samples(self) -> bool:
-        """Whether the derivative passes through the batch's own statistics, so that a sample's has a part in others."""
-        return self.norm is not None and self.norm.from_batch and self.z is not None
-
-    def linear(self, cells: NDArray) -> NDArray:
-        """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
-        if self.norm is None or not self.joins_samples:
-            out = self.synapse.apply(self.folded_taps, cells)
-        else:
-            out = self.norm.linear(self.synapse.apply(self.taps, cells), self.z)
-        return out if self.keep is None else constraints.product(self.keep, out)
-
-    def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
-        """Transpose of ``linear``; added to ``out``, for chosen samples, as by :meth:`Synapse.adjoint`."""
-        if self.keep is not None:
-            cells = constraints.product(self.keep, cells, chosen=chosen)
-        if self.norm is None or not self.joins_samples:
-            return self.synapse.adjoint(self.folded_taps, cells, out, chosen)
-        return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out, chosen)
-
-    def at(self, pre: NDArray, out: NDArray, *, measure: bool = False) -> tuple[FrozenConnection, Seen | None]:
-        """Add the output for given rates to ``out``, (B, n_to).
-
-        Returns
-        -------
-        connection : FrozenConnection
-            As it is linearised there: itself, unless it couples the samples of a batch.
-        seen : Seen or None
-            What a batch normalisation sees there, where that is asked for and it is normalised by other moments.
-        """
-        z = self.raw(pre)
-        here, seen = self, None
-        if self.norm is not None and (self.couples or measure):
-            seen = Seen.of(self.connection, z)
-            if self.couples:
-                norm = replace(self.norm, mean=seen.mean, variance=seen.variance, from_batch=True)
-                here, seen = replace(self, norm=norm, z=z), None
-        here.normalise(z, out)
-        return here, seen
-
-    def add_constant(self, out: NDArray) -> None:
-        """Add what arrives without any spike, keep ⊙ shift, to ``out``, (B, n_to)."""
-        if self.shift is None:
-            return
-        if self.keep is None:
-            out += self.synapse.out_channels(self.shift)
-        else:
-            # Of no spike, 0 times what is there.
-            constraints.affine(out, np.zeros_like(self.shift), self.shift, self.keep, out)
-
-    @cached_property
-    def folded_taps(self) -> NDArray:
-        """scale ⊙ W as taps: what one spike adds."""
-        if self.norm is None:
-            return self.taps
-        # A dense connection's taps count the cells of all positions as channels.
-        scale = self.norm.scale
-        return self.taps * np.tile(scale, self.taps.shape[-1] // scale.size)
-
-    @cached_property
-    def norm_bound(self) -> Norm:
-        """‖scale ⊙ W‖₂ at this input size times the largest factor of the mask, as a value and from above.
-
-        A batch's own statistics are taken as fixed: with them the connection is linear, a sample at a time.
-        """
-        return self._norm(bound=True)
-
-    @cached_property
-    def operator_norm(self) -> float:
-        """The value of ``norm_bound``, without the time that a bound takes for a large convolution."""
-        return self._norm(bound=False).value
-
-    def _norm(self, *, bound: bool) -> Norm:
-        scale = None if self.norm is None else self.norm.scale
-        found = operator_norm(self.synapse, self.taps, scale, bound=bound)
-        return found if self.keep is None else found.times(float(self.keep.max(initial=0.0)))
-
-    def pull_back(
-        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
-    ) -> tuple[Params, Params]:
-        """Gradients of this connection's parameters, and its running statistics after these rates.
-
-        Parameters
-        ----------
-        delta : (B, n_to) array
-            ∂L/∂(output), (1/V_th) M β of the receiving population.
-        pre : (B, n_from) array
-            Rates (or input) of the sending population.
-        params : dict
-            The parameters that were frozen.
-        seen : Seen, optional
-            What :meth:`at` saw at those rates; computed where it is missing.
-        """
-        c = self.connection
-        grads: Params = {}
-        statistics: Params = {}
-        if self.keep is not None:
-            delta = constraints.product(self.keep, delta)
-        if self.norm is not None:
-            norm = self.norm
-            if norm.from_batch:
-                seen = Seen(self.z if self.z is not None else self.raw(pre), norm.mean, norm.variance)
-            elif seen is None:
-                seen = Seen.of(c, self.raw(pre))
-            if self.through:
-                norm = replace(norm, mean=seen.mean, variance=seen.variance, from_batch=True)
-            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, seen.z)
-            for part, value in (("running_mean", seen.mean), ("running_var", seen.variance)):
-                running = params[f"{c.name}.{part}"]
-                for _ in range(self.updates):
-                    running = constraints.running_update(running, value)
-                statistics[f"{c.name}.{part}"] = running
-        if c.bias:
-            sums = constraints.channel_sums(delta, c.synapse.out_shape[0])
-            grads[f"{c.name}.bias"] = sums.astype(delta.dtype)
-        if c.synapse.weight_shape:
-            d_weight = self.synapse.from_taps(self.synapse.hebbian(delta, pre))
-            if self.singular is not None and c.restriction is not None:
-                alpha = _clamped(params[f"{c.name}.alpha"], c.restriction.c)
-                d_weight, d_alpha = constraints.restrict_pull_back(
-                    d_weight, params[f"{c.name}.weight"], alpha, self.singular.value, _norm_gradient(c, self.singular)
-                )
-                # Beyond the clamp the derivative is 0; inside, α and its clipped value are the same.
-                inside = alpha == float(params[f"{c.name}.alpha"])
-                grads[f"{c.name}.alpha"] = d_alpha if inside else np.zeros_like(d_alpha)
-            grads[f"{c.name}.weight"] = d_weight
-        return grads, statistics
-
-    def effective_weight(self) -> NDArray:
-        """W after the restriction, in the weight's own layout."""
-        return self.synapse.from_taps(self.taps)
+def restricted_map(c: Connection, weight: NDArray) -> tuple[Callable[[NDArray], NDArray], Callable[[NDArray], NDArray]]:
+    """W̄ as the map whose norm the restriction takes, and its transpose."""
+    if c.restriction is None or c.restriction.norm == "kernel" or isinstance(c.synapse, Dense):
+        return both_ways(np.ascontiguousarray(c.synapse.kernel_matrix(weight)))
+    taps = c.synapse.to_taps(weight)
+    return lambda v: c.synapse.apply(taps, v[None])[0], lambda v: c.synapse.adjoint(taps, v[None])[0]
 
 
-def _singular_pair(c: Connection, raw: NDArray, start: NDArray, tol: float, one_step: bool = False) -> SingularPair:
-    """Leading singular pair of W̄ in the restriction's norm.
-
-    Raises ValueError where that is not positive and finite; warns where it was not found to ``tol``.
-    """
-    apply: Callable[[NDArray], NDArray]
-    adjoint: Callable[[NDArray], NDArray]
-    if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
-        taps = c.synapse.to_taps(raw)
-        apply = lambda v: c.synapse.apply(taps, v[None])[0]  # noqa: E731
-        adjoint = lambda v: c.synapse.adjoint(taps, v[None])[0]  # noqa: E731
-    else:
-        apply, adjoint = both_ways(np.ascontiguousarray(c.synapse.kernel_matrix(raw)))
-    if one_step:
-        pair = constraints.power_step(apply, adjoint, start)
-    else:
-        pair = constraints.leading_singular_pair(apply, adjoint, start, tol=tol)
+def check_norm(c: Connection, pair: SingularPair, dtype: np.dtype) -> None:
+    """ValueError where ‖W̄‖ is not positive and finite."""
     if not 0 < pair.value < np.inf:
         raise ValueError(
-            f"weight of connection {c.name!r} has norm {pair.value:g} in {raw.dtype}; (NORM) needs one that is "
+            f"weight of connection {c.name!r} has norm {pair.value:g} in {dtype}; (NORM) needs one that is "
             "positive and finite"
         )
-    if not one_step and pair.residual > tol:
-        warnings.warn(
-            f"norm of connection {c.name!r}: the search for the leading singular pair stopped at a relative residual "
-            f"of {pair.residual:.1e}, tolerance {tol:.0e}; the norm may be off by as much, its gradient by more",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return pair
-
-
-def _norm_gradient(c: Connection, pair: SingularPair) -> tuple[NDArray, NDArray]:
-    """∂‖W̄‖/∂W̄ as ``constraints.restrict_pull_back`` takes it."""
-    if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
-        whole = c.synapse.from_taps(c.synapse.hebbian(pair.left[None], pair.right[None]))
-        return whole.reshape(-1), np.ones(1, whole.dtype)
-    return pair.left, pair.right
-
-
-class HasRates(Protocol):
-    """Anything with rates of all populations: a rollout's or an equilibrium's."""
-
-    @property
-    def a(self) -> NDArray:
-        """(B, n) rates in cell order."""
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A network with fixed affine maps, for one batch (training) or for any (evaluation).
-
-    Attributes
-    ----------
-    network : Network
-    params : dict
-        What was frozen.
-    connections : tuple of FrozenConnection
-        In the network's order.
-    readout : (K, n, n_classes) array
-        Taps of the readout.
-    batch_size : int or None
-        The batch it belongs to; None for any.
-    statistics : dict
-        Singular vectors for the next search to start from.
-    profile : Profile
-    batch : (B, *input_shape) array or None
-        x̄ of the batch it was frozen on.
-    """
-
-    network: Network
-    params: Params
-    connections: tuple[FrozenConnection, ...]
-    readout: NDArray
-    batch_size: int | None
-    statistics: Params
-    profile: Profile = PAPER
-    batch: NDArray | None = None
-
-    @property
-    def dtype(self) -> np.dtype:
-        """dtype of the computation."""
-        return self.readout.dtype
-
-    def check_input(self, x: NDArray) -> NDArray:
-        """x as an array of this dtype; ValueError for a wrong shape, batch or value."""
-        x = self.network.check_input(x, self.dtype)
-        if self.batch_size is not None and x.shape[0] != self.batch_size:
-            raise ValueError(f"x has {x.shape[0]} samples; the network was frozen on a batch of {self.batch_size}")
-        return x
-
-    def check_state(self, name: str, state: NDArray, n_batch: int | None = None) -> NDArray:
-        """A state (B, n) as an array of this dtype; ValueError, by name, for another shape, kind or value."""
-        array = np.asarray(state)
-        size = self.network.state_size
-        if array.ndim != 2 or array.shape != (len(array) if n_batch is None else n_batch, size):
-            raise ValueError(f"{name} has shape {array.shape}; expected ({n_batch or 'batch'}, {size}), a state")
-        if array.dtype.kind not in "fiub":
-            raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
-        if not _finite(array):
-            raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
-        return _checks.converted(name, array, self.dtype)
-
-    def mean_input(self, x: NDArray) -> NDArray:
-        """x̄ of (RATE), (B, *input_shape)."""
-        return self.network.mean_input(x, profile=self.profile)
-
-    def drive(self, x_mean: NDArray, out: NDArray | None = None) -> NDArray:
-        """F x̄ + b of the input connections: (B, *input_shape) to (B, n); added to ``out`` where it is given."""
-        net = self.network
-        cells = to_cells(x_mean, net.input_shape)
-        out = memory.zeros((x_mean.shape[0], net.state_size), self.dtype) if out is None else out
-        # The batch's own z was computed when its statistics were taken.
-        known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
-        for c, (source, target) in zip(self.connections, net.ends, strict=True):
-            if source < 0:
-                c.normalise(c.z if known and c.z is not None else c.raw(cells), out[:, net.place(target)])
-        return out
-
-    def constants(self, n_batch: int, *, with_input: bool) -> NDArray:
-        """What the rollout's connections bring without any spike, (B, n); the input's on request."""
-        net = self.network
-        out = memory.zeros((n_batch, net.state_size), self.dtype)
-        for c, (source, target) in zip(self.connections, net.ends, strict=True):
-            if source >= 0 or with_input:
-                c.simulated.add_constant(out[:, net.place(target)])
-        return out
-
-    def read_out(self, state: HasRates) -> NDArray:
-        """o = W^o a + b^o, (READ): (B, n_classes)."""
-        net = self.network
-        a = self.check_state("state.a", state.a)[:, net.place(net.readout.source)]
-        return net.readout.synapse.apply(self.readout, a) + self.params["readout.bias"]
-
-    def read_out_pull_back(self, state: HasRates, d_logits: NDArray) -> tuple[NDArray, Params]:
-        """g = ∂L/∂a, (B, n), and the readout's gradients, from ∂L/∂o (B, n_classes)."""
-        net = self.network
-        place = net.place(net.readout.source)
-        synapse = net.readout.synapse
-        g = memory.zeros(state.a.shape, state.a.dtype)
-        g[:, place] = synapse.adjoint(self.readout, d_logits)
-        grads = {
-            "readout.weight": synapse.from_taps(synapse.hebbian(d_logits, state.a[:, place])),
-            "readout.bias": constraints.channel_sums(d_logits, net.n_classes).astype(self.dtype),
-        }
-        return g, grads
-
-
-def read_out(frozen: Frozen, state: HasRates) -> NDArray:
-    """Logits of a rollout or an equilibrium, (READ): (B, n_classes)."""
-    _checks.kind("frozen", frozen, Frozen)
-    if not hasattr(state, "a"):
-        raise ValueError(f"state is of type {type(state).__name__}; expected Rates or Equilibrium")
-    return frozen.read_out(state)
-
-
-def freeze(
-    network: Network,
-    params: Params,
-    x: NDArray | None = None,
-    *,
-    training: bool = False,
-    rng: np.random.Generator | None = None,
-    profile: Profile = PAPER,
-) -> Frozen:
-    """Fold restriction, batch normalisation and dropout into plain affine maps.
-
-    Parameters
-    ----------
-    network : Network
-    params : dict
-        As ``network.init`` returns them; not changed.
-    x : (B, *input_shape) or (B, T, *input_shape) array
-        The batch; needed for training alone.
-    training : bool
-        Batch statistics for the input connections and one dropout mask for the batch; otherwise running
-        statistics and no dropout.
-    rng : numpy Generator
-        Draws the masks; needed where a connection has dropout.
-
-    profile : Profile
-        Differences of the authors' program to reproduce; none by default.
-
-    Returns
-    -------
-    Frozen
-
-    Raises
-    ------
-    ValueError
-        For parameters or inputs that do not fit, or whose batch statistics are beyond the dtype.
-    """
-    _checks.kind("network", network, Network)
-    _checks.kind("profile", profile, Profile)
-    if rng is not None:
-        _checks.kind("rng", rng, np.random.Generator)
-    network.check_params(params)
-    dtype = params["readout.weight"].dtype.newbyteorder("=")
-    params = {name: _checks.converted(name, params[name], dtype) for name in params}
-    cells = None
-    n_batch = None
-    x_mean = None
-    if training:
-        if x is None:
-            raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
-        x = network.check_input(x, dtype)
-        n_batch = x.shape[0]
-        x_mean = network.mean_input(x, profile=profile)
-        cells = to_cells(x_mean, network.input_shape)
-    statistics: Params = {}
-    frozen = []
-    for c in network.connections:
-        singular = None
-        weight = params.get(f"{c.name}.weight", np.empty((), dtype))
-        if c.restriction:
-            start = params[f"{c.name}.singular_vector"]
-            tol = constraints.singular_tolerance(dtype, training=training)
-            singular = _singular_pair(c, weight, start, tol, profile.one_power_step)
-            statistics[f"{c.name}.singular_vector"] = singular.right
-            # α is inside its bounds already, by ``project``, but in the profile that clamps instead.
-            alpha = _clamped(params[f"{c.name}.alpha"], c.restriction.c)
-            weight = weight * dtype.type(alpha / singular.value)
-        keep = None
-        if training and c.dropout > 0:
-            if rng is None:
-                raise ValueError(f"rng is missing; connection {c.name!r} has dropout and needs a generator")
-            keep = constraints.dropout_mask((x.shape[0], c.synapse.n_out), c.dropout, rng, dtype)  # type: ignore[union-attr]
-        made = FrozenConnection(c, c.synapse.to_taps(weight), params.get(f"{c.name}.bias"), None, keep, singular)
-        if c.batch_norm:
-            weight, bias, mean, variance = (
-                params[f"{c.name}.{part}"] for part in ("bn_weight", "bn_bias", "running_mean", "running_var")
-            )
-            norm = BatchNorm(weight, bias, mean, variance, from_batch=False)
-            made = replace(made, norm=norm)
-            if training and c.source != INPUT:
-                made = replace(
-                    made,
-                    couples=profile.batch_statistics_in_beta,
-                    through=profile.batch_statistics_in_gradient,
-                )
-            elif cells is not None:
-                z, mean, variance = Seen.of(c, made.raw(cells))
-                norm = replace(norm, mean=mean, variance=variance, from_batch=True)
-                twice = profile.statistics_twice and x is not None and not network.is_train(x)
-                made = replace(made, norm=norm, z=z, updates=2 if twice else 1)
-                if profile.unbiased_spike_statistics and x is not None and network.is_train(x):
-                    n = z.size // mean.size
-                    if n < 2:
-                        raise ValueError("x has 1 sample; the profile's unbiased variance takes 2 values a channel")
-                    unbiased = replace(norm, variance=variance * dtype.type(n / (n - 1)), epsilon=1e-8)
-                    made = replace(made, simulated_norm=unbiased)
-        frozen.append(made)
-    readout = network.readout.synapse.to_taps(params["readout.weight"])
-    return Frozen(network, params, tuple(frozen), readout, n_batch, statistics, profile, x_mean)
 
 
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:

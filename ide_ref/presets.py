@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from ide_ref import _checks, profiles
+from ide_ref import _checks, authors
+from ide_ref.authors import PAPER, Profile, edited
 from ide_ref.constraints import Restriction
 from ide_ref.network import Network
 from ide_ref.neurons import IF, LIF, Neuron
-from ide_ref.profiles import PAPER, Profile
 from ide_ref.solvers import SOLVERS
 from ide_ref.structure import build
 
@@ -148,8 +148,8 @@ class Preset:
 
     @cached_property
     def network(self) -> Network:
-        """The network the structure string describes, built on first use."""
-        return build(
+        """The network the structure string describes under the profile, built on first use."""
+        network = build(
             self.structure,
             input_shape=self.input_shape,
             n_classes=self.n_classes,
@@ -157,6 +157,7 @@ class Preset:
             dropout=self.dropout,
             restriction=Restriction(norm=self.norm),
         )
+        return edited(network, self.profile)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, fit for JSON; `from_dict` is the way back."""
@@ -287,7 +288,7 @@ def load(
         Of the restriction.
     profile : {"paper", "authors"}
         ``authors`` turns on all differences of the authors' program: the kernel's norm, their solver (Broyden,
-        30 steps, unconverged results taken) and every switch of `ide_ref.profiles`.
+        30 steps, unconverged results taken) and every switch of `ide_ref.authors`.
 
     Returns
     -------
@@ -317,6 +318,6 @@ def load(
     preset = replace(preset, norm=norm)
     if profile == "authors":
         recipe = replace(preset.recipe, solver="broyden", max_iter=30, tol=1e-7, allow_unconverged=True)
-        switches = profiles.authors(len(preset.network.populations))
+        switches = authors.authors(len(preset.network.populations))
         preset = replace(preset, norm="kernel", profile=switches, recipe=recipe)
     return preset

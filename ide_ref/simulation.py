@@ -12,7 +12,8 @@ from ide_ref import _checks
 from ide_ref._kernels import memory
 from ide_ref._kernels import rollout as _rollout
 from ide_ref._kernels.events import block_of
-from ide_ref.network import Frozen, Network, of_population
+from ide_ref.maps import Frozen
+from ide_ref.network import Network, of_population
 from ide_ref.synapses import in_blocks, to_cells
 
 
@@ -194,10 +195,10 @@ def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, 
         return at
 
     for target in range(len(net.populations)):
-        for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
-            if end != target or (source < 0 and not is_train):
+        for i, source in net.into(target):
+            if source < 0 and not is_train:
                 continue
-            c = c.simulated
+            c = frozen.simulated[i]
             synapse = c.synapse
             fine, coarse = synapse.runs.fine, synapse.runs.coarse
             taps = c.folded_taps if synapse.depthwise else in_blocks(c.folded_taps, frozen.dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,15 @@ from numpy.typing import NDArray
 from ide_ref._checks import converted, is_one_of, positive, whole
 from ide_ref._kernels import cells as _cells
 
-Product = Callable[[NDArray], NDArray]
+
+class Image(NamedTuple):
+    """J v, (B, n), and what else the product left there: of the x that is returned it becomes ``Solution.aux``."""
+
+    y: NDArray
+    aux: Any = None
+
+
+Product = Callable[[NDArray], "NDArray | Image"]
 
 STATUSES = ("converged", "out of iterations", "stagnated", "lost to rounding", "singular", "diverged")
 """How a solver may end, from the best to the worst; the worst of a batch's samples is told."""
@@ -77,6 +86,8 @@ class Solution:
         The iteration at which divergence showed.
     history : tuple of float
         Largest relative residual after each step, where the method knows it.
+    aux : object
+        What the product left at this very x, see :class:`Image`; None if nothing.
     """
 
     x: NDArray
@@ -90,6 +101,7 @@ class Solution:
     method: str
     diverged_at: int | None = None
     history: tuple[float, ...] = field(default=(), repr=False)
+    aux: Any = field(default=None, repr=False)
 
     @property
     def converged(self) -> bool:
@@ -176,9 +188,15 @@ def _grew_from(history: Sequence[float]) -> int | None:
     return least + 1 if 2 * least <= len(history) or not np.isfinite(history[-1]) else None
 
 
+def _taken(product: Product, v: NDArray) -> Image:
+    """The product at v."""
+    image = product(v)
+    return image if isinstance(image, Image) else Image(image)
+
+
 def _solution(
     x: NDArray,
-    y: NDArray,
+    image: Image,
     b: NDArray,
     tol: float,
     method: str,
@@ -189,9 +207,9 @@ def _solution(
     stalled: bool = False,
     singular: bool = False,
 ) -> Solution:
-    """What a method returns: x, judged by y = J x."""
+    """What a method returns: x, judged by its image J x."""
     size = norms(b).astype(np.float64)
-    verdict = accept(x, y, b, tol * size, history=history, stalled=stalled, singular=singular)
+    verdict = accept(x, image.y, b, tol * size, history=history, stalled=stalled, singular=singular)
     residual = verdict.residual
     return Solution(
         x,
@@ -205,6 +223,7 @@ def _solution(
         method,
         verdict.diverged_at,
         tuple(history),
+        image.aux,
     )
 
 
@@ -222,14 +241,15 @@ def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
     r, norm = np.empty_like(b), np.empty_like(size)
     for k in range(max_iter):
         after = np.empty_like(b)
-        y = np.ascontiguousarray(product(x), b.dtype)
-        _cells.move(y, b, x, after, r, norm)
+        image = _taken(product, x)
+        _cells.move(np.ascontiguousarray(image.y, b.dtype), b, x, after, r, norm)
         worst = float(np.max(_relative(norm, size), initial=0.0))
         history.append(worst)
         if worst <= tol or hopeless(worst, b.dtype):
-            return _solution(x, y, b, tol, "fixed_point", k, k + 1, history)
+            return _solution(x, image, b, tol, "fixed_point", k, k + 1, history)
         x = after
-    return _solution(x, product(x), b, tol, "fixed_point", max_iter, max_iter + 1, history)
+        del image  # as large as all states, perhaps: it goes before the next one comes
+    return _solution(x, _taken(product, x), b, tol, "fixed_point", max_iter, max_iter + 1, history)
 
 
 def gmres(
@@ -243,13 +263,13 @@ def gmres(
     n_batch, n = b.shape
     size = norms(b)
     x = np.zeros_like(b) if x0 is None else x0
-    y = np.zeros_like(b) if x0 is None else product(x)
+    image = Image(np.zeros_like(b)) if x0 is None else _taken(product, x)
     n_products = 0 if x0 is None else 1
     iterations = 0
     history: list[float] = []
     target, stalled, ended = tol, False, np.zeros(n_batch, bool)
     while True:
-        r = b + y - x
+        r = b + image.y - x
         length = norms(r)
         worst = float(np.max(_relative(length, size), initial=0.0))
         history.append(worst)
@@ -263,7 +283,7 @@ def gmres(
         right = np.zeros((n_batch, n_steps + 1))
         right[:, 0] = length
         for k in range(n_steps):
-            w = basis[k] - product(basis[k])
+            w = basis[k] - _taken(product, basis[k]).y
             n_products += 1
             iterations += 1
             before = norms(w)
@@ -300,22 +320,22 @@ def gmres(
         triangle[:, range(used), range(used)] += np.where(none, 1.0, 0.0)
         weights = np.linalg.solve(triangle, np.where(none, 0.0, right[:, :used])[:, :, None])[:, :, 0]
         after = x + np.einsum("bk,kbn->bn", weights.astype(b.dtype), basis[:used])
-        y_after = product(after)
+        image_after = _taken(product, after)
         n_products += 1
-        lengths_after = norms(b + y_after - after)
+        lengths_after = norms(b + image_after.y - after)
         # Each sample keeps the better of its two points.
         better = lengths_after < length
         stalled = not np.any(better)
         if np.all(better):
-            x, y = after, y_after
+            x, image = after, image_after
         elif not stalled:
             x = np.where(better[:, None], after, x)
-            y = product(x)
+            image = _taken(product, x)
             n_products += 1
         target *= 0.1
     # A space that J does not leave holds the solution of every system that is not singular.
     singular = stalled and bool(np.any(ended & (_relative(length, size) > tol)))
-    return _solution(x, y, b, tol, "gmres", iterations, n_products, history, stalled=stalled, singular=singular)
+    return _solution(x, image, b, tol, "gmres", iterations, n_products, history, stalled=stalled, singular=singular)
 
 
 def scipy_gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
@@ -337,7 +357,7 @@ def scipy_gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
     def scaled(rows: NDArray) -> NDArray:
         nonlocal n_products
         n_products += 1
-        return rows - product(rows * scale) / scale
+        return rows - _taken(product, rows * scale).y / scale
 
     operator = LinearOperator(
         (b.size, b.size), matvec=lambda v: scaled(v.reshape(b.shape).astype(b.dtype, copy=False)).ravel(), dtype=b.dtype
@@ -361,7 +381,7 @@ def scipy_gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
         if not stalled:
             x, r = after, r_after
     x = x * scale
-    return _solution(x, product(x), b, tol, "scipy_gmres", n_products, n_products + 1, history, stalled=stalled)
+    return _solution(x, _taken(product, x), b, tol, "scipy_gmres", n_products, n_products + 1, history, stalled=stalled)
 
 
 def _dot(x: NDArray, y: NDArray) -> NDArray:
@@ -384,8 +404,8 @@ def anderson(
     gram = np.zeros((n_batch, memory, memory))
     ridge = 10.0 * np.finfo(b.dtype).eps
     history: list[float] = []
-    y = np.zeros_like(b) if x0 is None else product(x)
-    r = b + y - x
+    image = Image(np.zeros_like(b)) if x0 is None else _taken(product, x)
+    r = b + image.y - x
     n_products = 0 if x0 is None else 1
     r_before = move = r
     for k in range(max_iter):
@@ -410,14 +430,15 @@ def anderson(
             right = np.einsum("mbn,bn->bm", changes[:used], r) / scale
             weights = (np.linalg.solve(system, right[:, :, None])[:, :, 0] / scale).astype(b.dtype)
             move = r - np.einsum("bm,mbn->bn", weights, sums[:used])
-            # Finished samples stand where they are, and a product that knows the last one need not take them again.
+            # Finished samples stand where they are.
             move[relative <= tol] = 0
         after = x + move
-        y = product(after)
-        r_before, r = r, b + y - after
+        del image  # as large as all states, perhaps: it goes before the next one comes
+        image = _taken(product, after)
+        r_before, r = r, b + image.y - after
         n_products += 1
         x = after
-    return _solution(x, y, b, tol, "anderson", n_products, n_products, history)
+    return _solution(x, image, b, tol, "anderson", n_products, n_products, history)
 
 
 def broyden(
@@ -435,8 +456,8 @@ def broyden(
     right = np.zeros((n_batch, memory, n), b.dtype)
     used = 0
     history: list[float] = []
-    y = np.zeros_like(b) if x0 is None else product(x)
-    r = b + y - x
+    image = Image(np.zeros_like(b)) if x0 is None else _taken(product, x)
+    r = b + image.y - x
     n_products = 0 if x0 is None else 1
 
     def inverse(v: NDArray, outer: NDArray, inner: NDArray) -> NDArray:
@@ -453,8 +474,8 @@ def broyden(
             break
         move = -inverse(r, left, right)
         x = x + move
-        y = product(x)
-        r_after = b + y - x
+        image = _taken(product, x)
+        r_after = b + image.y - x
         n_products += 1
         if used == memory:
             used = 0
@@ -467,7 +488,7 @@ def broyden(
         right[:, used] = v
         used += 1
         r = r_after
-    return _solution(x, y, b, tol, "broyden", n_products, n_products, history)
+    return _solution(x, image, b, tol, "broyden", n_products, n_products, history)
 
 
 def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
@@ -481,11 +502,11 @@ def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArr
     n_products = 0
     moved = np.full_like(size, np.inf)
     while n_products < max_iter and not np.all(moved <= tol * size):
-        after = (product(x) + b) / 2
+        after = (_taken(product, x).y + b) / 2
         n_products += 1
         moved = norms(after - x)
         x = after
-    return _solution(x, product(x), b, tol, "halved", n_products, n_products + 1)
+    return _solution(x, _taken(product, x), b, tol, "halved", n_products, n_products + 1)
 
 
 def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:
@@ -501,7 +522,7 @@ def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: N
     unit = np.zeros_like(b)
     for j in range(n):
         unit[:, j] = 1
-        columns[j] = product(unit)
+        columns[j] = _taken(product, unit).y
         unit[:, j] = 0
     x = np.empty_like(b)
     singular = False
@@ -515,7 +536,7 @@ def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: N
             inner = np.full(active.size, np.nan, b.dtype)
             singular = True
         x[sample] = b[sample] + inner @ jt[active]
-    return _solution(x, product(x), b, tol, "direct", 1, n + 1, singular=singular)
+    return _solution(x, _taken(product, x), b, tol, "direct", 1, n + 1, singular=singular)
 
 
 SOLVERS = {
@@ -545,7 +566,7 @@ def solve(
     ----------
     method : {"fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct", "halved"}
     product : callable
-        (B, n) ↦ J x, row by row, linear; may not change its argument.
+        (B, n) ↦ J x, row by row, linear, as an array or an :class:`Image`; may not change its argument.
     b : (B, n) array
         float32 or float64.
     tol : float
@@ -585,7 +606,7 @@ def solve(
             smallest = float(np.min(size[size > 0], initial=np.inf))
             together = float(norms(b.reshape(1, -1))[0])
             found = SOLVERS[method](
-                lambda v: product(v.reshape(b.shape)).reshape(1, -1),
+                lambda v: _taken(product, v.reshape(b.shape)).y.reshape(1, -1),
                 b.reshape(1, -1),
                 tol=tol * min(1.0, smallest / together) if together > 0 else tol,
                 max_iter=max_iter,
@@ -596,7 +617,7 @@ def solve(
         if scale is None:
             return SOLVERS[method](product, b, tol=tol, max_iter=max_iter, x0=x0)
         found = SOLVERS[method](
-            lambda v: product(v * scale) / scale,
+            lambda v: _taken(product, v * scale).y / scale,
             b / scale,
             tol=tol,
             max_iter=max_iter,
@@ -609,7 +630,7 @@ def _again(found: Solution, x: NDArray, product: Product, b: NDArray, tol: float
     """A solution found in another form of the system, judged in its own."""
     return _solution(
         x,
-        product(x),
+        _taken(product, x),
         b,
         tol,
         found.method,

@@ -75,7 +75,7 @@ class Case:
     def affine(self) -> list[tuple[NDArray, NDArray]]:
         """Each connection as (matrix (B, n_to, n_from), constant (B, n_to))."""
         made = []
-        for c, frozen in zip(self.network.connections, self.frozen.connections, strict=True):
+        for c, frozen in zip(self.network.connections, self.frozen.maps, strict=True):
             p = {k.rsplit(".", 1)[1]: v for k, v in self.params.items() if k.rsplit(".", 1)[0] == c.name}
             A = dense_matrix(c.synapse, p.get("weight"))
             if c.restriction:

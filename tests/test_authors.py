@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ide_ref import IF, LIF, Restriction, backward, build, cross_entropy, freeze, read_out, simulate
-from ide_ref.profiles import PAPER, authors
+from ide_ref.authors import PAPER, authors, edited
 
 FOLDER = Path(os.environ.get("IDE_REF_AUTHORS_DIR") or Path(__file__).parent / "data" / "authors")
 
@@ -85,13 +85,13 @@ def test_rates_and_gradients_are_theirs(path):
     vector = Vector(path)
     d, network, params = vector.arrays, vector.network, vector.params()
     for profile in vector.profiles():
-        frozen = freeze(network, params, vector.x, training=True, profile=profile)
+        frozen = freeze(edited(network, profile), params, vector.x, training=True)
         rates = simulate(frozen, vector.x, int(d["T"]))
         logits = read_out(frozen, rates)
         loss, d_logits = cross_entropy(logits, d["y"])
         first, last = network.populations[0].name, network.populations[-1].name
         for ours, theirs in (
-            (frozen.connections[-1].effective_weight(), d["feedback_effective_weight"]),
+            (frozen.maps[-1].weight, d["feedback_effective_weight"]),
             (rates.of(last), d["rate"]),
             (rates.of(first), d.get("rate_first", rates.of(first))),
             (logits, d["logits"]),

@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ide_ref import bench, build, figures, presets, simulate
+from ide_ref.authors import profile_of
 from ide_ref.cli import main
 from ide_ref.neurons import IF
 
@@ -44,7 +45,7 @@ def test_timings_are_of_the_steps_described():
 def test_the_rollout_with_blas_is_the_same_rollout(case, room):
     """On sums without rounding, whatever the share of the batch that one product takes."""
     assume(not case.network.is_train(case.x))
-    assume(not any(c.synapse.depthwise and c.connection.source != "input" for c in case.frozen.connections))
+    assume(not any(c.synapse.depthwise and c.source != "input" for c in case.network.connections))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "COLUMNS_BYTES", room)
         found = bench.dense_rollout(case.frozen, case.x, case.n_steps)
@@ -62,7 +63,7 @@ def test_the_steps_train_as_the_recipe_says(monkeypatch):
 
     def kept(*args, **options):
         if options.get("training"):
-            profiles.append(options["profile"])
+            profiles.append(profile_of(args[0]))
         return freeze(*args, **options)
 
     monkeypatch.setattr(bench, "learning_rate", noted)

@@ -275,4 +275,4 @@ def test_batch_statistics_beyond_the_dtype_are_refused():
         ValueError, match=r"of connection 'input': the batch's mean or variance is beyond float32; .*64"
     ):
         freeze(network, params, 1e21 * x, training=True)
-    assert np.isfinite(freeze(network, params, 1e18 * x, training=True).connections[0].norm.variance).all()
+    assert np.isfinite(freeze(network, params, 1e18 * x, training=True).maps[0].norm.variance).all()

@@ -150,9 +150,9 @@ def test_the_running_error_of_a_sweep_covers_its_rounding(case, seed):
 def test_the_running_error_of_a_product_covers_its_rounding_both_ways(n, seed, dtype):
     network = build(f"{n} (F{n})", input_shape=(1,), n_classes=2, neuron=IF(1.0), batch_norm=False, restriction=None)
     frozen = freeze(network, network.init(np.random.default_rng(seed), dtype=dtype))
-    W = frozen.connections[1].taps[0].T
+    W = frozen.maps[1].taps[0].T
     s = np.random.default_rng(seed).normal(size=n)
-    feedback = certificates.Map(frozen.connections[1], slice(None))
+    feedback = certificates.Map(frozen.maps[1], slice(None))
     for found, matrix in ((feedback.linear(Near.exactly(s[None])), W), (feedback.adjoint(Near.exactly(s[None])), W.T)):
         for i, row in enumerate(matrix):
             exact = sum((Fraction(float(w)) * Fraction(float(v)) for w, v in zip(row, s, strict=True)), Fraction(0))

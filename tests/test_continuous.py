@@ -338,7 +338,7 @@ def test_charge_balances_after_a_million_spikes():
         counts = run.n_spikes if np.isinf(tau) else None
         if counts is not None:
             arrived = np.bincount(run.spike_neurons[run.spike_times <= 18000.0 - delay], minlength=40)
-            charge = frozen.connections[1].effective_weight() @ arrived + F[:, 0] * 18000.0 - counts
+            charge = frozen.maps[1].weight @ arrived + F[:, 0] * 18000.0 - counts
             np.testing.assert_allclose(run.u[0], charge, atol=1e-10, rtol=1e-13)
         assert run.balance_error <= 1e-10
 
@@ -470,11 +470,11 @@ def test_convolutions_and_pooling_are_the_same_matrix(kind):
         IF(1.0),
     )
     plain = twin.init(rng)
-    for c in frozen.connections:
-        plain[f"{c.connection.name}.weight"] = c.linear(np.eye(c.synapse.n_in)).T
+    for c in frozen.maps:
+        plain[f"{c.name}.weight"] = c.linear(np.eye(c.synapse.n_in)).T
         constant = np.zeros((1, c.synapse.n_out))
         c.add_constant(constant)
-        plain[f"{c.connection.name}.bias"] = constant[0]
+        plain[f"{c.name}.bias"] = constant[0]
     if kind == "constant":
         x = rng.uniform(0, 1, shape)
         x_twin = x.transpose(1, 2, 0).ravel()

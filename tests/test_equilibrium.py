@@ -124,21 +124,6 @@ def test_the_certificate_bounds_the_error(case, sweeps):
         np.testing.assert_allclose(early.certificate, plain, rtol=1e-9, atol=1e-12)
 
 
-@given(case=cases(), seed=seeds, data=st.data())
-def test_a_pass_is_taken_again_for_chosen_samples_alone(case, seed, data):
-    at = linearised(case, draw_rates(case, seed))
-    rng = np.random.default_rng(seed)
-    before, after = rng.normal(size=(2, len(case.x), case.network.feedback_size))
-    chosen = np.array(data.draw(st.lists(st.booleans(), min_size=len(case.x), max_size=len(case.x))), np.bool_)
-    given_before, given_after = before.copy(), after.copy()
-    first, second = at.sweep_back(before), at.sweep_back(after)
-    expected = [np.where(chosen[:, None], new, old) for new, old in zip(second, first, strict=True)]
-    for part, right in zip(at.sweep_back(after, again=first, chosen=chosen), expected, strict=True):
-        np.testing.assert_array_equal(part, right)
-    np.testing.assert_array_equal(before, given_before)
-    np.testing.assert_array_equal(after, given_after)
-
-
 @given(case=cases(), seed=seeds)
 def test_no_mask_makes_the_jacobian_longer_than_gamma(case, seed):
     gamma, v_th = contraction(case.frozen), case.network.neuron.v_th
@@ -148,7 +133,7 @@ def test_no_mask_makes_the_jacobian_longer_than_gamma(case, seed):
         norm = np.linalg.norm(dense_jacobian(case, slope), 2, axis=(1, 2)).max()
         assert norm <= gamma * (1 + 1e-9)
         # ... and the products use the slope they are given.
-        at = Linearisation(case.frozen, case.frozen.connections, slope, slope, slope)
+        at = Linearisation(case.frozen, case.frozen.maps, slope, slope, slope)
         v = rng.normal(size=(len(case.x), case.network.feedback_size))
         np.testing.assert_allclose(
             at.jvp(v), apply(dense_jacobian(case, slope), v), atol=1e-12 * (1 + norm) * np.linalg.norm(v)

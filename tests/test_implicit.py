@@ -22,9 +22,9 @@ from ide_ref import (
     simulate,
     solve,
 )
+from ide_ref.authors import Profile, authors, edited
 from ide_ref.constraints import running_update
 from ide_ref.implicit import hebbian, solve_beta
-from ide_ref.profiles import Profile, authors
 from ide_ref.solvers import SOLVERS, require
 from ide_ref.verify import check_gradient
 
@@ -104,7 +104,7 @@ def test_beta_and_gradients_of_every_graph_are_the_dense_ones(case, recompute):
     # (HEBB) of the connections that nothing is folded into.
     delta = slope * beta
     cells = case.mean_input()
-    for c, kept, (source, target) in zip(case.network.connections, frozen.connections, case.pairs, strict=True):
+    for c, kept, (source, target) in zip(case.network.connections, frozen.maps, case.pairs, strict=True):
         if c.batch_norm or c.restriction:
             continue
         post = delta[:, case.places()[target]] * (1 if kept.keep is None else kept.keep)
@@ -188,7 +188,7 @@ def test_under_a_profile_every_solver_finds_the_gradient_of_the_dense_one(profil
     frozen = case.frozen
     if not (case.is_train and len(case.x) == 1):  # an unbiased variance takes two samples
         rng = np.random.default_rng(0)
-        frozen = freeze(case.network, case.params, case.x, training=True, rng=rng, profile=profile)
+        frozen = freeze(edited(case.network, profile), case.params, case.x, training=True, rng=rng)
     rates = simulate(frozen, case.x, case.n_steps)
     d_logits = loss_gradient(frozen, rates, case.y)
     exact = backward(frozen, rates, d_logits, solver="direct", tol=1e-11, allow_unconverged=True)
@@ -218,7 +218,7 @@ def test_a_residual_is_that_of_beta_where_samples_are_coupled(n_batch, tol, solv
     params = network.init(rng)
     params["feedback.weight"] = 0.8 * params["feedback.weight"]
     frozen = freeze(
-        network, params, rng.normal(size=(n_batch, 4)), training=True, profile=Profile(batch_statistics_in_beta=True)
+        edited(network, Profile(batch_statistics_in_beta=True)), params, rng.normal(size=(n_batch, 4)), training=True
     )
     # The later a sample, the fewer of its neurons are on σ's slope.
     share = np.linspace(0, 1, n_batch)[:, None]
@@ -369,12 +369,12 @@ def test_alpha_beyond_its_clamp_has_no_gradient(alpha):
 def test_running_statistics_follow_the_batch(case, twice):
     """Once, but under ``statistics_twice`` those of static input, which then are the batch's own."""
     profile, rng = Profile(statistics_twice=twice), np.random.default_rng(0)
-    frozen = freeze(case.network, case.params, case.x, training=case.training, rng=rng, profile=profile)
+    frozen = freeze(edited(case.network, profile), case.params, case.x, training=case.training, rng=rng)
     rates = simulate(frozen, case.x, case.n_steps)
     d_logits = loss_gradient(frozen, rates, case.y)
     back = backward(frozen, rates, d_logits, solver="direct", tol=1e-3, allow_unconverged=True)
     expected = set()
-    for c, kept, (source, _) in zip(case.network.connections, frozen.connections, case.pairs, strict=True):
+    for c, kept, (source, _) in zip(case.network.connections, frozen.maps, case.pairs, strict=True):
         if c.restriction:
             expected.add(f"{c.name}.singular_vector")
         if not c.batch_norm:

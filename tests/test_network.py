@@ -24,9 +24,9 @@ from ide_ref import (
     read_out,
     simulate,
 )
+from ide_ref.authors import PAPER, Profile, edited
 from ide_ref.constraints import EPSILON
-from ide_ref.network import _finite
-from ide_ref.profiles import PAPER, Profile
+from ide_ref.network import finite
 from ide_ref.synapses import Conv2d, ConvTranspose2d, to_cells
 
 
@@ -148,7 +148,7 @@ def test_project_clips_alpha_alone():
     params = network.init(np.random.default_rng(0))
     for value, expected in ((0.7, 0.5), (-0.7, -0.5), (0.3, 0.3)):
         given_params = {**params, "feedback.alpha": np.asarray(value)}
-        assert network.project(given_params, profile=Profile(clamp_alpha=True)) == given_params
+        assert edited(network, Profile(clamp_alpha=True)).project(given_params) == given_params
         projected = network.project(given_params)
         assert projected["feedback.alpha"] == expected
         assert given_params["feedback.alpha"] == value
@@ -186,10 +186,10 @@ def test_missing_parameters_are_named():
 def test_one_wild_number_is_found_wherever_it_is(n, data, wide, every):
     x = np.full(n, np.finfo(np.float32).max, np.float64 if wide else np.float32)
     x[data.draw(st.integers(0, n - 1)) :: 7] *= -1
-    assert _finite(x[::every])
+    assert finite(x[::every])
     place = data.draw(st.integers(0, (n - 1) // every)) * every
     x[place] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
-    assert not _finite(x[::every])
+    assert not finite(x[::every])
 
 
 # --- freezing --------------------------------------------------------------------------------------------------
@@ -199,32 +199,32 @@ def test_one_wild_number_is_found_wherever_it_is(n, data, wide, every):
 def test_frozen_connections_are_the_affine_maps(case):
     """Restriction, batch norm and dropout folded, against the matrices of the oracle."""
     rng = np.random.default_rng(0)
-    for c, (A, constant) in zip(case.frozen.connections, case.affine(), strict=True):
+    for c, m, (A, constant) in zip(case.network.connections, case.frozen.maps, case.affine(), strict=True):
         v, w = rng.normal(size=(len(case.x), A.shape[2])), rng.normal(size=(len(case.x), A.shape[1]))
         size = 1e-12 * (1 + np.abs(A).max() + np.abs(constant).max())
-        if not (case.training and c.connection.source == "input" and c.connection.batch_norm):
-            np.testing.assert_allclose(c.linear(v), apply(A, v), atol=size)
-            np.testing.assert_allclose(c.adjoint(w), apply(A.swapaxes(1, 2), w), atol=size)
+        if not (case.training and c.source == "input" and c.batch_norm):
+            np.testing.assert_allclose(m.linear(v), apply(A, v), atol=size)
+            np.testing.assert_allclose(m.adjoint(w), apply(A.swapaxes(1, 2), w), atol=size)
         arrived = np.ones((len(v), A.shape[1]))
-        c.add_constant(arrived)
+        m.add_constant(arrived)
         np.testing.assert_allclose(arrived, 1 + constant + np.zeros_like(arrived), atol=size)
-        if c.connection.restriction:
-            weight = c.effective_weight()
+        if c.restriction:
+            weight = m.weight
             matrix = weight.reshape(len(weight), -1)
-            if c.connection.restriction.norm == "operator":
-                matrix = c.synapse.apply(c.taps, np.eye(c.synapse.n_in))
-            alpha = abs(float(case.params[f"{c.connection.name}.alpha"]))
+            if c.restriction.norm == "operator":
+                matrix = m.synapse.apply(m.taps, np.eye(m.synapse.n_in))
+            alpha = abs(float(case.params[f"{c.name}.alpha"]))
             assert np.linalg.norm(matrix, 2) == pytest.approx(alpha, rel=1e-11)
 
 
 @given(case=cases())
 def test_operator_norms_are_true(case):
-    for c, (A, _) in zip(case.frozen.connections, case.affine(), strict=True):
-        if c.connection.source != "input":
+    for c, m, (A, _) in zip(case.network.connections, case.frozen.maps, case.affine(), strict=True):
+        if c.source != "input":
             plain = np.linalg.norm(A, 2, axis=(1, 2)).max()
-            assert c.operator_norm >= plain * (1 - 1e-12)
-            if c.keep is None:
-                assert c.operator_norm == pytest.approx(plain, rel=1e-10)
+            assert m.operator_norm >= plain * (1 - 1e-12)
+            if m.keep is None:
+                assert m.operator_norm == pytest.approx(plain, rel=1e-10)
 
 
 def test_a_new_start_vector_finds_the_same_norm():
@@ -232,9 +232,7 @@ def test_a_new_start_vector_finds_the_same_norm():
     params = network.init(np.random.default_rng(0))
     first = freeze(network, params)
     again = freeze(network, {**params, **first.statistics})
-    np.testing.assert_allclose(
-        again.connections[1].effective_weight(), first.connections[1].effective_weight(), atol=1e-13
-    )
+    np.testing.assert_allclose(again.maps[1].weight, first.maps[1].weight, atol=1e-13)
 
 
 def test_evaluation_does_not_depend_on_the_batch():
@@ -246,7 +244,7 @@ def test_evaluation_does_not_depend_on_the_batch():
     whole = read_out(frozen, simulate(frozen, x, 5))
     alone = np.concatenate([read_out(frozen, simulate(frozen, row[None], 5)) for row in x])
     np.testing.assert_array_equal(whole, alone)
-    assert frozen.connections[0].keep is None
+    assert frozen.maps[0].keep is None
 
 
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
@@ -271,7 +269,7 @@ def test_masks_come_from_the_generator():
 
     def masks(seed):
         frozen = freeze(network, params, x, training=True, rng=np.random.default_rng(seed))
-        return np.stack([c.keep for c in frozen.connections])
+        return np.stack([c.keep for c in frozen.maps])
 
     np.testing.assert_array_equal(masks(0), masks(0))
     assert (masks(0) != masks(1)).any()
@@ -307,7 +305,7 @@ def test_a_norm_that_is_not_positive_and_finite_is_refused(network, factor, norm
     params["feedback.weight"] = factor * params["feedback.weight"]
     message = f"weight of connection 'feedback' has norm {norm} in float64; (NORM) needs one that is positive and fin"
     with pytest.raises(ValueError, match=re.escape(message)):
-        freeze(network, params, profile=profile)
+        freeze(edited(network, profile), params)
 
 
 @pytest.mark.parametrize("network", [layer(), picture()])
@@ -318,7 +316,7 @@ def test_a_norm_that_was_not_found_to_its_tolerance_is_told(network, monkeypatch
     message = "norm of connection 'feedback': .* residual of .*, tolerance 1e-12"
     with pytest.warns(RuntimeWarning, match=message) as told:
         frozen = freeze(network, params)
-    assert f"{frozen.connections[1].singular.residual:.1e}" in str(told[0].message)
+    assert f"{frozen.pullbacks[1].singular.residual:.1e}" in str(told[0].message)
     assert told[0].filename == __file__
 
 
@@ -403,10 +401,10 @@ def test_the_long_average_of_a_leaky_train_is_too_large_by_its_factor(leak, n_st
     weights = leak ** np.arange(n_steps - 1.0, -1.0, -1.0)
     mean = np.einsum("t,btn->bn", weights, x) / weights.sum()
     factor = 1.0 if leak == 1 else (1 - leak ** (2 * n_steps)) / (1 - leak ** (n_steps + 1))
-    profile = Profile(long_average=True)
+    theirs = edited(network, Profile(long_average=True))
     np.testing.assert_allclose(network.mean_input(x), mean, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(network.mean_input(x, profile=profile), factor * mean, rtol=1e-12, atol=1e-14)
-    np.testing.assert_array_equal(network.mean_input(x[:, 0], profile=profile), x[:, 0])
+    np.testing.assert_allclose(theirs.mean_input(x), factor * mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal(theirs.mean_input(x[:, 0]), x[:, 0])
 
 
 @given(
@@ -424,7 +422,7 @@ def test_spikes_are_normalised_by_the_unbiased_variance_on_request(structure, sc
     params["input.weight"] = scale * params["input.weight"]
     params |= {name: rng.normal(0.5, 0.5, params[name].shape) for name in ("input.bn_weight", "input.bn_bias")}
     x = 1.0 * (rng.random((n_batch, n_steps, *network.input_shape)) < 0.5)
-    frozen = freeze(network, params, x, training=True, profile=Profile(unbiased_spike_statistics=True))
+    frozen = freeze(edited(network, Profile(unbiased_spike_statistics=True)), params, x, training=True)
     connection = network.connections[0]
     z = connection.synapse.apply(
         connection.synapse.to_taps(params["input.weight"]), to_cells(network.mean_input(x), network.input_shape)
@@ -450,8 +448,8 @@ def test_the_gradient_passes_through_the_batch_of_a_hidden_normalisation_on_requ
     x, pre, delta = rng.normal(size=(6, 2)), rng.random((6, 4)), rng.normal(size=(6, 3))
 
     def gradient(profile):
-        frozen = freeze(network, params, x, training=True, rng=rng, profile=profile)
-        return frozen.connections[1].pull_back(delta, pre, params)[0]
+        frozen = freeze(edited(network, profile), params, x, training=True, rng=rng)
+        return frozen.pullbacks[1].gradients(frozen.maps[1], delta, pre)[0]
 
     def loss(weight, moments):
         z = pre @ weight.T

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from theorems import system_of, systems
 
 from ide_ref import IF, NotConverged, build, equilibrium, find_equilibrium, freeze
+from ide_ref.authors import Profile, edited
 from ide_ref.equilibrium import linearise
-from ide_ref.profiles import PAPER
 
 
 def feedback_of(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -137,12 +137,11 @@ def test_a_network_without_feedback_and_coupled_samples():
     x = np.ones((2, 3))
     for method in ("iterate", "newton"):
         np.testing.assert_array_equal(find_equilibrium(frozen, x, method=method).a, np.clip(frozen.drive(x) / 2, 0, 1))
-    from dataclasses import replace
 
     network = build("6-6 (F6)", input_shape=(3,), n_classes=2, neuron=IF())
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 3))
-    frozen = freeze(network, network.init(rng), x, training=True, profile=replace(PAPER, batch_statistics_in_beta=True))
+    frozen = freeze(edited(network, Profile(batch_statistics_in_beta=True)), network.init(rng), x, training=True)
     found = find_equilibrium(frozen, x, method="newton", allow_unconverged=True)
     assert np.all(np.isfinite(found.a))
 

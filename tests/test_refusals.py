@@ -36,9 +36,9 @@ from ide_ref import (
     solve,
     solve_beta,
 )
+from ide_ref.authors import Profile, edited
 from ide_ref.continuous import Pieces, Pulses, simulate_continuous
 from ide_ref.equilibrium import fixed_point_map
-from ide_ref.profiles import Profile
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, matmul
 from ide_ref.theory import block_matrix, conditions, continuous_error_bound, error_bound, fixed_point_residual, split
 from ide_ref.training import checkpoint, evaluation, loop
@@ -224,7 +224,7 @@ CALLS = [
             "restriction": NO_OBJECT[1:],
         },
     ),
-    (NETWORK.init, {"rng": RNG(0)}, {"rng": NO_OBJECT, "dtype": ("f2", int, "no", 1, object), "profile": NO_OBJECT}),
+    (NETWORK.init, {"rng": RNG(0)}, {"rng": NO_OBJECT, "dtype": ("f2", int, "no", 1, object)}),
     (
         freeze,
         {"network": NETWORK, "params": PARAMS, "x": X, "training": True, "rng": RNG(0)},
@@ -233,9 +233,9 @@ CALLS = [
             "params": (None, 1, "x", [], object()),
             "x": NO_INPUT,
             "rng": NO_OBJECT[1:],
-            "profile": NO_OBJECT,
         },
     ),
+    (edited, {"network": NETWORK, "profile": Profile()}, {"network": NO_OBJECT, "profile": NO_OBJECT}),
     (simulate, {"frozen": FROZEN, "x": X, "n_steps": 3}, {"frozen": NO_OBJECT, "x": NO_INPUT, "n_steps": NO_COUNT}),
     (read_out, {"frozen": FROZEN, "state": RATES}, {"frozen": NO_OBJECT, "state": NO_OBJECT}),
     (RATES.of, {"population": "a1"}, {"population": (None, 0, [], "input", "a2")}),
@@ -544,6 +544,6 @@ def test_nothing_to_restrict_is_refused():
 def test_one_sample_has_no_unbiased_variance():
     profile = Profile(unbiased_spike_statistics=True)
     x = np.ones((1, 2, 3))
-    with pytest.raises(ValueError, match="x has 1 sample; the profile's unbiased variance takes 2 values a channel"):
-        freeze(NETWORK, PARAMS, x, training=True, profile=profile)
+    with pytest.raises(ValueError, match="x has 1 sample; the profile's unbiased variance takes 2 values per channel"):
+        freeze(edited(NETWORK, profile), PARAMS, x, training=True)
     assert simulate(freeze(NETWORK, PARAMS, x, training=True), x, 2).n_steps == 2

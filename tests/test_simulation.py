@@ -216,7 +216,7 @@ def test_layers_wider_than_a_tile_follow_the_step(density):
     for t in range(6):
         after = rates.spikes[:, t].astype(float)
         arriving = drive + u
-        for c, (source, target) in zip(frozen.connections, network.ends, strict=True):
+        for c, (source, target) in zip(frozen.maps, network.ends, strict=True):
             if source >= 0:
                 sent = (after if source < target else s)[:, network.place(source)]
                 arriving[:, network.place(target)] += c.synapse.apply(c.folded_taps, sent)

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from ide_ref import IF, LIF, presets
-from ide_ref.profiles import Profile
+from ide_ref.authors import Profile
 
 # Neurons with the input, and trainable parameters, as printed; λ of LIF and T.
 TABLE = {

@@ -13,7 +13,7 @@ from theorems import System, note_tightness, system_of, systems
 
 from ide_ref import IF, LIF, build, find_equilibrium, freeze, simulate, theory
 from ide_ref import norms as norms_
-from ide_ref.profiles import Profile
+from ide_ref.authors import Profile, edited
 from ide_ref.theory import conditions, error_bound, split
 
 ROUNDING = 1e-11
@@ -201,8 +201,8 @@ def test_the_theorems_speak_of_the_rollouts_own_statistics():
     rng = np.random.default_rng(0)
     x = (rng.random((2, 12, 3)) < 0.5).astype(float)
     profile = Profile(unbiased_spike_statistics=True)
-    frozen = freeze(network, network.init(rng), x, training=True, rng=rng, profile=profile)
-    scales = [c.simulated.norm.scale / c.norm.scale for c in frozen.connections if c.norm is not None]
+    frozen = freeze(edited(network, profile), network.init(rng), x, training=True, rng=rng)
+    scales = [s.norm.scale / m.norm.scale for s, m in zip(frozen.simulated, frozen.maps, strict=True) if m.norm]
     assert np.all(np.abs(np.concatenate(scales) - 1) > 0.1)
     rates = simulate(frozen, x, 12, record=True)
     found = split(frozen, x, rates)
@@ -342,7 +342,7 @@ def test_iterated_norms_keep_to_their_stated_error(monkeypatch):
         assert norm.value == pytest.approx(np.linalg.norm(B[places[target], places[source]], 2), rel=1e-12)
     for module in (theory, norms_):
         monkeypatch.setattr(module, "EXACT_SIZE", 10)
-    again = conditions(replace(frozen, connections=tuple(replace(c) for c in frozen.connections)))
+    again = conditions(replace(frozen, maps=tuple(replace(m) for m in frozen.maps)))
     assert again.elementwise is None
     assert "elementwise radius not computed" in again.describe()
     for norm, truth in zip((*again.norms, again.stacked), (*exact.norms, exact.stacked), strict=True):
@@ -455,12 +455,12 @@ def test_a_batch_keeps_its_own_average():
 def test_samples_that_depend_on_each_other_are_refused():
     from dataclasses import replace
 
-    from ide_ref.profiles import PAPER
+    from ide_ref.authors import PAPER, edited
 
     network = build("4-4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
     x = np.random.default_rng(0).normal(size=(5, 3))
     profile = replace(PAPER, batch_statistics_in_beta=True)
-    frozen = freeze(network, network.init(np.random.default_rng(0)), x, training=True, profile=profile)
+    frozen = freeze(edited(network, profile), network.init(np.random.default_rng(0)), x, training=True)
     with pytest.raises(ValueError, match="couples the samples of a batch"):
         conditions(frozen)
 

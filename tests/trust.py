@@ -68,7 +68,7 @@ class Exact:
         self.block = [[Fraction(0)] * n for _ in range(n)]
         self.drive = [Fraction(0)] * n
         x = [Fraction(float(v)) for v in to_cells(x_mean, net.input_shape)[sample]]
-        for c, (source, target) in zip(frozen.connections, net.ends, strict=True):
+        for c, (source, target) in zip(frozen.maps, net.ends, strict=True):
             W = fractions(c.synapse.apply(c.taps.astype(np.float64), np.eye(c.synapse.n_in)).T)
             channels = c.synapse.out_shape[0]
             first = net.place(target).start

@@ -160,14 +160,14 @@ def _network(args: argparse.Namespace, name: str) -> tuple[Preset, Params]:
 def info(args: argparse.Namespace) -> int:
     """``ide-ref info``."""
     from ide_ref.equilibrium import contraction
-    from ide_ref.network import freeze
+    from ide_ref.maps import freeze
     from ide_ref.theory import verdict
 
     preset, params = _network(args, args.preset)
     network = preset.network
     frozen = freeze(network, params)
     gamma = contraction(frozen)
-    norms = {c.connection.name: c.operator_norm for c in frozen.connections}
+    norms = {m.name: m.operator_norm for m in frozen.maps}
     document = {
         "preset": preset.name,
         "structure": preset.structure,
@@ -272,7 +272,7 @@ def evaluate(args: argparse.Namespace) -> int:
     import numpy as np
 
     from ide_ref.equilibrium import contraction
-    from ide_ref.network import freeze
+    from ide_ref.maps import freeze
     from ide_ref.solvers import NotConverged
     from ide_ref.theory import verdict
     from ide_ref.training import checkpoint, evaluation
@@ -286,11 +286,7 @@ def evaluate(args: argparse.Namespace) -> int:
         distance = evaluation.equilibrium_distance(state.preset, state.params, x.astype(np.float64))
     except NotConverged as error:
         problem = str(error)
-    gamma = (
-        distance.contraction
-        if distance
-        else contraction(freeze(state.preset.network, state.params, profile=state.preset.profile))
-    )
+    gamma = distance.contraction if distance else contraction(freeze(state.preset.network, state.params))
     document = {
         "checkpoint": args.checkpoint,
         "preset": state.preset.name,

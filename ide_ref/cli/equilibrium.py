@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ide_ref.equilibrium import Equilibrium
-    from ide_ref.network import Frozen, Params
+    from ide_ref.maps import Frozen
+    from ide_ref.network import Params
     from ide_ref.presets import Preset
     from ide_ref.simulation import Rates
     from ide_ref.theory import Conditions, ErrorBound
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from ide_ref import figures
     from ide_ref._files import write_atomically
     from ide_ref.cli import commands
-    from ide_ref.network import freeze
+    from ide_ref.maps import freeze
     from ide_ref.neurons import IF, LIF
     from ide_ref.simulation import simulate
     from ide_ref.solvers import NotConverged
@@ -137,13 +138,13 @@ def _n_steps(args: argparse.Namespace, preset: Preset, x: NDArray) -> int:
 
 def _with_statistics(preset: Preset, params: Params, images: NDArray) -> Params:
     """A drawn network has no running statistics yet: its input connections take those of some images."""
-    from ide_ref.network import freeze
+    from ide_ref.maps import freeze
 
     params = dict(params)
-    for c in freeze(preset.network, params, images, training=True).connections:
-        if c.connection.source == "input" and c.norm is not None:
-            params[f"{c.connection.name}.running_mean"] = c.norm.mean
-            params[f"{c.connection.name}.running_var"] = c.norm.variance
+    for m in freeze(preset.network, params, images, training=True).maps:
+        if m.norm is not None and m.norm.from_batch:
+            params[f"{m.name}.running_mean"] = m.norm.mean
+            params[f"{m.name}.running_var"] = m.norm.variance
     return params
 
 

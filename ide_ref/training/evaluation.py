@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ide_ref import _checks
 from ide_ref.datasets import Dataset, normalise, random_crop, random_flip
 from ide_ref.equilibrium import find_equilibrium
-from ide_ref.network import freeze, read_out
+from ide_ref.maps import freeze, read_out
 from ide_ref.presets import Preset
 from ide_ref.simulation import simulate
 from ide_ref.solvers import norms
@@ -131,7 +131,7 @@ def evaluate(
     if batch_size is None:
         batch_size = max(1, min(512, 2**24 // network.state_size))
     batch_size = _checks.whole("batch_size", batch_size)
-    frozen = freeze(network, dict(params), profile=preset.profile)
+    frozen = freeze(network, dict(params))
     if not _checks.is_one_of(split, ("train", "test")):
         raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
     n_samples = len(data.y_train if split == "train" else data.y_test)
@@ -169,7 +169,7 @@ def equilibrium_distance(preset: Preset, params: Params, x: NDArray[np.floating]
     _checks.kind("preset", preset, Preset)
     preset.network.check_params(params)
     exact = {name: array.astype(np.float64) for name, array in params.items()}
-    frozen = freeze(preset.network, exact, profile=preset.profile)
+    frozen = freeze(preset.network, exact)
     rates = simulate(frozen, x, preset.recipe.n_steps)
     # The sweep is cheaper where (COND) holds, but need not end beyond it; the rates are near an a* then, too.
     equilibrium = find_equilibrium(frozen, x, method="newton", max_iter=30, start=rates.a)

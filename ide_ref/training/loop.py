@@ -28,7 +28,7 @@ from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
 from ide_ref.implicit import backward
-from ide_ref.network import freeze, read_out
+from ide_ref.maps import freeze, read_out
 from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import simulate
 from ide_ref.solvers import NotConverged
@@ -98,7 +98,7 @@ def begin(preset: Preset, seed: int) -> Checkpoint:
     _checks.kind("preset", preset, Preset)
     _checks.whole("seed", seed, 0)
     recipe, network = preset.recipe, preset.network
-    params = network.init(generator(seed, "init"), dtype=recipe.dtype, profile=preset.profile)
+    params = network.init(generator(seed, "init"), dtype=recipe.dtype)
     velocity = _optimiser(preset).start(params, network.trainable)
     return Checkpoint(preset, seed, params, velocity, 0, {}, ())
 
@@ -231,7 +231,7 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
     recipe, network = preset.recipe, preset.network
     rng = generator(state.seed, "batch", state.epoch, state.step)
     x, y = load_batch(preset, data, "train", indices, rng=rng)
-    frozen = freeze(network, params, x, training=True, rng=rng, profile=preset.profile)
+    frozen = freeze(network, params, x, training=True, rng=rng)
     rates = simulate(frozen, x, recipe.n_steps).without_potentials()
     logits = read_out(frozen, rates)
     loss, d_logits = cross_entropy(logits, y)
@@ -252,7 +252,7 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
     params, velocity = _optimiser(preset).step(
         {**params, **back.statistics}, state.velocity, back.gradients, rate=_rate(state, n_batches)
     )
-    params = network.project(params, profile=preset.profile)
+    params = network.project(params)
     for name, array in params.items():
         # The sum of squares, for the next step takes norms.
         if not math.isfinite(float(np.vdot(array, array))):
@@ -277,7 +277,7 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
 def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable[[], None]) -> Checkpoint:
     began = time.perf_counter()
     tested = evaluate(state.preset, state.params, data, between=check)
-    gamma = contraction(freeze(state.preset.network, state.params, profile=state.preset.profile))
+    gamma = contraction(freeze(state.preset.network, state.params))
     totals, recipe = state.totals, state.preset.recipe
     line = {
         "epoch": state.epoch + 1,

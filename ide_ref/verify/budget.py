@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import certificates, solvers
+from ide_ref.authors import PAPER, Profile, edited, profile_of
 from ide_ref.constraints import Restriction
 from ide_ref.equilibrium import (
     Equilibrium,
@@ -25,8 +26,8 @@ from ide_ref.equilibrium import (
     linearise,
 )
 from ide_ref.implicit import Backward, backward, hebbian, solve_beta
-from ide_ref.network import Connection, Frozen, Network, Params, freeze
-from ide_ref.profiles import PAPER, Profile
+from ide_ref.maps import Frozen, freeze
+from ide_ref.network import Connection, Network, Params
 from ide_ref.simulation import Rates, simulate
 from ide_ref.training.losses import cross_entropy
 
@@ -216,7 +217,7 @@ class _Setting:
                 # The other norm's search starts anywhere; it is run to the end.
                 params[name] = np.random.default_rng(0).standard_normal(shape)
         rng = np.random.default_rng(self.seed)
-        return freeze(network, params, self.x, training=self.training, rng=rng, profile=profile)
+        return freeze(edited(network, profile), params, self.x, training=self.training, rng=rng)
 
     def logits_gradient(self, frozen: Frozen, state: Rates | Equilibrium) -> NDArray:
         return cross_entropy(frozen.read_out(state), self.y)[1]
@@ -249,7 +250,7 @@ def explain_gradient(
     solver: str = "fixed_point",
     tol: float = 1e-4,
     max_iter: int = 200,
-    profile: Profile = PAPER,
+    profile: Profile | None = None,
     training: bool = True,
     seed: int = 0,
 ) -> Budget:
@@ -270,8 +271,8 @@ def explain_gradient(
         T of training.
     solver, tol, max_iter
         As in training; see :func:`ide_ref.backward`. A solver that stops early is taken as it is.
-    profile : Profile
-        As in training.
+    profile : Profile, optional
+        As in training; by default the network's own.
     training : bool
         With batch statistics and dropout.
     seed : int
@@ -288,6 +289,7 @@ def explain_gradient(
     NotConverged
         When the exact equilibrium or the exact β cannot be found.
     """
+    profile = profile_of(network) if profile is None else profile
     theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     network.check_params(theta)
     inputs = network.check_input(np.asarray(x), np.float64)
@@ -385,7 +387,7 @@ def explain_over_time(
     solver: str = "fixed_point",
     tol: float = 1e-4,
     max_iter: int = 200,
-    profile: Profile = PAPER,
+    profile: Profile | None = None,
     training: bool = True,
     seed: int = 0,
 ) -> tuple[Budget, ...]:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
-from ide_ref.constraints import BatchNorm, restrict_pull_back
+from ide_ref.constraints import BatchNorm, SingularPair
 from ide_ref.equilibrium import Equilibrium, Linearisation, linearise
 from ide_ref.implicit import hebbian, solve_beta
-from ide_ref.network import Frozen, FrozenConnection, Params, Seen
+from ide_ref.maps import AffineMap, BatchNormCache, Frozen, Pullback
+from ide_ref.network import Params
 from ide_ref.simulation import Rates, simulate
 from ide_ref.synapses import Dense, added, to_cells
 from ide_ref.verify.gradient import RESOLUTION
@@ -96,10 +97,14 @@ class Context:
         found, _ = hebbian(at, delta, self.state.x_mean if x_mean is None else x_mean)
         return {**grads, **found}
 
-    def with_connections(self, change: Callable[[FrozenConnection], FrozenConnection]) -> Linearisation:
-        """The linearisation with every connection replaced."""
-        lin = self.linearisation
-        return replace(lin, connections=tuple(change(c) for c in lin.connections))
+    def with_maps(self, change: Callable[[AffineMap], AffineMap]) -> Linearisation:
+        """The linearisation with every map replaced."""
+        return replace(self.linearisation, maps=tuple(change(m) for m in self.linearisation.maps))
+
+    def with_pullbacks(self, kind: type[Pullback]) -> Linearisation:
+        """The linearisation with another way from the maps' gradients back to the parameters."""
+        pullbacks = tuple(kind(**_fields(p, Pullback)) for p in self.frozen.pullbacks)
+        return replace(self.linearisation, frozen=replace(self.frozen, pullbacks=pullbacks))
 
     def averaged(self, weights: Callable[[int], NDArray], n_steps: int | None = None) -> NDArray | None:
         """(B, n) rates with other weights a step, from a repeated rollout; None without a rollout."""
@@ -120,19 +125,18 @@ class Mistake:
     plant: Callable[[Context], Params | None] = field(repr=False)
 
 
-# --- connections with a mistake ----------------------------------------------------------------------
+# --- maps and pullbacks with a mistake ---------------------------------------------------------------
 
 
-class _Transpose(FrozenConnection):
-    """A connection with a transpose of its own."""
+class _Transpose(AffineMap):
+    """A map with a transpose of its own."""
 
     def transposed(self, cells: NDArray) -> NDArray:
         """What ``adjoint`` returns, or adds."""
-        return FrozenConnection.adjoint(self, cells)
+        return AffineMap.adjoint(self, cells)
 
-    def adjoint(self, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None) -> NDArray:
-        found = self.transposed(cells)
-        return added(found if chosen is None else found[chosen], out, chosen)
+    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        return added(self.transposed(cells), out)
 
 
 class _Untransposed(_Transpose):
@@ -144,56 +148,40 @@ class _Untransposed(_Transpose):
 
 class _Unflipped(_Transpose):
     def transposed(self, cells: NDArray) -> NDArray:
-        return FrozenConnection(**{**_fields(self), "taps": np.ascontiguousarray(self.taps[::-1])}).adjoint(cells)
+        flipped = {**_fields(self, AffineMap), "taps": np.ascontiguousarray(self.taps[::-1])}
+        return AffineMap(**flipped).adjoint(cells)
 
 
-class _Unprojected(FrozenConnection):
-    def pull_back(
-        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
+class _Unprojected(Pullback):
+    def norm_gradient(self, pair: SingularPair) -> tuple[NDArray, NDArray]:
+        weight = self.params[f"{self.connection.name}.weight"]
+        return np.zeros(weight.size, weight.dtype), np.ones(1, weight.dtype)
+
+
+class _Unrestricted(Pullback):
+    def of_weight(self, d_weight: NDArray) -> Params:
+        return {**super().of_weight(d_weight), f"{self.connection.name}.weight": d_weight}
+
+
+class _MeanOverPositions(Pullback):
+    def gradients(
+        self, m: AffineMap, delta: NDArray, s: NDArray, cache: BatchNormCache | None = None
     ) -> tuple[Params, Params]:
-        grads, statistics = super().pull_back(delta, pre, params, seen)
-        if self.singular is not None:
-            c = self.connection
-            raw = params[f"{c.name}.weight"]
-            plain, _ = FrozenConnection(**{**_fields(self), "singular": None}).pull_back(delta, pre, params)
-            alpha = params[f"{c.name}.alpha"]
-            nothing = np.zeros(raw.size, raw.dtype), np.ones(1, raw.dtype)
-            grads[f"{c.name}.weight"], _ = restrict_pull_back(
-                plain[f"{c.name}.weight"], raw, alpha, self.singular.value, nothing
-            )
-        return grads, statistics
-
-
-class _Unrestricted(FrozenConnection):
-    def pull_back(
-        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
-    ) -> tuple[Params, Params]:
-        grads, statistics = super().pull_back(delta, pre, params, seen)
-        plain, _ = FrozenConnection(**{**_fields(self), "singular": None}).pull_back(delta, pre, params)
-        return {**grads, **plain}, statistics
-
-
-class _MeanOverPositions(FrozenConnection):
-    def pull_back(
-        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
-    ) -> tuple[Params, Params]:
-        grads, statistics = super().pull_back(delta, pre, params, seen)
-        positions = self.synapse.n_out // self.synapse.out_shape[0]
-        if not isinstance(self.synapse, Dense):
+        grads, statistics = super().gradients(m, delta, s, cache)
+        positions = m.synapse.n_out // m.synapse.out_shape[0]
+        if not isinstance(m.synapse, Dense):
             grads = {name: g if name.endswith("alpha") else g / positions for name, g in grads.items()}
         return grads, statistics
 
 
-class _Transposed(FrozenConnection):
-    def pull_back(
-        self, delta: NDArray, pre: NDArray, params: Params, seen: Seen | None = None
+class _Transposed(Pullback):
+    def gradients(
+        self, m: AffineMap, delta: NDArray, s: NDArray, cache: BatchNormCache | None = None
     ) -> tuple[Params, Params]:
-        grads, statistics = super().pull_back(delta, pre, params, seen)
-        if isinstance(self.synapse, Dense) and self.synapse.n_in == self.synapse.n_out and self.norm is None:
-            post = delta if self.keep is None else self.keep * delta
-            swapped, _ = FrozenConnection(**{**_fields(self), "keep": None}).pull_back(pre, post, params)
-            own = (f"{self.connection.name}.weight", f"{self.connection.name}.alpha")
-            grads.update({name: swapped[name] for name in own if name in swapped})
+        grads, statistics = super().gradients(m, delta, s, cache)
+        if isinstance(m.synapse, Dense) and m.synapse.n_in == m.synapse.n_out and m.norm is None:
+            post = delta if m.keep is None else m.keep * delta
+            grads.update(self.of_weight(m.synapse.from_taps(m.synapse.hebbian(s, post))))
         return grads, statistics
 
 
@@ -212,38 +200,33 @@ class _NormWithoutMean(BatchNorm):
         return self.linear(delta, z), d_weight, d_bias
 
 
-def _fields(c: FrozenConnection) -> dict[str, Any]:
-    return {own.name: getattr(c, own.name) for own in fields(FrozenConnection)}
+def _fields(part: Any, kind: type) -> dict[str, Any]:
+    return {own.name: getattr(part, own.name) for own in fields(kind)}
 
 
-def _as(kind: type[FrozenConnection]) -> Callable[[FrozenConnection], FrozenConnection]:
-    return lambda c: kind(**_fields(c))
+def _as(kind: type[AffineMap]) -> Callable[[AffineMap], AffineMap]:
+    return lambda m: kind(**_fields(m, AffineMap))
 
 
-def _norm_as(kind: type[BatchNorm]) -> Callable[[FrozenConnection], FrozenConnection]:
-    def change(c: FrozenConnection) -> FrozenConnection:
-        if c.norm is None or not c.norm.from_batch:
-            return c
-        n = c.norm
-        return replace(c, norm=kind(n.weight, n.bias, n.mean, n.variance, n.from_batch, n.epsilon))
+def _norm_as(kind: type[BatchNorm]) -> Callable[[AffineMap], AffineMap]:
+    def change(m: AffineMap) -> AffineMap:
+        return m if m.norm is None or not m.norm.from_batch else replace(m, norm=kind(**_fields(m.norm, BatchNorm)))
 
     return change
 
 
-def _constant_norm(c: FrozenConnection) -> FrozenConnection:
-    if c.norm is None or not c.norm.from_batch:
-        return c
-    return replace(c, norm=replace(c.norm, from_batch=False))
+def _constant_norm(m: AffineMap) -> AffineMap:
+    return m if m.norm is None or not m.norm.from_batch else replace(m, norm=replace(m.norm, from_batch=False))
 
 
-def _undropped(c: FrozenConnection) -> FrozenConnection:
-    return replace(c, keep=None)
+def _undropped(m: AffineMap) -> AffineMap:
+    return replace(m, keep=None)
 
 
 # --- the mistakes ------------------------------------------------------------------------------------
 
 
-def _scaled_connections(ctx: Context, factor: float) -> Params:
+def _scaled_delta(ctx: Context, factor: float) -> Params:
     return ctx.wrong(beta=lambda delta: factor * delta)
 
 
@@ -262,14 +245,11 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
     net = ctx.frozen.network
     mask = lin.slope != 0
 
-    def change(c: FrozenConnection) -> FrozenConnection:
-        return (
-            _MaskedAfter(**_fields(c), mask=mask[:, net.place(c.connection.source)])
-            if (c.connection.source != "input")
-            else c
-        )
-
-    moved = replace(_without_mask(lin), connections=tuple(change(c) for c in lin.connections))
+    maps = tuple(
+        m if source < 0 else _MaskedAfter(**_fields(m, AffineMap), mask=mask[:, net.place(source)])
+        for m, (source, _) in zip(lin.maps, net.ends, strict=True)
+    )
+    moved = replace(_without_mask(lin), maps=maps)
     g, grads = ctx.frozen.read_out_pull_back(ctx.state, ctx.d_logits)
     beta, _, _ = solve_beta(moved, g, solver="gmres", tol=1e-12, max_iter=2000, allow_unconverged=True)
     found, _ = hebbian(lin, lin.slope * beta, ctx.state.x_mean)
@@ -277,7 +257,7 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
 
 
 class _MaskedAfter(_Transpose):
-    """A connection whose transpose is followed by the sender's mask."""
+    """A map whose transpose is followed by the sender's mask."""
 
     def __init__(self, mask: NDArray, **parts: Any) -> None:
         super().__init__(**parts)
@@ -323,10 +303,10 @@ def _input_as(pick: Callable[[Context, NDArray], NDArray]) -> Callable[[Context]
         cells = to_cells(x_mean, ctx.frozen.network.input_shape)
 
         # z of the batch belongs to the right x̄; with a wrong one it is recomputed where it enters.
-        def change(c: FrozenConnection) -> FrozenConnection:
-            return c if c.z is None else replace(c, z=c.raw(cells))
+        def change(m: AffineMap) -> AffineMap:
+            return m if m.z is None else replace(m, z=m.pre_activation(cells))
 
-        return ctx.wrong(x_mean=x_mean, at=ctx.with_connections(change), beta_at=ctx.linearisation)
+        return ctx.wrong(x_mean=x_mean, at=ctx.with_maps(change), beta_at=ctx.linearisation)
 
     return plant
 
@@ -354,13 +334,13 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "factor V_th missing",
         "1/V_th is missing in (HEBB): every connection's gradient is V_th times too large",
-        lambda ctx: _scaled_connections(ctx, ctx.frozen.network.neuron.v_th),
+        lambda ctx: _scaled_delta(ctx, ctx.frozen.network.neuron.v_th),
     ),
     Mistake("V_th missing in beta", "1/V_th is missing inside (BETA)", _v_th_in_beta),
     Mistake(
         "half of beta",
         "beta is half as large as it should be, as after averaging x with f(x) + g",
-        lambda ctx: _scaled_connections(ctx, 0.5),
+        lambda ctx: _scaled_delta(ctx, 0.5),
     ),
     Mistake(
         "halved iteration",
@@ -400,23 +380,23 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "W for its transpose",
         "(BETA) was solved with W in place of W^T",
-        lambda ctx: ctx.wrong(beta_at=ctx.with_connections(_as(_Untransposed)), at=ctx.linearisation),
+        lambda ctx: ctx.wrong(beta_at=ctx.with_maps(_as(_Untransposed)), at=ctx.linearisation),
     ),
     Mistake(
         "unflipped kernel",
         "the transposed convolution in (BETA) uses the kernel upside down",
-        lambda ctx: ctx.wrong(beta_at=ctx.with_connections(_as(_Unflipped)), at=ctx.with_connections(_as(_Unflipped))),
+        lambda ctx: ctx.wrong(beta_at=ctx.with_maps(_as(_Unflipped)), at=ctx.with_maps(_as(_Unflipped))),
     ),
     Mistake("flipped weight gradient", "the kernels' gradients are upside down", _flipped_weights),
     Mistake(
         "outer product transposed",
         "(HEBB) of the feedback is a beta^T in place of beta a^T",
-        lambda ctx: ctx.wrong(at=ctx.with_connections(_as(_Transposed)), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong(at=ctx.with_pullbacks(_Transposed), beta_at=ctx.linearisation),
     ),
     Mistake(
         "mean over positions",
         "gradients of convolutions are averaged over positions, not summed",
-        lambda ctx: ctx.wrong(at=ctx.with_connections(_as(_MeanOverPositions)), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong(at=ctx.with_pullbacks(_MeanOverPositions), beta_at=ctx.linearisation),
     ),
     Mistake("a[T-1] for a[T]", "the rates are those of the step before the last", _earlier),
     Mistake("rates not normalised", "the rates are sums: the division by S_T of (RATE) is missing", _unnormalised),
@@ -439,27 +419,27 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "batch statistics constant",
         "batch normalisation is differentiated as if mean and variance did not depend on the batch",
-        lambda ctx: ctx.wrong(at=ctx.with_connections(_constant_norm), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong(at=ctx.with_maps(_constant_norm), beta_at=ctx.linearisation),
     ),
     Mistake(
         "batch mean missing",
         "the term of the batch mean is missing in the gradient of batch normalisation",
-        lambda ctx: ctx.wrong(at=ctx.with_connections(_norm_as(_NormWithoutMean)), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong(at=ctx.with_maps(_norm_as(_NormWithoutMean)), beta_at=ctx.linearisation),
     ),
     Mistake(
         "projection term missing",
         "the norm in (NORM) is treated as a constant: its projection term is missing",
-        lambda ctx: ctx.wrong(at=ctx.with_connections(_as(_Unprojected)), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong(at=ctx.with_pullbacks(_Unprojected), beta_at=ctx.linearisation),
     ),
     Mistake(
         "restriction ignored",
         "the gradient is that of the restricted weight W, not of the raw weight",
-        lambda ctx: ctx.wrong(at=ctx.with_connections(_as(_Unrestricted)), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong(at=ctx.with_pullbacks(_Unrestricted), beta_at=ctx.linearisation),
     ),
     Mistake(
         "dropout ignored",
         "the dropout mask is missing on the way back",
-        lambda ctx: ctx.wrong(at=ctx.with_connections(_undropped), beta_at=ctx.with_connections(_undropped)),
+        lambda ctx: ctx.wrong(at=ctx.with_maps(_undropped), beta_at=ctx.with_maps(_undropped)),
     ),
 )
 """The library of signatures."""

@@ -25,7 +25,8 @@ from ide_ref import _checks
 from ide_ref._files import write_atomically
 from ide_ref.equilibrium import linearise, sweep
 from ide_ref.implicit import backward
-from ide_ref.network import INPUT, Frozen, Network, Params, freeze, of_population
+from ide_ref.maps import Frozen, freeze
+from ide_ref.network import INPUT, Network, Params, of_population
 from ide_ref.neurons import Neuron
 from ide_ref.simulation import Rates, simulate
 from ide_ref.structure import build
@@ -251,7 +252,7 @@ def _rounding(frozen: Frozen, rates: Rates) -> dict[str, float]:
     for target, population in enumerate(net.populations):
         place = net.place(target)
         terms, size = 8, float(np.max(np.abs(rates.u[:, place]))) + net.neuron.v_th
-        for c, (_, end) in zip(frozen.connections, net.ends, strict=True):
+        for c, (_, end) in zip(frozen.maps, net.ends, strict=True):
             if end == target:
                 made = c.synapse.apply(np.abs(c.folded_taps), np.ones((1, c.synapse.n_in), frozen.dtype))
                 keep = 1.0 if c.keep is None else float(c.keep.max())
@@ -282,8 +283,8 @@ def _separated(frozen: Frozen) -> bool:
 
     The gradient of ‖W̄‖₂ moves by (error of the search)/(gap): with a narrow gap right ports would disagree.
     """
-    for c in frozen.connections:
-        if c.connection.restriction is not None:
+    for i, c in enumerate(frozen.maps):
+        if frozen.network.connections[i].restriction is not None:
             values = np.linalg.svd(
                 c.synapse.apply(c.taps, np.eye(c.synapse.n_in, dtype=frozen.dtype)), compute_uv=False
             )
@@ -315,9 +316,7 @@ def _make_case(config: dict[str, Any]) -> Case:
         rounding = _rounding(frozen, rates)
         if not _robust(frozen, rates, margins, rounding) or not _separated(frozen):
             continue
-        keep = {
-            c.connection.name: from_cells(c.keep, c.synapse.out_shape) for c in frozen.connections if c.keep is not None
-        }
+        keep = {c.name: from_cells(c.keep, c.synapse.out_shape) for c in frozen.maps if c.keep is not None}
         expected = _stages(frozen, params, rates, y, tol)
         if config["dtype"] == "float64":
             break
@@ -385,9 +384,9 @@ def _stages(frozen: Frozen, params: Params, rates: Rates, y: NDArray, tol: float
     updated = net.project({**updated, **back.statistics})
 
     found: dict[str, NDArray] = {"x_mean": rates.x_mean, "logits": logits, "d_logits": d_logits}
-    for c in frozen.connections:
-        if c.connection.restriction is not None:
-            found[f"weight/{c.connection.name}"] = c.effective_weight()
+    for i, c in enumerate(frozen.maps):
+        if frozen.network.connections[i].restriction is not None:
+            found[f"weight/{c.name}"] = c.weight
     driven = {c.target for c in net.connections if c.source == INPUT}
     for p in net.populations:
         if p.name in driven:
@@ -1001,7 +1000,7 @@ def _freeze(network: Network, params: Params, x: NDArray, keep: Mapping[str, NDA
     """The network frozen on a batch as in training, with given dropout masks in place of drawn ones."""
     frozen = freeze(network, params, x, training=True, rng=np.random.default_rng(0))
     connections = []
-    for c in frozen.connections:
-        mask = keep.get(c.connection.name)
+    for c in frozen.maps:
+        mask = keep.get(c.name)
         connections.append(c if mask is None else replace(c, keep=to_cells(mask.astype(frozen.dtype), mask.shape[1:])))
-    return replace(frozen, connections=tuple(connections))
+    return replace(frozen, maps=tuple(connections))

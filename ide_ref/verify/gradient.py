@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import solvers
+from ide_ref.authors import PAPER, edited
 from ide_ref.equilibrium import Equilibrium, Linearisation, find_equilibrium, gather_sources, spread_sources
 from ide_ref.implicit import Backward, backward
-from ide_ref.network import Frozen, Network, Params, freeze
+from ide_ref.maps import Frozen, freeze
+from ide_ref.network import Network, Params
 from ide_ref.training.losses import cross_entropy
 
 Method = Literal["central", "cell"]
@@ -347,13 +349,13 @@ def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
         a, p = np.empty_like(drive), drive.copy()
         for target in range(len(net.populations)):
             place = net.place(target)
-            for c, (source, end) in zip(frozen.connections, net.ends, strict=True):
-                if end == target and source >= 0:
-                    c.at((a if source < target else given)[:, net.place(source)], p[:, place])
+            for i, source in net.into(target):
+                if source >= 0:
+                    frozen.maps[i].apply_at((a if source < target else given)[:, net.place(source)], p[:, place])
             a[:, place] = slope[:, place] * p[:, place] + above[:, place]
         return a, p
 
-    jacobian = Linearisation(frozen, frozen.connections, slope, base.a, base.a)
+    jacobian = Linearisation(frozen, frozen.maps, slope, base.a, base.a)
     z = gather_sources(net, base.a)
     # Each pass solves for what is left, so that the last one's rounding is all that remains.
     for _ in range(3):
@@ -421,7 +423,8 @@ class _Problem:
         moved = {**self.theta, **{name: self.theta[name] + h * d for name, d in direction.items()}}
         frozen = self.freeze(moved)
         clamped = turned = False
-        for c, here, there in zip(self.network.connections, base.frozen.connections, frozen.connections, strict=True):
+        pairs = (base.frozen.pullbacks, frozen.pullbacks)
+        for c, here, there in zip(self.network.connections, *pairs, strict=True):
             if c.restriction is not None and here.singular is not None and there.singular is not None:
                 clamped |= abs(float(moved[f"{c.name}.alpha"])) > c.restriction.c
                 turned |= abs(float(here.singular.right @ there.singular.right)) < _ALIGNED
@@ -509,6 +512,8 @@ class _Difference(NamedTuple):
 def _problem(
     network: Network, params: Mapping[str, ArrayLike], x: ArrayLike, y: ArrayLike, training: bool, seed: int
 ) -> _Problem:
+    # Under a profile the gradient is that of no loss.
+    network = edited(network, PAPER)
     theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     network.check_params(theta)
     problem = _Problem(network, theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed)
@@ -536,7 +541,7 @@ def nearest_kink(state: Equilibrium) -> Kink:
     """
     net = state.network
     distance = np.minimum(np.abs(state.p), np.abs(state.p - net.neuron.v_th))
-    if any(c.keep is not None for c in state.frozen.connections):
+    if any(c.keep is not None for c in state.frozen.maps):
         distance = np.where(state.p == 0, np.inf, distance)
     sample, cell = np.unravel_index(int(np.argmin(distance)), distance.shape)
     index = int(np.searchsorted(net.starts, cell, side="right")) - 1

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import certificates, solvers
 from ide_ref.certificates import GRAIN
-from ide_ref.equilibrium import Equilibrium, gather_sources, linearise
-from ide_ref.network import Frozen
+from ide_ref.equilibrium import Equilibrium, linearise
+from ide_ref.implicit import right_hand_side
+from ide_ref.maps import Frozen
 from ide_ref.norms import ROUNDOFF
 from ide_ref.simulation import Rates
 from ide_ref.solvers import Product
@@ -292,16 +293,11 @@ def cross_examine(
         raise ValueError("the network has no feedback connection; expected one, or there is no (BETA) to solve")
     jacobian = linearise(frozen, state.a, frozen.drive(state.x_mean))
     g, _ = frozen.read_out_pull_back(state, d_logits)
-    b = gather_sources(net, g)
-    elsewhere = g.copy()
-    for _, place, _ in net.feedback_places:
-        elsewhere[:, place] = 0
-    if elsewhere.any():
-        b = b + jacobian.sweep_back(np.zeros_like(b), elsewhere)[2]
+    b, others = right_hand_side(jacobian, g)
 
     def certify(x: NDArray) -> NDArray:
-        beta, _ = jacobian.spread_back(x, elsewhere)
-        errors = certificates.beta_error(frozen, jacobian.connections, jacobian.slope, g, beta)
+        beta, _ = jacobian.spread_back(x, others)
+        errors = certificates.beta_error(frozen, jacobian.maps, jacobian.slope, g, beta)
         return certificates.on_sources(frozen, errors)
 
     gamma = certificates.contraction_bound(frozen).upper

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import equations
-from ide_ref.network import Frozen, Params
+from ide_ref.maps import Frozen
+from ide_ref.network import Params
 from ide_ref.synapses import Synapse, to_cells
 
 
@@ -84,7 +85,7 @@ def specified(frozen: Frozen, x: NDArray, n_steps: int) -> Specified:
     x_mean = equations.average(inputs, network.neuron.leak)
     training = frozen.batch_size is not None
     connections, params, maps = [], [], []
-    for c, made, (source, target) in zip(network.connections, frozen.connections, network.ends, strict=True):
+    for c, made, (source, target) in zip(network.connections, frozen.maps, network.ends, strict=True):
         own = {
             name.rsplit(".", 1)[1]: np.asarray(value, np.float64)
             for name, value in frozen.params.items()

@@ -88,7 +88,7 @@ def test_every_batch_has_random_numbers_of_its_own(tmp_path, monkeypatch):
 
     def spy(network, params, x=None, **options):
         frozen = ide_ref.freeze(network, params, x, **options)
-        masks.extend(c.keep.tobytes() for c in frozen.connections if x is not None)
+        masks.extend(c.keep.tobytes() for c in frozen.maps if x is not None)
         return frozen
 
     monkeypatch.setattr(loop, "freeze", spy)

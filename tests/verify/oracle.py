@@ -39,7 +39,7 @@ def gradient(frozen, state, x, d_logits, mistake=None):
     a = state.a
 
     # the maps
-    keep_f, keep_w = (np.ones(a.shape) if c.keep is None else c.keep for c in frozen.connections)
+    keep_f, keep_w = (np.ones(a.shape) if c.keep is None else c.keep for c in frozen.maps)
     F = matrix(forward.synapse, params["input.weight"])
     channels = forward.synapse.out_shape[0]
     b = np.tile(params["input.bias"], F.shape[0] // channels)

@@ -7,14 +7,14 @@ import pytest
 from small import STRUCTURES, problem
 
 import ide_ref
-from ide_ref.profiles import Profile, authors
+from ide_ref.authors import Profile, authors, edited
 from ide_ref.verify import explain_gradient, explain_over_time, table_over_time
 
 
 def training_gradient(args, n_steps, profile=None, **options):
     network, params, x, y = args
     profile = profile or Profile()
-    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0), profile=profile)
+    frozen = ide_ref.freeze(edited(network, profile), params, x, training=True, rng=np.random.default_rng(0))
     rates = ide_ref.simulate(frozen, x, n_steps)
     _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
     return ide_ref.backward(frozen, rates, d_logits, allow_unconverged=True, **options).gradients

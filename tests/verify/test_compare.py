@@ -8,6 +8,7 @@ from oracle import gradient
 from small import STRUCTURES, problem
 
 import ide_ref
+from ide_ref.authors import edited
 from ide_ref.verify import MISTAKES, Context, check_gradient, compare
 from ide_ref.verify.compare import as_array
 
@@ -95,7 +96,7 @@ def test_mistakes_of_networks_under_the_cifar_presets_settings(monkeypatch):
     network, params, x, y = problem("two layers")
     profile = ide_ref.presets.load("cifar10-alexnet-f").profile
     assert profile.batch_statistics_in_gradient
-    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0), profile=profile)
+    frozen = ide_ref.freeze(edited(network, profile), params, x, training=True, rng=np.random.default_rng(0))
     rates = ide_ref.simulate(frozen, x, 6)
     _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
     ours = ide_ref.backward(frozen, rates, d_logits, solver="gmres", tol=1e-12).gradients

@@ -1,0 +1,474 @@
+"""Every connection as an affine map of one batch, and the way back from a map's gradient to its parameters.
+
+``freeze`` folds restriction (NORM), batch normalisation (BN) and dropout, so that simulation, (FP) and (BETA) know
+nothing but affine maps; what only the parameters' gradients need stands apart, in :class:`Pullback`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref import _checks, constraints
+from ide_ref._kernels import memory
+from ide_ref.constraints import BatchNorm, SingularPair
+from ide_ref.network import INPUT, Connection, Network, Params, clamped, finite
+from ide_ref.norms import Norm, operator_norm
+from ide_ref.synapses import Dense, Synapse, added, to_cells
+
+DROWNED = 0.01
+"""Error of normalised values, from the rounding of what is normalised, from which on a warning tells of it."""
+
+
+class BatchNormCache(NamedTuple):
+    """What a batch normalisation normalises: z = W s + b, (B, n), and its moments per channel, (C,) each."""
+
+    z: NDArray
+    mean: NDArray
+    variance: NDArray
+
+    @classmethod
+    def of(cls, name: str, z: NDArray, n_channels: int) -> BatchNormCache:
+        """z of a connection, by name, with its moments.
+
+        ValueError where these are beyond the dtype; warns where rounding of z drowns what tells its samples apart.
+        """
+        mean, variance = constraints.batch_statistics(z, n_channels)
+        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+            raise ValueError(
+                f"batch normalisation of connection {name!r}: the batch's mean or variance is beyond {z.dtype}; "
+                "expected smaller weights or inputs (normalise these, or compute in float64)"
+            )
+        rounding = np.finfo(z.dtype).eps * np.abs(mean) / np.sqrt(variance + variance.dtype.type(constraints.EPSILON))
+        if rounding.max(initial=0.0) > DROWNED:
+            warnings.warn(
+                f"batch normalisation of connection {name!r}: the batch's mean is so far from 0 beside its deviation "
+                f"that rounding in {z.dtype} moves normalised values by {rounding.max():.1g}; take the mean off the "
+                "inputs, or compute in float64",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return cls(z, mean, variance)
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """One connection with everything folded: s ↦ keep ⊙ BN(W s + bias), BN(z) = scale ⊙ z + shift.
+
+    Attributes
+    ----------
+    name : str
+        Of the connection.
+    synapse : Synapse
+    taps : (K, C_in, C_out) array
+        W after the restriction.
+    bias : (C,) array or None
+    norm : BatchNorm or None
+    keep : (B, n_to) array or None
+        Dropout mask of this batch.
+    z : (B, n_to) array or None
+        W x̄ + bias of the batch whose statistics are in ``norm``.
+    """
+
+    name: str
+    synapse: Synapse
+    taps: NDArray
+    bias: NDArray | None = None
+    norm: BatchNorm | None = None
+    keep: NDArray | None = None
+    z: NDArray | None = None
+
+    @property
+    def coupled(self) -> bool:
+        """Whether a sample's output depends on the others of its batch, through the batch's own statistics."""
+        return self.norm is not None and self.norm.from_batch and self.z is not None
+
+    @property
+    def weight(self) -> NDArray:
+        """W after the restriction, in the weight's own layout."""
+        return self.synapse.from_taps(self.taps)
+
+    @cached_property
+    def shift(self) -> NDArray | None:
+        """(C,) constant part of the output, None for none."""
+        if self.norm is None:
+            return self.bias
+        return self.norm.shift if self.bias is None else self.norm.shift + self.norm.scale * self.bias
+
+    def pre_activation(self, cells: NDArray) -> NDArray:
+        """z = W s + bias, before normalisation."""
+        z = self.synapse.apply(self.taps, cells)
+        if self.bias is not None:
+            by_channel = z.reshape(len(z), -1, self.synapse.out_shape[0])
+            by_channel += self.bias
+        return z
+
+    def normalise(self, z: NDArray, out: NDArray | None = None) -> NDArray:
+        """Output of the connection from its z: keep ⊙ BN(z); added to ``out``, (B, n_to), where it is given."""
+        if self.norm is not None:
+            return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, out)
+        if self.keep is None:
+            return added(z, out)
+        n_channels = self.synapse.out_shape[0]
+        return constraints.affine(z, np.ones(n_channels, z.dtype), np.zeros(n_channels, z.dtype), self.keep, out)
+
+    def apply_at(self, s: NDArray, out: NDArray) -> tuple[AffineMap, NDArray]:
+        """Add the output for given rates to ``out``, (B, n_to); the map as it is linearised there, and z."""
+        z = self.pre_activation(s)
+        self.normalise(z, out)
+        return self, z
+
+    def linear(self, cells: NDArray) -> NDArray:
+        """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
+        if self.norm is None or not self.coupled:
+            out = self.synapse.apply(self.folded_taps, cells)
+        else:
+            out = self.norm.linear(self.synapse.apply(self.taps, cells), self.z)
+        return out if self.keep is None else constraints.multiply(self.keep, out)
+
+    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        """Transpose of ``linear``; added to ``out`` as by :meth:`Synapse.adjoint`."""
+        if self.keep is not None:
+            cells = constraints.multiply(self.keep, cells)
+        if self.norm is None or not self.coupled:
+            return self.synapse.adjoint(self.folded_taps, cells, out)
+        return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out)
+
+    def add_constant(self, out: NDArray) -> None:
+        """Add what arrives without any spike, keep ⊙ shift, to ``out``, (B, n_to)."""
+        if self.shift is None:
+            return
+        if self.keep is None:
+            out += self.synapse.out_channels(self.shift)
+        else:
+            # Of no spike, 0 times what is there.
+            constraints.affine(out, np.zeros_like(self.shift), self.shift, self.keep, out)
+
+    @cached_property
+    def folded_taps(self) -> NDArray:
+        """scale ⊙ W as taps: what one spike adds."""
+        if self.norm is None:
+            return self.taps
+        # A dense connection's taps count the cells of all positions as channels.
+        scale = self.norm.scale
+        return self.taps * np.tile(scale, self.taps.shape[-1] // scale.size)
+
+    @cached_property
+    def norm_bound(self) -> Norm:
+        """‖scale ⊙ W‖₂ at this input size times the largest factor of the mask, as a value and from above.
+
+        A batch's own statistics are taken as fixed: with them the connection is linear, a sample at a time.
+        """
+        return self._norm(bound=True)
+
+    @cached_property
+    def operator_norm(self) -> float:
+        """The value of ``norm_bound``, without the time that a bound takes for a large convolution."""
+        return self._norm(bound=False).value
+
+    def _norm(self, *, bound: bool) -> Norm:
+        scale = None if self.norm is None else self.norm.scale
+        found = operator_norm(self.synapse, self.taps, scale, bound=bound)
+        return found if self.keep is None else found.times(float(self.keep.max(initial=0.0)))
+
+    def cache(self, s: NDArray, z: NDArray | None = None) -> BatchNormCache | None:
+        """What the normalisation sees for given rates, whose z may be known; None without one."""
+        if self.norm is None:
+            return None
+        if self.norm.from_batch:
+            z = self.z if self.z is not None else self.pre_activation(s)
+            return BatchNormCache(z, self.norm.mean, self.norm.variance)
+        return BatchNormCache.of(self.name, self.pre_activation(s) if z is None else z, self.synapse.out_shape[0])
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """From the gradient in one map, (HEBB), to the gradients of its connection's parameters.
+
+    Attributes
+    ----------
+    connection : Connection
+    params : dict
+        The network's parameters that were frozen.
+    singular : SingularPair or None
+        Leading singular pair of W̄ under a restriction.
+    momentum : float
+        Share of a batch in the running statistics.
+    through_statistics : bool
+        Whether the gradient passes through the statistics of the batch's own rates though the map has others.
+    """
+
+    connection: Connection
+    params: Params
+    singular: SingularPair | None = None
+    momentum: float = constraints.MOMENTUM
+    through_statistics: bool = False
+
+    def gradients(
+        self, m: AffineMap, delta: NDArray, s: NDArray, cache: BatchNormCache | None = None
+    ) -> tuple[Params, Params]:
+        """Gradients of the connection's parameters, and its running statistics after these rates.
+
+        Parameters
+        ----------
+        m : AffineMap
+            As it was linearised.
+        delta : (B, n_to) array
+            ∂L/∂(output), (1/V_th) M β of the receiving population.
+        s : (B, n_from) array
+            Rates (or input) of the sending population.
+        cache : BatchNormCache, optional
+            Of the map at these rates; computed where it is missing.
+        """
+        c = self.connection
+        grads: Params = {}
+        statistics: Params = {}
+        if m.keep is not None:
+            delta = constraints.multiply(m.keep, delta)
+        cache = m.cache(s) if cache is None else cache
+        if m.norm is not None and cache is not None:
+            norm = m.norm
+            if self.through_statistics:
+                norm = replace(norm, mean=cache.mean, variance=cache.variance, from_batch=True)
+            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, cache.z)
+            for part, value in (("running_mean", cache.mean), ("running_var", cache.variance)):
+                name = f"{c.name}.{part}"
+                statistics[name] = constraints.running_update(self.params[name], value, self.momentum)
+        if c.bias:
+            sums = constraints.channel_sums(delta, c.synapse.out_shape[0])
+            grads[f"{c.name}.bias"] = sums.astype(delta.dtype)
+        if c.synapse.weight_shape:
+            grads.update(self.of_weight(c.synapse.from_taps(c.synapse.hebbian(delta, s))))
+        return grads, statistics
+
+    def of_weight(self, d_weight: NDArray) -> Params:
+        """From ∂L/∂W to the gradients in W̄ and α."""
+        c = self.connection
+        if self.singular is None or c.restriction is None:
+            return {f"{c.name}.weight": d_weight}
+        given = self.params[f"{c.name}.alpha"]
+        alpha = clamped(given, c.restriction.c)
+        d_raw, d_alpha = constraints.restrict_pull_back(
+            d_weight, self.params[f"{c.name}.weight"], alpha, self.singular.value, self.norm_gradient(self.singular)
+        )
+        # Beyond the clamp the derivative is 0; inside, α and its clipped value are the same.
+        inside = alpha == float(given)
+        return {f"{c.name}.weight": d_raw, f"{c.name}.alpha": d_alpha if inside else np.zeros_like(d_alpha)}
+
+    def norm_gradient(self, pair: SingularPair) -> tuple[NDArray, NDArray]:
+        """∂‖W̄‖/∂W̄ as :func:`ide_ref.constraints.restrict_pull_back` takes it."""
+        c = self.connection
+        if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
+            whole = c.synapse.from_taps(c.synapse.hebbian(pair.left[None], pair.right[None]))
+            return whole.reshape(-1), np.ones(1, whole.dtype)
+        return pair.left, pair.right
+
+
+class HasRates(Protocol):
+    """Anything with rates of all populations: a rollout's or an equilibrium's."""
+
+    @property
+    def a(self) -> NDArray:
+        """(B, n) rates in cell order."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A network with fixed affine maps, for one batch (training) or for any (evaluation).
+
+    Attributes
+    ----------
+    network : Network
+    params : dict
+        What was frozen.
+    maps, pullbacks : tuples
+        Of the connections, in the network's order.
+    readout : (K, n, n_classes) array
+        Taps of the readout.
+    batch_size : int or None
+        The batch it belongs to; None for any.
+    statistics : dict
+        Singular vectors for the next search to start from.
+    batch : (B, *input_shape) array or None
+        x̄ of the batch it was frozen on.
+    rollout_maps : tuple of AffineMap or None
+        In place of ``maps`` in simulation, where that differs.
+    further_sweeps : int
+        How many sweeps beyond the given rates J of (BETA) is taken.
+    """
+
+    network: Network
+    params: Params
+    maps: tuple[AffineMap, ...]
+    pullbacks: tuple[Pullback, ...]
+    readout: NDArray
+    batch_size: int | None
+    statistics: Params
+    batch: NDArray | None = None
+    rollout_maps: tuple[AffineMap, ...] | None = None
+    further_sweeps: int = 0
+
+    @property
+    def dtype(self) -> np.dtype:
+        """dtype of the computation."""
+        return self.readout.dtype
+
+    @property
+    def simulated(self) -> tuple[AffineMap, ...]:
+        """The maps as the rollout has them."""
+        return self.maps if self.rollout_maps is None else self.rollout_maps
+
+    def check_input(self, x: NDArray) -> NDArray:
+        """x as an array of this dtype; ValueError for a wrong shape, batch or value."""
+        x = self.network.check_input(x, self.dtype)
+        if self.batch_size is not None and x.shape[0] != self.batch_size:
+            raise ValueError(f"x has {x.shape[0]} samples; the network was frozen on a batch of {self.batch_size}")
+        return x
+
+    def check_state(self, name: str, state: NDArray, n_batch: int | None = None) -> NDArray:
+        """A state (B, n) as an array of this dtype; ValueError, by name, for another shape, kind or value."""
+        array = np.asarray(state)
+        size = self.network.state_size
+        if array.ndim != 2 or array.shape != (len(array) if n_batch is None else n_batch, size):
+            raise ValueError(f"{name} has shape {array.shape}; expected ({n_batch or 'batch'}, {size}), a state")
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+        if not finite(array):
+            raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
+        return _checks.converted(name, array, self.dtype)
+
+    def mean_input(self, x: NDArray) -> NDArray:
+        """x̄ of (RATE), (B, *input_shape)."""
+        return self.network.mean_input(x)
+
+    def drive(self, x_mean: NDArray, out: NDArray | None = None) -> NDArray:
+        """F x̄ + b of the input connections: (B, *input_shape) to (B, n); added to ``out`` where it is given."""
+        net = self.network
+        cells = to_cells(x_mean, net.input_shape)
+        out = memory.zeros((x_mean.shape[0], net.state_size), self.dtype) if out is None else out
+        # The batch's own z was computed when its statistics were taken.
+        known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
+        for m, (source, target) in zip(self.maps, net.ends, strict=True):
+            if source < 0:
+                m.normalise(m.z if known and m.z is not None else m.pre_activation(cells), out[:, net.place(target)])
+        return out
+
+    def constants(self, n_batch: int, *, with_input: bool) -> NDArray:
+        """What the rollout's connections bring without any spike, (B, n); the input's on request."""
+        net = self.network
+        out = memory.zeros((n_batch, net.state_size), self.dtype)
+        for m, (source, target) in zip(self.simulated, net.ends, strict=True):
+            if source >= 0 or with_input:
+                m.add_constant(out[:, net.place(target)])
+        return out
+
+    def read_out(self, state: HasRates) -> NDArray:
+        """o = W^o a + b^o, (READ): (B, n_classes)."""
+        net = self.network
+        a = self.check_state("state.a", state.a)[:, net.place(net.readout.source)]
+        return net.readout.synapse.apply(self.readout, a) + self.params["readout.bias"]
+
+    def read_out_pull_back(self, state: HasRates, d_logits: NDArray) -> tuple[NDArray, Params]:
+        """g = ∂L/∂a, (B, n), and the readout's gradients, from ∂L/∂o (B, n_classes)."""
+        net = self.network
+        place = net.place(net.readout.source)
+        synapse = net.readout.synapse
+        g = memory.zeros(state.a.shape, state.a.dtype)
+        g[:, place] = synapse.adjoint(self.readout, d_logits)
+        grads = {
+            "readout.weight": synapse.from_taps(synapse.hebbian(d_logits, state.a[:, place])),
+            "readout.bias": constraints.channel_sums(d_logits, net.n_classes).astype(self.dtype),
+        }
+        return g, grads
+
+
+def read_out(frozen: Frozen, state: HasRates) -> NDArray:
+    """Logits of a rollout or an equilibrium, (READ): (B, n_classes)."""
+    _checks.kind("frozen", frozen, Frozen)
+    if not hasattr(state, "a"):
+        raise ValueError(f"state is of type {type(state).__name__}; expected Rates or Equilibrium")
+    return frozen.read_out(state)
+
+
+def freeze(
+    network: Network,
+    params: Params,
+    x: NDArray | None = None,
+    *,
+    training: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Frozen:
+    """Fold restriction, batch normalisation and dropout into plain affine maps.
+
+    Parameters
+    ----------
+    network : Network
+    params : dict
+        As ``network.init`` returns them; not changed.
+    x : (B, *input_shape) or (B, T, *input_shape) array
+        The batch; needed for training alone.
+    training : bool
+        Batch statistics for the input connections and one dropout mask for the batch; otherwise running
+        statistics and no dropout.
+    rng : numpy Generator
+        Draws the masks; needed where a connection has dropout.
+
+    Returns
+    -------
+    Frozen
+
+    Raises
+    ------
+    ValueError
+        For parameters or inputs that do not fit, or whose batch statistics are beyond the dtype.
+    """
+    _checks.kind("network", network, Network)
+    if rng is not None:
+        _checks.kind("rng", rng, np.random.Generator)
+    network.check_params(params)
+    dtype = params["readout.weight"].dtype.newbyteorder("=")
+    params = {name: _checks.converted(name, params[name], dtype) for name in params}
+    x_mean = cells = None
+    if training:
+        if x is None:
+            raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
+        x = network.check_input(x, dtype)
+        x_mean = network.mean_input(x)
+        cells = to_cells(x_mean, network.input_shape)
+        if rng is None and any(c.dropout > 0 for c in network.connections):
+            name = next(c.name for c in network.connections if c.dropout > 0)
+            raise ValueError(f"rng is missing; connection {name!r} has dropout and needs a generator")
+    n_batch = None if x_mean is None else len(x_mean)
+    tol = constraints.singular_tolerance(dtype, training=training)
+    maps: list[AffineMap] = []
+    pullbacks: list[Pullback] = []
+    statistics: Params = {}
+    for c in network.connections:
+        weight, singular = params.get(f"{c.name}.weight", np.empty((), dtype)), None
+        if c.restriction:
+            singular = network.leading_pair(c, weight, params[f"{c.name}.singular_vector"], tol)
+            statistics[f"{c.name}.singular_vector"] = singular.right
+            # α is inside its bounds already, by ``project``.
+            weight = weight * dtype.type(clamped(params[f"{c.name}.alpha"], c.restriction.c) / singular.value)
+        keep = None
+        if n_batch is not None and rng is not None and c.dropout > 0:
+            keep = constraints.dropout_mask((n_batch, c.synapse.n_out), c.dropout, rng, dtype)
+        norm = None
+        if c.batch_norm:
+            parts = ("bn_weight", "bn_bias", "running_mean", "running_var")
+            scale, shift, mean, variance = (params[f"{c.name}.{part}"] for part in parts)
+            norm = BatchNorm(scale, shift, mean, variance, from_batch=False)
+        m = AffineMap(c.name, c.synapse, c.synapse.to_taps(weight), params.get(f"{c.name}.bias"), norm, keep)
+        if norm is not None and cells is not None and c.source == INPUT:
+            z, mean, variance = BatchNormCache.of(c.name, m.pre_activation(cells), c.synapse.out_shape[0])
+            m = replace(m, norm=replace(norm, mean=mean, variance=variance, from_batch=True), z=z)
+        maps.append(m)
+        pullbacks.append(Pullback(c, params, singular))
+    readout = network.readout.synapse.to_taps(params["readout.weight"])
+    frozen = Frozen(network, params, tuple(maps), tuple(pullbacks), readout, n_batch, statistics, x_mean)
+    return network.edited(frozen, x)

@@ -1,0 +1,204 @@
+"""(ERR) along a run in continuous time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ide_ref import _checks, certificates
+from ide_ref.certificates import Map, Near
+from ide_ref.continuous import ContinuousRun, constant_drive, time_constant
+from ide_ref.equilibrium import Equilibrium, find_equilibrium
+from ide_ref.maps import Frozen
+from ide_ref.norms import ROUNDOFF, raised
+from ide_ref.synapses import to_cells
+from ide_ref.theory.condition import Conditions, above, check_run, conditions, median_ratio, population_norms
+
+
+@dataclass(frozen=True)
+class ContinuousBound:
+    """(ERR) in continuous time at the requested times of a run, a column a population.
+
+    All connections between populations carry the delay there, so that with N = L + U, E(t) = ‖a_l(t) − a*_l‖₂
+    and a* = ReLU((W a* + F x* + b)/V_th),
+
+        E(t) ≤ N E(t − Δ) + r(t)/V_th,
+
+    and for Δ = 0 E(t) ≤ (I − N)⁻¹ r(t)/V_th.
+
+    Attributes
+    ----------
+    error, error_delayed : (M, N) arrays
+        E(t) and E(t − Δ); before the first spike can have arrived the latter is ‖a*‖.
+    one_step : (M, N) array
+        The right-hand side.
+    drift, input, potential : (M, N) arrays
+        (1 − K(t−Δ)/K(t)) ‖W a(t−Δ)‖, ‖F(x̄(t) − x*)‖ and ‖u⁺(t)‖/K(t).
+    rounding : (M, N) array
+        A fourth part of r, of floating point: V_th times the defect that a* as it was computed leaves in (FP), what the
+        run's balance is off by, and what averages, products and norms may have lost.
+    certificate : (N,) array
+        Bound of the distance between a* as it was computed and the exact one, (CERT); part of the bounds where finite.
+    stacked : (M,) array
+        The same for all populations as one vector, with γ = ‖B‖₂/V_th of the block matrix; bounds
+        ‖a(t) − a*‖₂. For one population it is ``one_step``.
+    u_plus_sup : (N,) array
+        sup |u⁺| over the requested times.
+    equilibrium : Equilibrium
+    conditions : Conditions
+    """
+
+    error: NDArray
+    error_delayed: NDArray
+    one_step: NDArray
+    drift: NDArray
+    input: NDArray
+    potential: NDArray
+    rounding: NDArray
+    certificate: NDArray
+    stacked: NDArray
+    u_plus_sup: NDArray
+    equilibrium: Equilibrium
+    conditions: Conditions
+
+    @property
+    def total_error(self) -> NDArray:
+        """(M,) ‖a(t) − a*‖₂ over all populations."""
+        return np.linalg.norm(self.error, axis=1)
+
+    @property
+    def tightness(self) -> float:
+        """Median of error over one-step bound."""
+        return median_ratio(self.error, self.one_step)
+
+    def floor(self, tau: float) -> NDArray:
+        """(N,) limit of the bound: (I − N)⁻¹ c √n/(τ_m V_th), 0 for IF (infinite τ_m)."""
+        tau = time_constant("tau", tau)
+        net = self.equilibrium.network
+        if not np.all(np.isfinite(self.conditions.stacked_series)):
+            return np.full(len(net.populations), np.inf)
+        sizes = np.sqrt([p.size for p in net.populations])
+        floor = self.conditions.stacked_series @ (self.u_plus_sup * sizes / (tau * net.neuron.v_th))
+        return above(floor, len(sizes) + 16) + np.where(np.isfinite(self.certificate), self.certificate, 0.0)
+
+
+def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) -> ContinuousBound:
+    """(ERR) at the requested times of a run in continuous time.
+
+    Parameters
+    ----------
+    frozen : Frozen
+        The network of the run.
+    x_star : (*input_shape) array
+        x*. Any will do: (ERR) holds for each with its own a*.
+    run : ContinuousRun
+
+    Raises
+    ------
+    NotConverged
+        When a* cannot be found.
+    """
+    frozen = check_run(frozen, "run", run, ContinuousRun)
+    net, v_th = frozen.network, frozen.network.neuron.v_th
+    star = _checks.reals("x_star", x_star)
+    if star.shape != net.input_shape or not np.all(np.isfinite(star)):
+        raise ValueError(f"x_star has shape {star.shape}; expected {net.input_shape}, finite, one sample")
+    conditions_ = conditions(frozen)
+    equilibrium = find_equilibrium(frozen, star[None], method="newton", sigma="relu")
+    drift = (1.0 - run.ratio)[:, None] * run.recurrent
+    of_input = run.drive - constant_drive(frozen, equilibrium.x_mean)
+    potential = run.u_plus / run.kernel_total[:, None]
+    errors = (run.a - equilibrium.a, run.a_delayed - equilibrium.a)
+    error, delayed, drift_, input_, potential_ = (
+        population_norms(net, part[None])[0] for part in (*errors, drift, of_input, potential)
+    )
+    off = np.abs(v_th * run.a - (np.maximum(run.p, 0.0) - potential))
+    # Rates and drives are sums over spikes and connections: relative to what they are made of.
+    terms = run.spike_times.size + net.state_size + float(np.prod(net.input_shape)) + 32.0
+    made_of = np.abs(run.recurrent) + np.abs(run.drive) + v_th * run.a + np.abs(potential)
+    lost = population_norms(net, (off + 4.0 * terms * ROUNDOFF * _sizes_of_p(frozen, star, run, made_of))[None])[0]
+    defect = certificates.defects(frozen, equilibrium.x_mean, equilibrium.a, "relu")[0]
+    certificate = certificates.equilibrium_error(frozen, equilibrium.x_mean, equilibrium.a, "relu")[0]
+    known = np.where(np.isfinite(certificate), certificate, 0.0)
+    rounding = v_th * defect + lost
+    n = len(net.populations)
+    slack = 4 * net.state_size + 4 * n + 32
+    r = above((drift_ + input_ + potential_ + rounding) / v_th, slack)
+    N = above(conditions_.forward + conditions_.feedback, 1)
+    gamma = raised(conditions_.stacked.value + conditions_.stacked.error, 1)
+    whole = sum(np.linalg.norm(part, axis=1) for part in (drift, of_input, potential, rounding)) / v_th
+    whole = above(whole, slack)
+    all_known = float(certificates.norm_above(known[None])[0])
+    if run.delay > 0:
+        one_step = above(delayed @ N.T + r, slack)
+        stacked = above(gamma * np.linalg.norm(errors[1], axis=1) + whole, slack)
+    else:
+        # Without delay the error stands on both sides.
+        if np.all(np.isfinite(conditions_.stacked_series)):
+            one_step = above(r @ conditions_.stacked_series.T, slack)
+        else:
+            one_step = np.full_like(r, np.inf)
+        stacked = certificates.certified(whole, gamma)
+    c = np.array([np.abs(run.u_plus[:, net.place(i)]).max(initial=0.0) for i in range(n)])
+    c = above(c + float(run.kernel_total.max(initial=0.0)) * lost.max(axis=0, initial=0.0), 8)
+    return ContinuousBound(
+        error,
+        delayed,
+        one_step + known,
+        drift_,
+        input_,
+        potential_,
+        rounding,
+        certificate,
+        stacked + all_known,
+        c,
+        equilibrium,
+        conditions_,
+    )
+
+
+def _sizes_of_p(frozen: Frozen, star: NDArray, run: ContinuousRun, made_of: NDArray) -> NDArray:
+    """(M, n) what p and its parts are sums of, without signs."""
+    net = frozen.network
+    out = made_of.copy()
+    for m, (source, target) in zip(frozen.maps, net.ends, strict=True):
+        sizes = Map(m, slice(None)).absolute()
+        if source < 0:
+            x = Near.exactly(to_cells(np.abs(star)[None].astype(np.float64), net.input_shape))
+            out[:, net.place(target)] += sizes.output(x).value
+        else:
+            for a in (run.a, run.a_delayed):
+                out[:, net.place(target)] += sizes.linear(Near.exactly(a[:, net.place(source)])).value
+    return out
+
+
+def continuous_envelope(
+    conditions_: Conditions, v_th: float, disturbance: NDArray, largest: NDArray, times: ArrayLike, delay: float
+) -> NDArray:
+    """O(1/t) bound of E(t) for IF in continuous time, where r(t) ≤ R/t: N^m E_sup + (2/t) (I − N)⁻¹ R/V_th.
+
+    m = ⌊t/(2Δ)⌋ steps back lead to no time before t/2, and r is at most 2R/t after that.
+
+    Parameters
+    ----------
+    disturbance, largest : (N,) arrays
+        R, and a bound of E at all times.
+
+    Returns
+    -------
+    (M, N) array, infinite where the block condition does not hold.
+    """
+    times = np.asarray(times, np.float64)
+    N = above(conditions_.forward + conditions_.feedback, 1)
+    if not np.all(np.isfinite(conditions_.stacked_series)):
+        return np.full((times.size, len(N)), np.inf)
+    sum_ = above(conditions_.stacked_series @ (disturbance / v_th), len(N) + 4)
+    if delay == 0:
+        return above(sum_ / times[:, None], 4)
+    steps = np.floor(times / (2 * delay)).astype(int)
+    start = np.stack([np.linalg.matrix_power(N, int(m)) @ largest for m in steps])
+    # m products with N, by squaring or not, of len(N) terms each.
+    start = start * (1.0 + (steps[:, None] + 2.0) * (len(N) + 4.0) * ROUNDOFF)
+    return above(start + 2.0 * sum_ / times[:, None], 8)
