@@ -134,8 +134,7 @@ def conditions(frozen: Frozen) -> Conditions:
     for norm, (_, (source, target)) in zip(norms, inner(frozen), strict=True):
         (L if source < target else U)[target, source] += norm.value / net.neuron.v_th
     G = np.linalg.solve(np.eye(len(L)) - L, U)
-    sources = list(net.feedback_sources)
-    paper = float(np.linalg.norm(G[np.ix_(sources, sources)], 2)) if sources else 0.0
+    paper = certificates.contraction(frozen)
     block = float(np.max(np.abs(np.linalg.eigvals(G))))
     elementwise = None
     by_weights = False
