@@ -7,6 +7,7 @@ were sent, (HEBB).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -208,6 +209,7 @@ def backward(
     mask_rule: MaskRule = "closed",
     recompute: bool = False,
     allow_unconverged: bool = False,
+    lap: Callable[[str], None] = lambda stage: None,
 ) -> Backward:
     """Gradient of a loss by implicit differentiation.
 
@@ -229,6 +231,8 @@ def backward(
         As in :func:`ide_ref.equilibrium.linearise`. By default all masks are taken at the simulated rates.
     allow_unconverged : bool
         Take β as it is when the solver stops early; ``solution.converged`` tells.
+    lap : callable
+        Called with the name of each stage as it ends: "readout", "linearise", "solve", "hebbian". For clocks.
 
     Raises
     ------
@@ -250,12 +254,16 @@ def backward(
         raise ValueError("d_logits has values that are NaN or infinite; expected finite derivatives")
     d_logits = d_logits.astype(frozen.dtype, copy=False)
     g, grads = frozen.read_out_pull_back(state, d_logits)
+    lap("readout")
     jacobian, at = linearisations(frozen, state, mask_rule, recompute)
+    lap("linearise")
     beta, delta, solution = solve_beta(
         jacobian, g, at=at, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=allow_unconverged
     )
     # A state is 80 MB in the larger networks: what is no longer needed goes before the outer products come.
     del g, jacobian
+    lap("solve")
     found, statistics = hebbian(at, delta, state.x_mean)
+    lap("hebbian")
     asked = Asked(state, d_logits, mask_rule, recompute)
     return Backward({**grads, **found}, {**frozen.statistics, **statistics}, beta, solution, frozen, asked)

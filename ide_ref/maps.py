@@ -7,6 +7,7 @@ nothing but affine maps; what only the parameters' gradients need stands apart, 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -397,7 +398,7 @@ def read_out(frozen: Frozen, state: HasRates) -> NDArray:
 
 def freeze(
     network: Network,
-    params: Params,
+    params: Mapping[str, NDArray],
     x: NDArray | None = None,
     *,
     training: bool = False,
@@ -432,7 +433,7 @@ def freeze(
         _checks.kind("rng", rng, np.random.Generator)
     network.check_params(params)
     dtype = params["readout.weight"].dtype.newbyteorder("=")
-    params = {name: _checks.converted(name, params[name], dtype) for name in params}
+    theta: Params = {name: _checks.converted(name, params[name], dtype) for name in params}
     x_mean = cells = None
     if training:
         if x is None:
@@ -449,26 +450,26 @@ def freeze(
     pullbacks: list[Pullback] = []
     statistics: Params = {}
     for c in network.connections:
-        weight, singular = params.get(f"{c.name}.weight", np.empty((), dtype)), None
+        weight, singular = theta.get(f"{c.name}.weight", np.empty((), dtype)), None
         if c.restriction:
-            singular = network.leading_pair(c, weight, params[f"{c.name}.singular_vector"], tol)
+            singular = network.leading_pair(c, weight, theta[f"{c.name}.singular_vector"], tol)
             statistics[f"{c.name}.singular_vector"] = singular.right
             # α is inside its bounds already, by ``project``.
-            weight = weight * dtype.type(clamped(params[f"{c.name}.alpha"], c.restriction.c) / singular.value)
+            weight = weight * dtype.type(clamped(theta[f"{c.name}.alpha"], c.restriction.c) / singular.value)
         keep = None
         if n_batch is not None and rng is not None and c.dropout > 0:
             keep = constraints.dropout_mask((n_batch, c.synapse.n_out), c.dropout, rng, dtype)
         norm = None
         if c.batch_norm:
             parts = ("bn_weight", "bn_bias", "running_mean", "running_var")
-            scale, shift, mean, variance = (params[f"{c.name}.{part}"] for part in parts)
+            scale, shift, mean, variance = (theta[f"{c.name}.{part}"] for part in parts)
             norm = BatchNorm(scale, shift, mean, variance, from_batch=False)
-        m = AffineMap(c.name, c.synapse, c.synapse.to_taps(weight), params.get(f"{c.name}.bias"), norm, keep)
+        m = AffineMap(c.name, c.synapse, c.synapse.to_taps(weight), theta.get(f"{c.name}.bias"), norm, keep)
         if norm is not None and cells is not None and c.source == INPUT:
             z, mean, variance = BatchNormCache.of(c.name, m.pre_activation(cells), c.synapse.out_shape[0])
             m = replace(m, norm=replace(norm, mean=mean, variance=variance, from_batch=True), z=z)
         maps.append(m)
-        pullbacks.append(Pullback(c, params, singular))
-    readout = network.readout.synapse.to_taps(params["readout.weight"])
-    frozen = Frozen(network, params, tuple(maps), tuple(pullbacks), readout, n_batch, statistics, x_mean)
+        pullbacks.append(Pullback(c, theta, singular))
+    readout = network.readout.synapse.to_taps(theta["readout.weight"])
+    frozen = Frozen(network, theta, tuple(maps), tuple(pullbacks), readout, n_batch, statistics, x_mean)
     return network.edited(frozen, x)

@@ -1,7 +1,8 @@
 """What ``ide-ref bench`` times and derives; never how long it took."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -11,22 +12,26 @@ from graphs import cases
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ide_ref import bench, build, figures, presets, simulate
-from ide_ref.authors import profile_of
+from ide_ref import SGD, build, figures, presets, simulate
+from ide_ref.authors import PAPER, Profile
+from ide_ref.bench import dense, machine, steps
 from ide_ref.cli import main
 from ide_ref.neurons import IF
+from ide_ref.training import loop
+from ide_ref.training.step import STAGES
+from ide_ref.verify import small
 
 
 def test_timings_are_of_the_steps_described():
     preset = tiny.preset()
-    threads = (1, bench.most_threads())
+    threads = (1, machine.most_threads())
     before = numba.get_num_threads()
-    found = bench.run(preset, warm_up=2, repeats=3, threads=threads, rate=1e9)
+    found = steps.run(preset, warm_up=2, repeats=3, threads=threads, rate=1e9)
     assert numba.get_num_threads() == before
     assert [t.threads for t in found] == list(threads)
     for t in found:
         assert (t.preset, t.dtype, t.n_steps, t.batch_size) == ("tiny", "float32", 3, 16)
-        assert set(t.stages) == set(bench.STAGES)
+        assert set(t.stages) == set(STAGES)
         assert 0 < t.fastest <= t.step <= t.slowest
         # 8 (F8) over 64 inputs: the drive once, three sweeps forward; with the gradient twice and 34 sweeps.
         assert t.dense_forward == pytest.approx(2 * 16 * (64 * 8 + 3 * 64) / 1e9)
@@ -35,7 +40,7 @@ def test_timings_are_of_the_steps_described():
         assert document["ratio"] == t.step / t.dense_equivalent
         assert document["forward_ratio"] == t.dense_forward / t.forward
         assert document["samples_per_second"] == 16 / t.step
-        if t.threads == bench.most_threads():
+        if t.threads == machine.most_threads():
             assert document["blas_ratio"] == t.dense_rollout / t.forward > 0
         else:
             assert document["blas_ratio"] is None
@@ -47,56 +52,72 @@ def test_the_rollout_with_blas_is_the_same_rollout(case, room):
     assume(not case.network.is_train(case.x))
     assume(not any(c.synapse.depthwise and c.source != "input" for c in case.network.connections))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "COLUMNS_BYTES", room)
-        found = bench.dense_rollout(case.frozen, case.x, case.n_steps)
+        patch.setattr(dense, "COLUMNS_BYTES", room)
+        found = dense.dense_rollout(case.frozen, case.x, case.n_steps)
     np.testing.assert_allclose(found, simulate(case.frozen, case.x, case.n_steps).a, rtol=0, atol=1e-6)
 
 
-def test_the_steps_train_as_the_recipe_says(monkeypatch):
-    """Warm-up of the rate and the profile count: they decide how much the network fires."""
-    rates, profiles = [], []
-    learning_rate, freeze = bench.learning_rate, bench.freeze
+SWITCHES = ("paper", "authors", *(field.name for field in fields(Profile)))
 
-    def noted(*args, **options):
-        rates.append(learning_rate(*args, **options))
-        return rates[-1]
 
-    def kept(*args, **options):
-        if options.get("training"):
-            profiles.append(profile_of(args[0]))
-        return freeze(*args, **options)
+@pytest.mark.parametrize("name", ["digits", "mnist-64c5", "nmnist-64c5", "cifar10-alexnet-f", "cifar10-cifarnet-f"])
+@pytest.mark.parametrize("profile", SWITCHES)
+def test_the_steps_that_are_timed_are_those_of_training(name, profile, monkeypatch):
+    """The same gradients, parameters, velocities and rates to the last bit, step by step, whatever the profile."""
+    preset = small.shrink(presets.load(name, n_steps=4, profile="authors" if profile == "authors" else "paper"))
+    if profile not in ("paper", "authors"):
+        preset = replace(preset, profile=replace(PAPER, **{profile: True}))
+    preset = replace(preset, recipe=replace(preset.recipe, batch_size=4, allow_unconverged=True))
+    _, x, y = small.draw(preset, 12)
+    if len(preset.network.populations) > 1:  # spikes in the last one, too
+        x, preset = 4 * x, replace(preset, neuron=replace(preset.neuron, v_th=0.5))
+    data = SimpleNamespace(name="drawn", y_train=y)
+    for module in (steps, loop):
+        monkeypatch.setattr(module, "load_batch", lambda p, d, s, chosen, **_: (x[chosen].astype("f4"), y[chosen]))
+    monkeypatch.setattr(steps, "find_data", lambda *_: data)
+    original, made = SGD.step, []
 
-    monkeypatch.setattr(bench, "learning_rate", noted)
-    monkeypatch.setattr(bench, "freeze", kept)
-    profile = replace(tiny.preset().profile, one_power_step=True)
-    bench.run(replace(tiny.preset(), profile=profile), warm_up=1, repeats=3, threads=(1,), rate=1e9)
-    np.testing.assert_allclose(rates, tiny.RECIPE.lr * np.arange(1, 5) / tiny.RECIPE.warmup_steps)
-    assert profiles == [profile] * 4
+    def noted(self, params, velocity, gradients, *, rate):
+        found = original(self, params, velocity, gradients, rate=rate)
+        made.append((rate, gradients, *found))
+        return found
+
+    monkeypatch.setattr(SGD, "step", noted)
+    steps.run(preset, warm_up=1, repeats=2, threads=(1,), rate=1e9)
+    state = loop.begin(preset, 0)
+    for chosen in loop.generator(0, "order").permutation(12).reshape(3, 4):
+        state = loop._train_batch(state, data, chosen, 3)
+    assert len(made) == 6
+    for timed, trained in zip(made[:3], made[3:], strict=True):
+        assert timed[0] == trained[0]
+        for ours, theirs in zip(timed[1:], trained[1:], strict=True):
+            assert tiny.same(ours, theirs)
+    assert made[2][1]["readout.weight"].any()
 
 
 def test_a_spike_counts_for_each_receiver():
     network = build("2C3 (F2C3)", input_shape=(1, 4, 4), n_classes=2, neuron=IF())
     # Nine taps, less those beyond the border: 100 pairs of 16 positions, two channels each.
-    assert bench._events(network, np.array([[16], [16]])) == pytest.approx(2 * 16 * 100 * 2 / 16)
+    assert steps._events(network, np.array([[16], [16]])) == pytest.approx(2 * 16 * 100 * 2 / 16)
 
 
 @pytest.mark.parametrize(("threads", "message"), [((0,), "threads is"), ((10**6,), "whole numbers from 1 to")])
 def test_wrong_threads_are_named(threads, message):
     with pytest.raises(ValueError, match=message):
-        bench.run(tiny.preset(), warm_up=1, repeats=1, threads=threads, rate=1e9)
+        steps.run(tiny.preset(), warm_up=1, repeats=1, threads=threads, rate=1e9)
 
 
 def test_the_command_times_each_dtype_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(presets._TABLE, "tiny", tiny.preset())
-    monkeypatch.setattr(bench, "matrix_rate", lambda: 1e11)
+    monkeypatch.setattr(machine, "matrix_rate", lambda: 1e11)
     path = tmp_path / "roofline.png"
     words = ["bench", "tiny", "--steps", "1", "--warm-up", "1", "--dtype", "float32", "float64", "--threads", "1"]
     assert main([*words, "--figure", str(path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [t["dtype"] for t in document["timings"]] == ["float32", "float64"]
-    assert document["event_limits"].keys() == bench.EVENT_LIMITS.keys()
+    assert document["event_limits"].keys() == machine.EVENT_LIMITS.keys()
     assert all(rate > 0 for rate in document["event_limits"].values())
-    assert document["machine"]["threads"] == bench.most_threads()
+    assert document["machine"]["threads"] == machine.most_threads()
     assert path.stat().st_size > 10_000
     assert main(words) == 0
     assert "synaptic events a second a thread at most" in capsys.readouterr().out

@@ -318,27 +318,27 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """``ide-ref bench``."""
-    from ide_ref import bench as benchmark
+    from ide_ref.bench import continuous, machine, steps
 
     if args.continuous:
         # The leak 0.95 of a step, which is the unit of time here.
         runs = [
-            benchmark.continuous_speed(n, convolution=convolution, tau=tau, repeats=args.steps, seed=args.seed)
-            for n, convolution in benchmark.CONTINUOUS
+            continuous.continuous_speed(n, convolution=convolution, tau=tau, repeats=args.steps, seed=args.seed)
+            for n, convolution in continuous.CONTINUOUS
             for tau in (math.inf, -1.0 / math.log(0.95))
         ]
-        document = {"machine": benchmark.machine(), "continuous": [timing.to_dict() for timing in runs]}
-        _print(args, document, benchmark.continuous_table(runs))
+        document = {"machine": machine.describe(), "continuous": [timing.to_dict() for timing in runs]}
+        _print(args, document, continuous.continuous_table(runs))
         return 0
-    rate = benchmark.matrix_rate()
-    limits = benchmark.event_limits()
+    rate = machine.matrix_rate()
+    limits = machine.event_limits()
     timings = []
     for name in args.presets or ("digits", "fashion-mnist-400", "mnist-64c5"):
         for dtype in args.dtype:
             preset = _preset(args, name)
             changes = {n: v for n in ("batch_size", "solver", "tol") if (v := getattr(args, n)) is not None}
             preset = replace(preset, recipe=replace(preset.recipe, dtype=dtype, **changes))
-            timings += benchmark.run(
+            timings += steps.run(
                 preset,
                 data_dir=args.data_dir,
                 warm_up=args.warm_up,
@@ -348,7 +348,7 @@ def bench(args: argparse.Namespace) -> int:
                 rate=rate,
             )
     document = {
-        "machine": benchmark.machine(),
+        "machine": machine.describe(),
         "seed": args.seed,
         "event_limits": limits,
         "timings": [t.to_dict() for t in timings],
@@ -362,10 +362,10 @@ def bench(args: argparse.Namespace) -> int:
                 for t in timings
             ],
             limits=limits,
-            dense=rate / 2 / benchmark.most_threads(),
+            dense=rate / 2 / machine.most_threads(),
             path=args.figure,
         )
-    _print(args, document, benchmark.table(timings, limits))
+    _print(args, document, steps.table(timings, limits))
     return 0
 
 

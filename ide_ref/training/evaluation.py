@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import _checks
-from ide_ref.datasets import Dataset, normalise, random_crop, random_flip
+from ide_ref.datasets import Dataset, load, normalise, random_crop, random_flip
 from ide_ref.equilibrium import find_equilibrium
 from ide_ref.maps import freeze, read_out
 from ide_ref.presets import Preset
@@ -58,6 +58,12 @@ class Distance:
     distance: NDArray[np.floating]
     rms: float
     contraction: float
+
+
+def load_data(preset: Preset, *, data_dir: str | None = None, limit: int | None = None) -> Dataset:
+    """The data set of a preset's recipe, spike trains with its number of steps; as `ide_ref.datasets.load`."""
+    n_frames = preset.recipe.n_steps if preset.recipe.input == "spikes" else None
+    return load(preset.recipe.dataset, data_dir=data_dir, limit=limit, n_frames=n_frames)
 
 
 def load_batch(
@@ -131,7 +137,7 @@ def evaluate(
     if batch_size is None:
         batch_size = max(1, min(512, 2**24 // network.state_size))
     batch_size = _checks.whole("batch_size", batch_size)
-    frozen = freeze(network, dict(params))
+    frozen = freeze(preset.network, params)
     if not _checks.is_one_of(split, ("train", "test")):
         raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
     n_samples = len(data.y_train if split == "train" else data.y_test)

@@ -27,18 +27,15 @@ from ide_ref import _checks
 from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
-from ide_ref.implicit import backward
-from ide_ref.maps import freeze, read_out
+from ide_ref.maps import freeze
 from ide_ref.presets import Preset, Recipe
-from ide_ref.simulation import simulate
 from ide_ref.solvers import NotConverged
 from ide_ref.theory import verdict
 from ide_ref.training import checkpoint as checkpoints
 from ide_ref.training.checkpoint import Checkpoint
 from ide_ref.training.evaluation import evaluate, load_batch
-from ide_ref.training.losses import cross_entropy
 from ide_ref.training.schedule import learning_rate
-from ide_ref.training.sgd import SGD
+from ide_ref.training.step import NotFinite, optimiser, training_step
 
 CHECKPOINT, METRICS, RUN = "checkpoint.safetensors", "metrics.jsonl", "run.json"
 
@@ -99,7 +96,7 @@ def begin(preset: Preset, seed: int) -> Checkpoint:
     _checks.whole("seed", seed, 0)
     recipe, network = preset.recipe, preset.network
     params = network.init(generator(seed, "init"), dtype=recipe.dtype)
-    velocity = _optimiser(preset).start(params, network.trainable)
+    velocity = optimiser(recipe).start(params, network.trainable)
     return Checkpoint(preset, seed, params, velocity, 0, {}, ())
 
 
@@ -113,7 +110,7 @@ def train(
     command: Sequence[str] = (),
     log: TextIO | None = None,
 ) -> Training:
-    """Train a network and keep the books.
+    """Train a network and log its course.
 
     Writes into the folder `out`: ``run.json`` (what is needed to repeat it, and the outcome),
     ``metrics.jsonl`` (a line an epoch) and ``checkpoint.safetensors`` (at the start, after each epoch, and
@@ -168,7 +165,7 @@ def train(
     about = _about(preset, data, seed, command, state)
     # The largest file first: when the disk is too full for it, nothing else lies there.
     checkpoints.save(out / CHECKPOINT, state)
-    _write_books(out, about, state)
+    _write_logs(out, about, state)
     n_batches = math.ceil(len(data.y_train) / preset.recipe.batch_size)
     stopped_by = None
     # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
@@ -183,14 +180,14 @@ def train(
                     state = _train_batch(state, data, chunk, n_batches)
                 state = _end_epoch(state, data, n_batches, check)
                 checkpoints.save(out / CHECKPOINT, state)
-                _write_books(out, about, state)
+                _write_logs(out, about, state)
                 if log is not None:
                     log.write(_epoch_line(state) + "\n")
         except _Stopped as stopped:
             stopped_by = stopped.signum
             checkpoints.save(out / CHECKPOINT, state)
     result = Training(state, stopped_by)
-    _write_books(out, {**about, "result": result.summary()}, state)
+    _write_logs(out, {**about, "result": result.summary()}, state)
     return result
 
 
@@ -209,10 +206,6 @@ def _open(preset: Preset, seed: int, out: Path, resume: bool) -> Checkpoint:
     return state
 
 
-def _optimiser(preset: Preset) -> SGD:
-    return SGD(momentum=preset.recipe.momentum, weight_decay=preset.recipe.weight_decay)
-
-
 def _rate(state: Checkpoint, n_batches: int) -> float:
     recipe = state.preset.recipe
     return learning_rate(
@@ -227,51 +220,30 @@ def _rate(state: Checkpoint, n_batches: int) -> float:
 
 def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batches: int) -> Checkpoint:
     began = time.perf_counter()
-    preset, params = state.preset, state.params
-    recipe, network = preset.recipe, preset.network
+    preset = state.preset
     rng = generator(state.seed, "batch", state.epoch, state.step)
     x, y = load_batch(preset, data, "train", indices, rng=rng)
-    frozen = freeze(network, params, x, training=True, rng=rng)
-    rates = simulate(frozen, x, recipe.n_steps).without_potentials()
-    logits = read_out(frozen, rates)
-    loss, d_logits = cross_entropy(logits, y)
-    if not math.isfinite(loss):
-        raise _diverged(state, f"the loss is {loss}")
     try:
-        back = backward(
-            frozen,
-            rates,
-            d_logits,
-            solver=recipe.solver,
-            tol=recipe.tol,
-            max_iter=recipe.max_iter,
-            allow_unconverged=recipe.allow_unconverged,
-        )
+        done = training_step(preset, state.params, state.velocity, x, y, rate=_rate(state, n_batches), rng=rng)
+    except NotFinite as error:
+        raise _diverged(state, str(error)) from None
     except NotConverged as error:
-        raise _diverged(state, str(error), _easier(recipe)) from None
-    params, velocity = _optimiser(preset).step(
-        {**params, **back.statistics}, state.velocity, back.gradients, rate=_rate(state, n_batches)
-    )
-    params = network.project(params)
-    for name, array in params.items():
-        # The sum of squares, for the next step takes norms.
-        if not math.isfinite(float(np.vdot(array, array))):
-            raise _diverged(state, f"{name} has left the range of {array.dtype}")
-
+        raise _diverged(state, str(error), _easier(preset.recipe)) from None
+    solution = done.backward.solution
     totals = {
         "samples": len(y),
-        "loss": loss * len(y),
-        "correct": int(np.count_nonzero(logits.argmax(axis=1) == y)),
-        "spikes": int(rates.n_spikes.sum()),
-        "iterations": back.solution.iterations,
+        "loss": done.loss * len(y),
+        "correct": done.n_correct,
+        "spikes": int(done.rates.n_spikes.sum()),
+        "iterations": solution.iterations,
     }
     totals = {name: state.totals.get(name, 0) + value for name, value in totals.items()}
-    totals["residual"] = max(state.totals.get("residual", 0.0), float(back.solution.relative.max(initial=0.0)))
+    totals["residual"] = max(state.totals.get("residual", 0.0), float(solution.relative.max(initial=0.0)))
     if state.step == n_batches - 1:
-        totals["contraction"] = back.contraction
-        totals["certificate"] = float(back.certificate.max())
+        totals["contraction"] = done.backward.contraction
+        totals["certificate"] = float(done.backward.certificate.max())
     totals["seconds"] = state.totals.get("seconds", 0.0) + time.perf_counter() - began
-    return replace(state, params=params, velocity=velocity, step=state.step + 1, totals=totals)
+    return replace(state, params=done.params, velocity=done.velocity, step=state.step + 1, totals=totals)
 
 
 def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable[[], None]) -> Checkpoint:
@@ -313,7 +285,7 @@ def _easier(recipe: Recipe) -> str:
     return "a larger tol, another solver or a smaller learning rate"
 
 
-# --- books ------------------------------------------------------------------------------------------
+# --- logs -------------------------------------------------------------------------------------------
 
 
 def _about(preset: Preset, data: Dataset, seed: int, command: Sequence[str], state: Checkpoint) -> dict[str, Any]:
@@ -327,12 +299,17 @@ def _about(preset: Preset, data: Dataset, seed: int, command: Sequence[str], sta
         "command": list(command),
         "resumed_at": {"epoch": state.epoch, "batch": state.step} if state.epoch or state.step else None,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "scipy", "numba")},
-            "ide_ref": sys.modules["ide_ref"].__version__,
-        },
+        "versions": versions(),
         "machine": {"system": platform.system(), "cpu": cpu_model(), "threads": numba.get_num_threads()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("numpy", "scipy", "numba")},
+        "ide_ref": sys.modules["ide_ref"].__version__,
     }
 
 
@@ -346,7 +323,7 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _write_books(out: Path, about: dict[str, Any], state: Checkpoint) -> None:
+def _write_logs(out: Path, about: dict[str, Any], state: Checkpoint) -> None:
     write_atomically(out / RUN, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
     lines = (json.dumps(line) + "\n" for line in state.history)
     write_atomically(out / METRICS, "".join(lines).encode())

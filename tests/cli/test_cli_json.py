@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from ide_ref import bench, presets
+from ide_ref import presets
+from ide_ref.bench import machine
 from ide_ref.cli import main, parser
 from ide_ref.solvers import NotConverged
 from ide_ref.training import checkpoint, evaluation, loop
@@ -18,7 +19,7 @@ from ide_ref.training import checkpoint, evaluation, loop
 def words(tmp_path, monkeypatch):
     """A quick call of each command."""
     monkeypatch.setitem(presets._TABLE, "tiny", tiny.preset(epochs=2))
-    monkeypatch.setattr(bench, "matrix_rate", lambda: 1e11)
+    monkeypatch.setattr(machine, "matrix_rate", lambda: 1e11)
     path = tmp_path / "c.safetensors"
     checkpoint.save(path, loop.begin(tiny.preset(), 0))
     return {

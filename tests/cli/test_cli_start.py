@@ -59,15 +59,15 @@ def test_the_second_start_compiles_nothing(tmp_path):
 SLOW = """
 import sys, time
 from ide_ref.cli import main
-from ide_ref.training import loop
-original, calls = loop.backward, iter(range(100))
+from ide_ref.training import step
+original, calls = step.backward, iter(range(100))
 def slow(*args, **options):
     if next(calls) == 4:
         sys.stderr.write("waiting\\n")
         sys.stderr.flush()
         time.sleep(60)
     return original(*args, **options)
-loop.backward = slow
+step.backward = slow
 sys.exit(main(sys.argv[1:]))
 """
 

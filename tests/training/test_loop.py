@@ -13,7 +13,7 @@ from ide_ref import LIF, cross_entropy, freeze, read_out, simulate
 from ide_ref.datasets import augment
 from ide_ref.equilibrium import contraction
 from ide_ref.presets import Preset
-from ide_ref.training import checkpoint, loop
+from ide_ref.training import checkpoint, loop, step
 from ide_ref.training.evaluation import equilibrium_distance, evaluate, load_batch
 
 TIMES = ("seconds", "test_seconds")
@@ -174,7 +174,7 @@ def test_the_training_loss_is_the_mean_over_the_epoch_s_samples(data, tmp_path, 
         losses.append(result[0] * len(y))
         return result
 
-    monkeypatch.setattr(loop, "cross_entropy", spy)
+    monkeypatch.setattr(step, "cross_entropy", spy)
     result = loop.train(tiny.preset(), data, out=tmp_path)
     means = np.reshape(losses, (3, tiny.N_BATCHES)).sum(axis=1) / 50
     assert [line["train_loss"] for line in result.checkpoint.history] == pytest.approx(means)
@@ -269,7 +269,7 @@ def test_the_log_has_a_line_an_epoch(data, tmp_path):
     assert [line.split()[1] for line in log.getvalue().splitlines()] == ["1/3", "2/3", "3/3"]
 
 
-def test_log_books_and_checkpoint_say_in_words_whether_cond_holds(data, tmp_path):
+def test_the_logs_and_the_checkpoint_say_in_words_whether_cond_holds(data, tmp_path):
     # α starts at 0.9, so γ is 0.9/V_th or more until it falls.
     words = {2.0: "(COND) holds: the average rates", 0.3: "(COND) does not hold: the theorems promise no equilibrium"}
     for v_th, said in words.items():

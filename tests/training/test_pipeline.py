@@ -12,7 +12,7 @@ import tiny
 import ide_ref
 from ide_ref.datasets import load, make_recordings
 from ide_ref.presets import Preset
-from ide_ref.training import checkpoint, evaluation, loop
+from ide_ref.training import checkpoint, evaluation, loop, step
 
 
 def conv(**changes):
@@ -66,14 +66,14 @@ def test_an_epoch_of_one_batch_is_the_pipeline(tmp_path, make):
 def test_convolutions_resume_to_the_last_bit(tmp_path, monkeypatch):
     data, calls = tiny.data(40), iter(range(100))
     whole = loop.train(conv(epochs=2), data, out=tmp_path / "whole")
-    backward = loop.backward
+    backward = step.backward
 
     def interrupted(*args, **options):
         if next(calls) == 4:
             signal.raise_signal(signal.SIGINT)
         return backward(*args, **options)
 
-    monkeypatch.setattr(loop, "backward", interrupted)
+    monkeypatch.setattr(step, "backward", interrupted)
     stopped = loop.train(conv(epochs=2), data, out=tmp_path / "parts").checkpoint
     on_disk = checkpoint.load(tmp_path / "parts" / loop.CHECKPOINT)
     assert (on_disk.epoch, on_disk.step) == (stopped.epoch, stopped.step) == (1, 2)
@@ -91,20 +91,20 @@ def test_every_batch_has_random_numbers_of_its_own(tmp_path, monkeypatch):
         masks.extend(c.keep.tobytes() for c in frozen.maps if x is not None)
         return frozen
 
-    monkeypatch.setattr(loop, "freeze", spy)
+    monkeypatch.setattr(step, "freeze", spy)
     loop.train(tiny.preset(epochs=2, batch_size=25), tiny.data(), out=tmp_path)
     # A mask each for input and feedback, in each of two batches of each of two epochs.
     assert len(set(masks)) == len(masks) == 8
 
 
 def test_alpha_stays_within_its_bounds(tmp_path, monkeypatch):
-    backward = loop.backward
+    backward = step.backward
 
     def upwards(*args, **options):
         result = backward(*args, **options)
         return replace(result, gradients={**result.gradients, "feedback.alpha": np.float32(-100)})
 
-    monkeypatch.setattr(loop, "backward", upwards)
+    monkeypatch.setattr(step, "backward", upwards)
     assert loop.train(tiny.preset(epochs=1), tiny.data(), out=tmp_path).checkpoint.params["feedback.alpha"] == 1
 
 
@@ -150,14 +150,14 @@ def test_the_rates_do_not_depend_on_the_batches_and_nothing_is_written_into(make
 
 def test_the_first_number_that_is_not_finite_is_named(tmp_path, monkeypatch):
     """The loss, or the weights; in the second epoch's third batch."""
-    data, original = tiny.data(), loop.cross_entropy
+    data, original = tiny.data(), step.cross_entropy
     calls = iter(range(100))
 
     def broken(logits, y):
         loss, gradient = original(logits, y)
         return (np.nan if next(calls) == tiny.N_BATCHES + 2 else loss), gradient
 
-    monkeypatch.setattr(loop, "cross_entropy", broken)
+    monkeypatch.setattr(step, "cross_entropy", broken)
     with pytest.raises(loop.Diverged, match=r"^epoch 2, batch 3: the loss is nan; the checkpoint after epoch 1 is"):
         loop.train(tiny.preset(), data, out=tmp_path / "loss")
     monkeypatch.undo()

@@ -1,0 +1,1 @@
+"""Every timing: training steps by stage, runs in continuous time, and what the machine could do at best."""

@@ -1,0 +1,121 @@
+"""One training step from top to bottom: what `train` repeats and ``ide-ref bench`` times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ide_ref.implicit import Backward, backward
+from ide_ref.maps import freeze, read_out
+from ide_ref.network import Params
+from ide_ref.presets import Preset, Recipe
+from ide_ref.simulation import Rates, simulate
+from ide_ref.training.losses import cross_entropy
+from ide_ref.training.sgd import SGD
+
+STAGES = ("freeze", "rollout", "readout", "linearise", "solve", "hebbian", "update")
+"""Of a step, in their order; those from ``readout`` to ``hebbian`` are the stages of `ide_ref.backward`."""
+
+
+class NotFinite(RuntimeError):
+    """The loss or a parameter is not finite after a step."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one batch made of the parameters.
+
+    Attributes
+    ----------
+    params, velocity : dict of arrays
+        Parameters with running statistics, and the optimiser's velocity, after the step.
+    loss : float
+        Mean cross-entropy of the batch, before the step.
+    n_correct : int
+        Samples whose largest logit was the label's.
+    rates : Rates
+    backward : Backward
+    """
+
+    params: Params
+    velocity: Params
+    loss: float
+    n_correct: int
+    rates: Rates
+    backward: Backward
+
+
+def optimiser(recipe: Recipe) -> SGD:
+    """SGD with the recipe's momentum and weight decay."""
+    return SGD(momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def training_step(
+    preset: Preset,
+    params: Params,
+    velocity: Mapping[str, NDArray[np.floating]],
+    x: NDArray[np.floating],
+    y: ArrayLike,
+    *,
+    rate: float,
+    rng: np.random.Generator,
+    lap: Callable[[str], None] = lambda stage: None,
+) -> Step:
+    """Freeze, simulate, read out, differentiate, update.
+
+    Parameters
+    ----------
+    preset : Preset
+    params, velocity : dict of arrays
+        Not changed.
+    x : (B, *input_shape) or (B, T, *input_shape) array
+    y : (B,) integers
+    rate : float
+        Learning rate of this step.
+    rng : Generator
+        Draws the dropout masks.
+    lap : callable
+        Called with the name of each of `STAGES` as it ends.
+
+    Returns
+    -------
+    Step
+
+    Raises
+    ------
+    NotFinite
+        Naming the loss, or the first parameter that has left the range of its dtype.
+    NotConverged
+        (BETA) was not solved and the recipe does not allow that.
+    """
+    recipe, network = preset.recipe, preset.network
+    frozen = freeze(network, params, x, training=True, rng=rng)
+    lap("freeze")
+    rates = simulate(frozen, x, recipe.n_steps).without_potentials()
+    lap("rollout")
+    logits = read_out(frozen, rates)
+    loss, d_logits = cross_entropy(logits, y)
+    if not math.isfinite(loss):
+        raise NotFinite(f"the loss is {loss}")
+    back = backward(
+        frozen,
+        rates,
+        d_logits,
+        solver=recipe.solver,
+        tol=recipe.tol,
+        max_iter=recipe.max_iter,
+        allow_unconverged=recipe.allow_unconverged,
+        lap=lap,
+    )
+    new, velocity = optimiser(recipe).step({**params, **back.statistics}, velocity, back.gradients, rate=rate)
+    new = network.project(new)
+    for name, array in new.items():
+        # The sum of squares, for the next step takes norms.
+        if not math.isfinite(float(np.vdot(array, array))):
+            raise NotFinite(f"{name} has left the range of {array.dtype}")
+    lap("update")
+    return Step(new, velocity, loss, int(np.count_nonzero(logits.argmax(axis=1) == y)), rates, back)
