@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ide_ref.cli import commands
+from ide_ref.cli import _common, bench, conformance, data, equilibrium, evaluate, gradcheck, info, train
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -30,7 +30,15 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="ide-ref", description="Feedback spiking networks trained by implicit differentiation.")
     top.add_argument("--version", action="version", version=f"ide-ref {__version__}")
     sub = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_all(sub)
+    output, preset, datasets = _common.option_groups()
+    info.add(sub, [output, preset])
+    train.add(sub, [output, preset, datasets])
+    evaluate.add(sub, [output, datasets])
+    equilibrium.add(sub, [output, datasets])
+    gradcheck.add(sub, [output, preset, datasets])
+    conformance.add(sub, [output])
+    bench.add(sub, [output, preset, datasets])
+    data.add(sub, [output, datasets])
     return top
 
 
@@ -55,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ide-ref {args.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        return _fail(args.command, f"{error.name} is not installed; {commands.INSTALL}")
+        return _fail(args.command, f"{error.name} is not installed; {_common.INSTALL}")
     except ValueError as error:
         return _fail(args.command, str(error))
     except OSError as error:

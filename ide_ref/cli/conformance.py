@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ide_ref.cli import _common
+
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
@@ -25,7 +27,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def make(args: argparse.Namespace) -> int:
     """``ide-ref conformance make``."""
-    from ide_ref.cli import commands
     from ide_ref.verify import conformance
 
     manifest = conformance.make(args.directory, names=args.case)
@@ -39,15 +40,14 @@ def make(args: argparse.Namespace) -> int:
         "stages": list(conformance.STAGES),
     }
     text = f"{len(files)} cases, {size / 1e6:.1f} MB, schema version {conformance.VERSION}: {manifest}"
-    commands._print(args, document, text)
+    _common.print_result(args, document, text)
     return 0
 
 
 def compare(args: argparse.Namespace) -> int:
     """``ide-ref conformance compare``: exit status 1 where a case diverges."""
-    from ide_ref.cli import commands
     from ide_ref.verify import conformance
 
     report = conformance.compare(args.directory, args.outputs, stages=args.stage)
-    commands._print(args, report.to_dict(), report.table())
+    _common.print_result(args, report.to_dict(), report.table())
     return 0 if report.passed else 1

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ide_ref.cli import _common
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -27,15 +29,13 @@ _STATISTICS = 64  # images whose statistics normalise a freshly drawn network
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    from ide_ref.cli import commands
-
     p = sub.add_parser("equilibrium", parents=parents, help="distance from the equilibrium over time, and its bound")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
-    p.add_argument("--n-steps", type=commands._count, metavar="T", help="time steps (default: up to 1000)")
-    p.add_argument("--samples", type=commands._count, default=4, metavar="N", help="images (default 4)")
+    p.add_argument("--n-steps", type=_common.count, metavar="T", help="time steps (default: up to 1000)")
+    p.add_argument("--samples", type=_common.count, default=4, metavar="N", help="images (default 4)")
     p.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
     p.add_argument("--out", metavar="DIR", help="output folder (default: runs/NAME-equilibrium)")
-    p.add_argument("--seed", type=commands._seed, default=0)
+    p.add_argument("--seed", type=_common.seed, default=0)
     p.set_defaults(run=run, neuron="lif", profile="paper")
 
 
@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
 
     from ide_ref import figures
     from ide_ref._files import write_atomically
-    from ide_ref.cli import commands
     from ide_ref.maps import freeze
     from ide_ref.neurons import IF, LIF
     from ide_ref.simulation import simulate
@@ -94,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
         },
         "neurons": [{name: _plain(value) for name, value in panel.items()} for panel in panels],
     }
-    text = json.dumps(commands._finite(document), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_common.finite(document), ensure_ascii=False, allow_nan=False)
     write_atomically(out / "equilibrium.json", text.encode())
-    commands._print(args, document, _table(title, found.describe(), panels, n_steps, out))
+    _common.print_result(args, document, _table(title, found.describe(), panels, n_steps, out))
     return 0
 
 
@@ -105,11 +104,10 @@ def _network(args: argparse.Namespace) -> tuple[Preset, Params, bool]:
     import numpy as np
 
     from ide_ref import presets
-    from ide_ref.cli import commands
 
     fresh = args.network in presets.names()
     n_steps, args.n_steps = args.n_steps, None
-    preset, params = commands._network(args, args.network)
+    preset, params = _common.load_network(args, args.network)
     args.n_steps = n_steps
     if preset.recipe.input == "spikes" and n_steps is not None:
         preset = replace(preset, recipe=replace(preset.recipe, n_steps=n_steps))
@@ -120,10 +118,9 @@ def _network(args: argparse.Namespace) -> tuple[Preset, Params, bool]:
 def _batch(args: argparse.Namespace, preset: Preset, n: int) -> NDArray:
     import numpy as np
 
-    from ide_ref.cli import commands
-    from ide_ref.training.evaluation import load_batch
+    from ide_ref.training.evaluation import load_batch, load_data
 
-    data = commands._data(preset, args, n)
+    data = load_data(preset, data_dir=args.data_dir, limit=n)
     x, _ = load_batch(preset, data, "test", np.arange(min(n, len(data.y_test))))
     return x.astype(np.float64)
 

@@ -6,33 +6,38 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct")
+from ide_ref.cli import _common
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ide_ref.network import Params
+    from ide_ref.presets import Preset
+
 _TOL = {"central": 1e-7, "cell": 1e-9}
 _TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    from ide_ref.cli import commands
-
     p = sub.add_parser("gradcheck", parents=parents, help="implicit gradient against differences")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
     p.add_argument("--small", action="store_true", help="the preset's structure in small, on drawn inputs: no data set")
-    p.add_argument("--samples", type=commands._count, default=8, metavar="N", help="batch size (default 8)")
+    p.add_argument("--samples", type=_common.count, default=8, metavar="N", help="batch size (default 8)")
     p.add_argument(
         "--method",
         choices=tuple(_TOL),
         default="central",
         help="central: (FP) solved anew, kinks set aside; cell: every neuron held on its piece (default central)",
     )
-    p.add_argument("--coordinates", type=commands._seed, default=12, metavar="N", help="drawn a parameter (default 12)")
-    p.add_argument("--directions", type=commands._seed, default=2, metavar="N", help="drawn a parameter (default 2)")
+    p.add_argument("--coordinates", type=_common.seed, default=12, metavar="N", help="drawn a parameter (default 12)")
+    p.add_argument("--directions", type=_common.seed, default=2, metavar="N", help="drawn a parameter (default 2)")
     p.add_argument("--one-sided", action="store_true", help="difference on one side where a kink lies on the other")
-    p.add_argument("--step", type=commands._positive, metavar="H", help="longest step (default: 0.02 central, 2 cell)")
-    p.add_argument("--tol", type=commands._positive, help="largest relative error (default: 1e-7 central, 1e-9 cell)")
-    p.add_argument("--solver", choices=_SOLVERS, default="gmres", help="of (BETA) (default gmres)")
+    p.add_argument("--step", type=_common.positive, metavar="H", help="longest step (default: 0.02 central, 2 cell)")
+    p.add_argument("--tol", type=_common.positive, help="largest relative error (default: 1e-7 central, 1e-9 cell)")
+    p.add_argument("--solver", choices=_common.SOLVERS, default="gmres", help="of (BETA) (default gmres)")
     p.add_argument("--evaluation", action="store_true", help="running statistics and no dropout, as in evaluation")
     p.add_argument("--sweep", metavar="FILE", help="draw the error over the step, a V, to a .png or .svg file")
     p.add_argument(
@@ -42,7 +47,7 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--times", metavar="T,T", help="of the budget (default: 14 from 1 to 200; for trains, to their length)"
     )
     p.add_argument("--parameter", metavar="NAME", help="of the sweep's direction (default: all together)")
-    p.add_argument("--seed", type=commands._seed, default=0)
+    p.add_argument("--seed", type=_common.seed, default=0)
     p.set_defaults(run=run)
 
 
@@ -50,10 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """``ide-ref gradcheck``: exit status 1 where the gradient is wrong."""
     import numpy as np
 
-    from ide_ref import figures
-    from ide_ref.cli import commands
-    from ide_ref.training.evaluation import load_batch
-    from ide_ref.verify import check_gradient, explain_over_time, small, sweep_steps, table_over_time
+    from ide_ref.training.evaluation import load_batch, load_data
+    from ide_ref.verify import check_gradient, small
 
     figure, budget = _figure("--sweep", args.sweep), _figure("--budget", args.budget)
     if figure is None and args.parameter is not None:
@@ -64,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     if args.coordinates == args.directions == 0:
         raise ValueError("--coordinates and --directions are both 0; expected something to check")
     if args.small:
-        preset = small.shrink(commands._preset(args, args.network))
+        preset = small.shrink(_common.load_preset(args, args.network))
     else:
-        preset, params = commands._network(args, args.network)
+        preset, params = _common.load_network(args, args.network)
     preset = replace(preset, recipe=replace(preset.recipe, dtype="float64"))
     network = preset.network
     if args.parameter is not None and args.parameter not in network.trainable:
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.small:
         params, x, y = small.draw(preset, args.samples, seed=args.seed)
     else:
-        data = commands._data(preset, args, args.samples)
+        data = load_data(preset, data_dir=args.data_dir, limit=args.samples)
         x, y = load_batch(preset, data, "train", np.arange(min(args.samples, len(data.y_train))))
     report = check_gradient(
         network,
@@ -101,37 +104,65 @@ def run(args: argparse.Namespace) -> int:
     document = {"preset": preset.name, "samples": len(y), **report.to_dict()}
     text = report.table()
     if figure is not None:
-        sweep = sweep_steps(
-            network, params, x, y, parameter=args.parameter, seed=args.seed, training=not args.evaluation
-        )
-        title = f"{preset.name}, {args.parameter or 'all parameters'}"
-        figures.step_sweep(sweep, title=title, path=figure)
-        document["sweep"] = {**sweep.to_dict(), "parameter": args.parameter, "figure": str(figure)}
-        text += f"\n\n{title}: relative error over the step, * beyond a kink\n{sweep.table()}\nwritten: {figure}"
+        document["sweep"], said = _draw_sweep(args, preset, params, x, y, figure)
+        text += said
     if budget is not None:
-        recipe = preset.recipe
-        budgets = explain_over_time(
-            network,
-            params,
-            x,
-            y,
-            times or [t for t in _TIMES if longest is None or t <= longest],
-            solver=recipe.solver,
-            tol=recipe.tol,
-            max_iter=recipe.max_iter,
-            profile=preset.profile,
-            training=not args.evaluation,
-            seed=args.seed,
-        )
-        title = f"{preset.name} ({network.neuron.name.upper()}), {len(y)} samples"
-        figures.budget_over_time(budgets, title=title, path=budget)
-        document["budget"] = {"over_time": [b.to_dict() for b in budgets], "figure": str(budget)}
-        text += (
-            f"\n\nwhat separates training's gradient ({recipe.solver}, tolerance {recipe.tol:g}) from the exact one\n"
-            f"{table_over_time(budgets)}\nwritten: {budget}"
-        )
-    commands._print(args, document, text)
+        times = times or tuple(t for t in _TIMES if longest is None or t <= longest)
+        document["budget"], said = _draw_budget(args, preset, params, x, y, times, budget)
+        text += said
+    _common.print_result(args, document, text)
     return 0 if report.passed else 1
+
+
+def _draw_sweep(
+    args: argparse.Namespace, preset: Preset, params: Params, x: NDArray, y: NDArray, path: Path
+) -> tuple[dict[str, Any], str]:
+    """The error over the step as a figure, a part of the document and a part of the text."""
+    from ide_ref import figures
+    from ide_ref.verify import sweep_steps
+
+    sweep = sweep_steps(
+        preset.network, params, x, y, parameter=args.parameter, seed=args.seed, training=not args.evaluation
+    )
+    title = f"{preset.name}, {args.parameter or 'all parameters'}"
+    figures.step_sweep(sweep, title=title, path=path)
+    text = f"\n\n{title}: relative error over the step, * beyond a kink\n{sweep.table()}\nwritten: {path}"
+    return {**sweep.to_dict(), "parameter": args.parameter, "figure": str(path)}, text
+
+
+def _draw_budget(
+    args: argparse.Namespace,
+    preset: Preset,
+    params: Params,
+    x: NDArray,
+    y: NDArray,
+    times: tuple[int, ...],
+    path: Path,
+) -> tuple[dict[str, Any], str]:
+    """The error budget of training's gradient over T, in the same three forms."""
+    from ide_ref import figures
+    from ide_ref.verify import explain_over_time, table_over_time
+
+    recipe = preset.recipe
+    budgets = explain_over_time(
+        preset.network,
+        params,
+        x,
+        y,
+        times,
+        solver=recipe.solver,
+        tol=recipe.tol,
+        max_iter=recipe.max_iter,
+        training=not args.evaluation,
+        seed=args.seed,
+    )
+    title = f"{preset.name} ({preset.neuron.name.upper()}), {len(y)} samples"
+    figures.budget_over_time(budgets, title=title, path=path)
+    text = (
+        f"\n\nwhat separates training's gradient ({recipe.solver}, tolerance {recipe.tol:g}) from the exact one\n"
+        f"{table_over_time(budgets)}\nwritten: {path}"
+    )
+    return {"over_time": [b.to_dict() for b in budgets], "figure": str(path)}, text
 
 
 def _figure(option: str, name: str | None) -> Path | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ide_ref import LIF, figures, presets
-from ide_ref.cli import commands, main
+from ide_ref.cli import _common, main
 from ide_ref.training import checkpoint, loop
 
 
@@ -63,7 +63,7 @@ def test_beyond_cond_the_report_and_the_figure_say_so(tmp_path, capsys, monkeypa
         preset = replace(presets.load(name), neuron=LIF(0.95, v_th))
         return preset, loop.begin(preset, 0).params
 
-    monkeypatch.setattr(commands, "_network", network)
+    monkeypatch.setattr(_common, "load_network", network)
     titles = []
     draw = figures.convergence
     monkeypatch.setattr(figures, "convergence", lambda p, **named: (titles.append(named["title"]), draw(p, **named)))

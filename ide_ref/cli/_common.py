@@ -1,0 +1,95 @@
+"""What the commands share: options, the networks and data they name, and how results are printed.
+
+Heavy imports happen when a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ide_ref.network import Params
+    from ide_ref.presets import Preset
+
+INSTALL = "pip install 'ide_ref[train]'"
+SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct")
+
+
+def option_groups() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Options of several commands: how results are printed, which form of a preset, where data are looked for."""
+    output, preset, data = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    output.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    preset.add_argument("--neuron", choices=("lif", "if"), default="lif")
+    preset.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
+    preset.add_argument("--profile", choices=("paper", "authors"), default="paper", help="authors: their differences")
+    preset.add_argument("--n-steps", type=count, metavar="T", help="time steps (default: the preset's)")
+    data.add_argument("--data-dir", metavar="DIR", help="folder that holds the data sets' folders")
+    return output, preset, data
+
+
+def count(text: str, least: int = 1) -> int:
+    """An option that is a whole number."""
+    try:
+        n = int(text)
+    except ValueError:
+        n = least - 1
+    if n < least:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a whole number of at least {least}")
+    return n
+
+
+def seed(text: str) -> int:
+    """An option that is a whole number of at least 0."""
+    return count(text, 0)
+
+
+def positive(text: str) -> float:
+    """An option that is a positive, finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a positive number")
+    return value
+
+
+def print_result(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
+    """The result on stdout: the document with ``--json``, the text without."""
+    print(json.dumps(finite(document), ensure_ascii=False, allow_nan=False) if args.json else text)
+
+
+def finite(value: Any) -> Any:
+    """The same with null for NaN and infinite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def load_preset(args: argparse.Namespace, name: str) -> Preset:
+    """A preset in the form that the options say."""
+    from ide_ref import presets
+
+    return presets.load(name, neuron=args.neuron, n_steps=args.n_steps, norm=args.norm, profile=args.profile)
+
+
+def load_network(args: argparse.Namespace, name: str) -> tuple[Preset, Params]:
+    """A preset's freshly drawn parameters, or a checkpoint's."""
+    from ide_ref import presets
+
+    # A folder may well be called like a preset.
+    if name not in presets.names() and (Path(name).suffix == ".safetensors" or Path(name).exists()):
+        from ide_ref.training import checkpoint
+
+        state = checkpoint.load(name)
+        return state.preset, state.params
+    from ide_ref.training.loop import begin
+
+    preset = load_preset(args, name)
+    return preset, begin(preset, args.seed).params

@@ -1,0 +1,48 @@
+"""``ide-ref data``: which data sets were found, and how to get the others."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ide_ref.cli import _common
+
+
+def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    p = sub.add_parser("data", parents=parents, help="which data sets were found, and how to get the others")
+    p.add_argument("--download", metavar="NAME", help="fetch a data set from its published address")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``ide-ref data``."""
+    from ide_ref.datasets import fetch, status
+
+    if args.download:
+        print(f"{args.download}: in {fetch(args.download, progress=True)}", file=sys.stderr)
+    found = status(data_dir=args.data_dir)
+    document = {
+        s.info.name: {
+            "title": s.info.title,
+            "found": s.found,
+            "path": str(s.path) if s.path else None,
+            "train": s.n_train,
+            "test": s.n_test,
+            "problem": s.problem,
+            "how_to_get": s.info.how_to_get,
+            "licence": s.info.licence,
+        }
+        for s in found
+    }
+    lines = []
+    for s in found:
+        if s.found:
+            lines.append(f"{s.info.name:<14} found    {s.n_train:,} + {s.n_test:,} in {s.path}")
+        else:
+            state = "unusable" if s.problem else "missing"
+            lines.append(f"{s.info.name:<14} {state:<8} {s.problem or s.info.how_to_get}")
+        lines.append(f"{'':<14} {s.info.title}; {s.info.licence}")
+    _common.print_result(args, document, "\n".join(lines))
+    return 0

@@ -1,0 +1,66 @@
+"""``ide-ref evaluate``: accuracy, firing rates, distance to equilibrium."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ide_ref.cli import _common
+
+
+def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    p = sub.add_parser("evaluate", parents=parents, help="accuracy, firing rates, distance to equilibrium")
+    p.add_argument("checkpoint", metavar="CHECKPOINT")
+    p.add_argument("--limit", type=_common.count, metavar="N")
+    p.add_argument("--threads", type=_common.count, metavar="N")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``ide-ref evaluate``."""
+    import numpy as np
+
+    from ide_ref.equilibrium import contraction
+    from ide_ref.maps import freeze
+    from ide_ref.solvers import NotConverged
+    from ide_ref.theory import verdict
+    from ide_ref.training import checkpoint, evaluation
+
+    state = checkpoint.load(args.checkpoint)
+    data = evaluation.load_data(state.preset, data_dir=args.data_dir, limit=args.limit or state.preset.recipe.limit)
+    result = evaluation.evaluate(state.preset, state.params, data)
+    x, _ = evaluation.load_batch(state.preset, data, "test", np.arange(min(16, len(data.y_test))))
+    distance, problem = None, None
+    try:
+        distance = evaluation.equilibrium_distance(state.preset, state.params, x.astype(np.float64))
+    except NotConverged as error:
+        problem = str(error)
+    gamma = distance.contraction if distance else contraction(freeze(state.preset.network, state.params))
+    document = {
+        "checkpoint": args.checkpoint,
+        "preset": state.preset.name,
+        "epochs": len(state.history),
+        "samples": result.n_samples,
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "firing_rates": result.firing_rates,
+        "distance_to_equilibrium_rms": distance.rms if distance else None,
+        "contraction": gamma,
+        "condition_holds": gamma < 1,
+        "equilibrium_problem": problem,
+    }
+    rates = "\n".join(f"  {name:<6} {rate:.4f} spikes a neuron and step" for name, rate in result.firing_rates.items())
+    text = (
+        f"{state.preset.name} after {len(state.history)} {'epoch' if len(state.history) == 1 else 'epochs'}, "
+        f"{result.n_samples:,} test {'images' if data.n_frames is None else 'recordings'}\n"
+        f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}\nfiring rates\n{rates}\n"
+        f"distance of a[T] from the equilibrium: "
+    )
+    if distance:
+        text += f"{distance.rms:.4f} a neuron (root mean square, {len(x)} images)"
+    else:
+        text += f"unknown ({problem})"
+    text += f"\ncontraction gamma = {gamma:.4f} in operator norms; {verdict(gamma)}"
+    _common.print_result(args, document, text)
+    return 0

@@ -1,0 +1,57 @@
+"""``ide-ref info``: structure, sizes and norms of an initialised network."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ide_ref.cli import _common
+
+
+def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    p = sub.add_parser("info", parents=parents, help="structure, sizes and norms of an initialised network")
+    p.add_argument("preset", metavar="PRESET")
+    p.add_argument("--seed", type=_common.seed, default=0)
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``ide-ref info``."""
+    from ide_ref.equilibrium import contraction
+    from ide_ref.maps import freeze
+    from ide_ref.theory import verdict
+
+    preset, params = _common.load_network(args, args.preset)
+    network = preset.network
+    frozen = freeze(preset.network, params)
+    gamma = contraction(frozen)
+    norms = {m.name: m.operator_norm for m in frozen.maps}
+    document = {
+        "preset": preset.name,
+        "structure": preset.structure,
+        "neuron": network.neuron.name,
+        "leak": network.neuron.leak,
+        "v_th": network.neuron.v_th,
+        "n_steps": preset.recipe.n_steps,
+        "populations": {p.name: list(p.shape) for p in network.populations},
+        "neurons": network.n_neurons,
+        "parameters": network.n_parameters,
+        "operator_norms": norms,
+        "contraction": gamma,
+        "condition_holds": gamma < 1,
+    }
+    lines = [
+        f"{preset.name}: {preset.structure}, {network.neuron.name.upper()} (leak {network.neuron.leak:g}, V_th "
+        f"{network.neuron.v_th:g}), T = {preset.recipe.n_steps}",
+        f"neurons     {network.n_neurons:>12,}   (input included)",
+        f"parameters  {network.n_parameters:>12,}",
+        "",
+        f"{'connection':<12}{'from':>7}  {'to':<6}{'shape':>26}  operator norm",
+    ]
+    for c in network.connections:
+        shapes = f"{'x'.join(map(str, c.synapse.in_shape))} -> {'x'.join(map(str, c.synapse.out_shape))}"
+        lines.append(f"{c.name:<12}{c.source:>7}  {c.target:<6}{shapes:>26}  {norms[c.name]:.4f}")
+    lines += ["", f"contraction gamma = {gamma:.4f} in operator norms; {verdict(gamma)}."]
+    _common.print_result(args, document, "\n".join(lines))
+    return 0
