@@ -6,14 +6,17 @@ normalisation, spikes, rates, β and gradients are computed by the equations alo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import equations
 from ide_ref.maps import Frozen
-from ide_ref.network import Params
+from ide_ref.network import Network, Params
 from ide_ref.synapses import Synapse, to_cells
 
 
@@ -36,6 +39,8 @@ class Specified:
     training : bool
     readout_tie : (n_classes, n) int array
         Which number of the readout's weight stands where in W^o, whose columns are cells.
+    method : module
+        The equations.
     """
 
     net: equations.Network
@@ -46,6 +51,7 @@ class Specified:
     x: NDArray
     training: bool
     readout_tie: NDArray[np.int64]
+    method: ModuleType = equations
 
     def gradient(self, y: NDArray) -> tuple[float, NDArray, NDArray, Params, Params]:
         """L, a[T] (B, n), β (B, n), the gradients of all parameters by name, and the running statistics.
@@ -54,7 +60,7 @@ class Specified:
         ----------
         y : (B,) int array
         """
-        value, a, beta, found = equations.gradient(
+        value, a, beta, found = self.method.gradient(
             self.net, self.connections, self.params, self.readout, self.x, y, self.training
         )
         gradients: Params = {}
@@ -78,17 +84,45 @@ def specified(frozen: Frozen, x: NDArray, n_steps: int) -> Specified:
     n_steps : int
         T of a static input.
     """
-    network = frozen.network
+    masks = {m.name: m.keep for m in frozen.maps if m.keep is not None}
+    return specify(frozen.network, frozen.params, x, n_steps, masks=masks, training=frozen.batch_size is not None)
+
+
+def specify(
+    network: Network,
+    params: Params,
+    x: NDArray,
+    n_steps: int,
+    *,
+    masks: Mapping[str, NDArray],
+    training: bool,
+    method: ModuleType = equations,
+) -> Specified:
+    """A network, its parameters and its input by the equations, in float64.
+
+    Parameters
+    ----------
+    params : dict of arrays
+        Vectors that a search for ‖W̄‖ starts from are not needed.
+    x : (B, *input_shape) or (B, T, *input_shape) array
+    n_steps : int
+        T of a static input.
+    masks : mapping of str to (B, n_to) array
+        Dropout masks of connections by name, in cell order.
+    training : bool
+        Whether input connections are normalised with the batch's own statistics.
+    method : module
+        The equations, or a copy of them with a mistake.
+    """
     steps = x if network.is_train(x) else np.repeat(x[:, None], n_steps, axis=1)
     inputs = np.stack([to_cells(steps[:, t], network.input_shape) for t in range(steps.shape[1])], axis=1)
     inputs = inputs.astype(np.float64)
-    x_mean = equations.average(inputs, network.neuron.leak)
-    training = frozen.batch_size is not None
-    connections, params, maps = [], [], []
-    for c, made, (source, target) in zip(network.connections, frozen.maps, network.ends, strict=True):
+    x_mean = method.average(inputs, network.neuron.leak)
+    connections, owned, maps = [], [], []
+    for c, (source, target) in zip(network.connections, network.ends, strict=True):
         own = {
             name.rsplit(".", 1)[1]: np.asarray(value, np.float64)
-            for name, value in frozen.params.items()
+            for name, value in params.items()
             if name.rsplit(".", 1)[0] == c.name
         }
         weightless = not c.synapse.weight_shape
@@ -100,21 +134,22 @@ def specified(frozen: Frozen, x: NDArray, n_steps: int) -> Specified:
             np.arange(c.synapse.n_out) % c.synapse.out_shape[0],
             None if c.restriction is None else c.restriction.norm,
         )
-        keep = np.ones((len(x), c.synapse.n_out)) if made.keep is None else made.keep.astype(np.float64)
+        keep = np.asarray(masks.get(c.name, np.ones((len(x), c.synapse.n_out))), np.float64)
         connections.append(connection)
-        params.append(own)
-        maps.append(equations.freeze(connection, own, x_mean, keep, training))
+        owned.append(own)
+        maps.append(method.freeze(connection, own, x_mean, keep, training))
     net = equations.Network(
         [population.size for population in network.populations], maps, network.neuron.leak, network.neuron.v_th
     )
     # The readout's matrix in cell order.
     order = tie(network.readout.synapse)
-    W_o = equations.tied(frozen.params["readout.weight"].astype(np.float64), order)
-    readout = (network.index(network.readout.source), W_o, frozen.params["readout.bias"].astype(np.float64))
+    W_o = equations.tied(params["readout.weight"].astype(np.float64), order)
+    readout = (network.index(network.readout.source), W_o, params["readout.bias"].astype(np.float64))
     names = [c.name for c in network.connections]
-    return Specified(net, connections, params, readout, names, inputs, training, order)
+    return Specified(net, connections, owned, readout, names, inputs, training, order, method)
 
 
+@lru_cache(maxsize=32)
 def tie(synapse: Synapse) -> NDArray[np.int64]:
     """(n_out, n_in) which number of the weight array, flat, stands at each place of the matrix; −1 for none."""
     count = int(np.prod(synapse.weight_shape))

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ide_ref.cli import conformance as command
-from ide_ref.verify.conformance import PackError, load, reference
+from ide_ref.verify.conformance import VERSION, PackError, load, reference
 
 ONE = "mnist-64c5-lif-static-float32-bn"
 
@@ -27,7 +27,7 @@ def test_make_and_compare(tmp_path, capsys):
     outputs.mkdir()
     assert run("make", pack, "--case", ONE, "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert (document["cases"], document["version"]) == (1, 1)
+    assert (document["cases"], document["version"]) == (1, VERSION)
     (case,) = load(pack)
     out = {name: np.asarray(value, order="C") for name, value in reference(case).items()}
     save_file(out, outputs / f"{ONE}.safetensors")

@@ -1,0 +1,20 @@
+"""Conformance packs: small cases with the expected output of every stage, and the search for the first wrong number.
+
+A pack is a folder with ``manifest.json`` and one safetensors file a case. Every array has the layout of the
+field: batch first, then (time,) channels, rows, columns. A port reads ``input/*`` and ``param/*``, computes, and
+returns or writes what the file has under ``expected/*``, as far as it goes. What is expected is what
+:mod:`ide_ref.equations` gives in float64. Margins and rounding bounds in the pack make the tolerance a rule: inputs
+are drawn so that no rounding of a right port can flip a spike, so every spike must agree, and then every later
+number to a fixed relative tolerance.
+"""
+
+from ide_ref.verify.conformance.compare import CaseResult, ConformanceReport, Divergence, check, compare
+from ide_ref.verify.conformance.make import cases, make
+from ide_ref.verify.conformance.pack import RTOL, SCHEMA, STAGES, VERSION, Case, PackError, load
+from ide_ref.verify.conformance.ports import reference, run_port
+
+# fmt: off
+__all__ = [
+    "RTOL", "SCHEMA", "STAGES", "VERSION", "Case", "CaseResult", "ConformanceReport", "Divergence", "PackError",
+    "cases", "check", "compare", "load", "make", "reference", "run_port",
+]

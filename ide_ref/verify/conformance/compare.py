@@ -1,0 +1,360 @@
+"""Judging a port's outputs: stage by stage, up to the first wrong number."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref.verify.compare import as_array
+from ide_ref.verify.conformance.pack import (
+    DISCRETE,
+    STAGES,
+    Case,
+    PackError,
+    configs,
+    errors,
+    load,
+    read_arrays,
+    stage_of,
+)
+
+OUTPUTS = "a mapping of '<stage>/<name>' to arrays"
+"""What a port gives for a case, in words."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first wrong number of a case, or what kept it from being compared.
+
+    Attributes
+    ----------
+    case, stage, array : str
+        ``array`` is the population, connection or parameter; empty for stages with a single array. ``stage`` is empty
+        where the case itself is unknown.
+    kind : {"value", "missing", "shape", "dtype", "not finite", "error", "unknown"}
+    step : int or None
+        1 to T, for spikes.
+    index : tuple of int
+        (sample, neuron...) in the array, without the step.
+    expected, got : float
+    error, allowed : float
+    rounding : bool or None
+        Whether rounding can explain it; None where that is no question.
+    detail : str
+    """
+
+    case: str
+    stage: str
+    array: str
+    kind: str
+    step: int | None = None
+    index: tuple[int, ...] = ()
+    expected: float = float("nan")
+    got: float = float("nan")
+    error: float = float("nan")
+    allowed: float = float("nan")
+    rounding: bool | None = None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        where = ", ".join([f"case {self.case}", *([f"stage {self.stage}"] if self.stage else [])])
+        where += f", {self.array}" if self.array else ""
+        if self.kind != "value":
+            return f"{where}: {self.detail}"
+        if self.step is not None:
+            where += f", step {self.step}"
+        if self.index:
+            first = "sample" if self.stage not in ("weight", "grad", "new") else "index"
+            rest = f" {self.index}" if first == "index" else f" {self.index[0]}, neuron {self.index[1:]}"
+            where += f", {first}{rest}"
+        explained = "rounding can explain it" if self.rounding else "rounding cannot explain it"
+        tail = f"; {self.detail}" if self.detail else ""
+        return (
+            f"{where}: expected {self.expected:.9g}, got {self.got:.9g} (error {self.error:.1e}, allowed "
+            f"{self.allowed:.1e}): {explained}{tail}"
+        )
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """How one case went.
+
+    Attributes
+    ----------
+    case : str
+    divergence : Divergence or None
+    compared : tuple of str
+        Stages that agree.
+    complete : bool
+        Whether the port's output reaches the last stage.
+    """
+
+    case: str
+    divergence: Divergence | None
+    compared: tuple[str, ...]
+    complete: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that is there agrees, and something is there."""
+        return self.divergence is None and bool(self.compared)
+
+
+@dataclass(frozen=True)
+class ConformanceReport:
+    """Result of :func:`compare` and :func:`run_port`.
+
+    Attributes
+    ----------
+    results : tuple of CaseResult
+    absent : tuple of str
+        Cases of the pack without any output; they are not counted against the port.
+    """
+
+    results: tuple[CaseResult, ...]
+    absent: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case agrees as far as it goes."""
+        return bool(self.results) and all(result.passed for result in self.results)
+
+    @property
+    def first(self) -> Divergence | None:
+        """The first divergence: of the earliest stage, in the order of the cases."""
+        found = [result.divergence for result in self.results if result.divergence is not None]
+        return min(found, key=lambda d: STAGES.index(d.stage) if d.stage in STAGES else -1) if found else None
+
+    def table(self) -> str:
+        """The report as text."""
+        lines = []
+        partial: dict[tuple[str, ...], list[str]] = {}
+        for result in self.results:
+            if result.divergence is not None:
+                lines.append(f"FAILED  {result.divergence}")
+            elif not result.compared:
+                lines.append(f"FAILED  case {result.case}: nothing to compare")
+            elif not result.complete:
+                partial.setdefault(result.compared, []).append(result.case)
+        for stages, names in partial.items():
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"agrees  case {names[0]}{others}, as far as it goes: {', '.join(stages)}")
+        good = sum(result.passed for result in self.results)
+        whole = sum(result.passed and result.complete for result in self.results)
+        lines.append(f"{good} of {len(self.results)} cases agree, {whole} of them through every stage")
+        if self.absent:
+            others = f" and {len(self.absent) - 1} more" if len(self.absent) > 1 else ""
+            lines.append(f"no output of {self.absent[0]}{others}: not compared")
+        if self.first is not None:
+            lines.append(f"look first at: {self.first}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values; numbers that are not finite become null."""
+
+        def row(d: Divergence | None) -> dict[str, Any] | None:
+            values = {} if d is None else vars(d)
+            plain = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+            return {**plain, "text": str(d)} if plain else None
+
+        cases = [{**vars(r), "passed": r.passed, "divergence": row(r.divergence)} for r in self.results]
+        return {"passed": self.passed, "first": row(self.first), "absent": list(self.absent), "cases": cases}
+
+
+def check(case: Case, outputs: Mapping[str, Any], *, stages: Sequence[str] | None = None) -> CaseResult:
+    """Compare one case's outputs, stage by stage, up to the first divergence.
+
+    Parameters
+    ----------
+    case : Case
+    outputs : mapping of str to array
+        ``<stage>/<name>`` to NumPy arrays, or anything with ``__array__`` or DLPack. Stages after the last that is
+        there are not asked for; one that is left out before it is reported.
+    stages : sequence of str, optional
+        Compare these alone.
+    """
+    wanted = STAGES if stages is None else tuple(stages)
+    unknown = [stage for stage in wanted if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"stages has {unknown[0]!r}; expected names of {', '.join(STAGES)}")
+    if not isinstance(outputs, Mapping):
+        raise ValueError(f"outputs of case {case.name} is a {type(outputs).__name__}; expected {OUTPUTS}")
+    strangers = [str(name) for name in outputs if name not in case.expected]
+    present = {stage_of(str(name)) for name in outputs}
+    last = max((i for i, stage in enumerate(STAGES) if stage in present), default=-1)
+    compared: list[str] = []
+    divergence = None
+    for stage in STAGES[: last + 1]:
+        expected = {name: value for name, value in case.expected.items() if stage_of(name) == stage}
+        if stage not in wanted or not expected:
+            continue
+        divergence = _check_stage(case, stage, expected, outputs)
+        if divergence is not None:
+            if divergence.kind == "missing" and strangers:
+                # Most likely the same array under another name.
+                more = f"{divergence.detail}; there is {strangers[0]!r}, which is no array of this case"
+                divergence = replace(divergence, detail=more)
+            break
+        compared.append(stage)
+    if divergence is None and strangers:
+        name = strangers[0]
+        detail = f"output {name!r} is no array of this case; expected names such as {next(iter(case.expected))!r}"
+        divergence = Divergence(case.name, stage_of(name), "", "missing", detail=detail)
+    complete = divergence is None and present == set(STAGES)
+    return CaseResult(case.name, divergence, tuple(compared), complete)
+
+
+def _array(name: str) -> str:
+    """The array of ``<stage>/<name>``; empty for stages with a single one."""
+    return name.partition("/")[2]
+
+
+def _check_stage(
+    case: Case, stage: str, expected: Mapping[str, NDArray], outputs: Mapping[str, Any]
+) -> Divergence | None:
+    theirs: dict[str, NDArray] = {}
+    for name, right in expected.items():
+        try:
+            theirs[name] = _readable(name, right, outputs)
+        except _Unreadable as unreadable:
+            kind, detail = unreadable.args
+            return Divergence(case.name, stage, _array(name), kind, detail=detail)
+    if stage == "spikes":
+        return _first_spike(case, expected, theirs)
+    # In the order in which they are computed: populations forward, or backward for β.
+    order = [p["name"] for p in case.config["populations"]]
+    if stage == "beta":
+        order.reverse()
+    found = errors(stage, theirs, expected, float(case.config["rtol"]))
+    for name in sorted(expected, key=lambda name: order.index(_array(name)) if _array(name) in order else 0):
+        error, allowed = found[name]
+        if np.any(error > allowed):
+            return _value(case, name, expected[name], theirs[name], error, allowed)
+    return None
+
+
+class _Unreadable(Exception):
+    """The kind of a divergence, and its detail."""
+
+
+def _readable(name: str, right: NDArray, outputs: Mapping[str, Any]) -> NDArray:
+    """An output as an array that can be compared, or _Unreadable."""
+    if name not in outputs:
+        raise _Unreadable("missing", f"{name!r} is missing, though later stages or arrays of this stage are there")
+    try:
+        given = as_array(name, outputs[name])
+    except ValueError as error:
+        raise _Unreadable("dtype", str(error)) from None
+    if given.shape != right.shape:
+        raise _Unreadable("shape", f"{name!r} has shape {given.shape}; expected {right.shape}")
+    discrete = stage_of(name) in DISCRETE
+    if not discrete and given.dtype != right.dtype:
+        raise _Unreadable("dtype", f"{name!r} has dtype {given.dtype}; expected {right.dtype}")
+    other = np.argwhere((given != 0) & (given != 1) if discrete else ~np.isfinite(given))
+    if len(other):
+        where = tuple(int(i) for i in other[0])
+        kind = "dtype" if np.isfinite(given[where]) else "not finite"
+        told = f"{name!r} holds {given[where]} at {where}"
+        raise _Unreadable(kind, told + "; expected 0 and 1 alone" * discrete)
+    return given
+
+
+def _first_spike(case: Case, expected: Mapping[str, NDArray], theirs: Mapping[str, NDArray]) -> Divergence | None:
+    """The first wrong spike: of the earliest step, there of the first population."""
+    first = None
+    for population in (p["name"] for p in case.config["populations"]):
+        name = f"spikes/{population}"
+        wrong = np.argwhere(np.swapaxes(theirs[name] != expected[name], 0, 1))
+        if len(wrong) and (first is None or wrong[0, 0] < first[1][0]):
+            first = population, [int(i) for i in wrong[0]]
+    if first is None:
+        return None
+    population, (step, sample, *neuron) = first
+    at = (sample, step, *neuron)
+    right, given = (float(spikes[f"spikes/{population}"][at]) for spikes in (expected, theirs))
+    margin = abs(float(case.arrays[f"margin/{population}"][at]))
+    allowed = (step + 1) * float(case.config["rounding"][population])
+    detail = f"v was {margin:.2e} from V_th, and rounding moves it by at most {allowed:.1e}"
+    place = step + 1, (sample, *neuron)
+    near = margin <= allowed
+    return Divergence(case.name, "spikes", population, "value", *place, right, given, margin, allowed, near, detail)
+
+
+_LOWER = {"float64": ("single precision", 1e-5), "float32": ("half precision or TF32", 2e-2)}
+"""The precision below each dtype's, and the largest relative error that looks like it."""
+
+
+def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray, allowed: float) -> Divergence:
+    """A wrong number: of a mask the first, else the worst: one wrong term touches many and shows where it is large."""
+    stage, array = stage_of(name), _array(name)
+    flat = int(np.argmax(error > allowed)) if stage in DISCRETE else int(np.argmax(error))
+    at = tuple(int(i) for i in np.unravel_index(flat, right.shape))
+    worst = float(error[at])
+    detail = f"{int(np.sum(error > allowed))} of {error.size} numbers are off"
+    lower, size = _LOWER[case.config["dtype"]]
+    if stage not in DISCRETE and worst <= size * float(np.max(np.abs(right))):
+        detail += f"; by as little as {lower} would make it"
+    values = float(right[at]), float(given[at]), worst, allowed
+    return Divergence(case.name, stage, array, "value", None, at, *values, False, detail)
+
+
+def compare(
+    directory: str | Path,
+    outputs: str | Path | Mapping[str, Mapping[str, Any]],
+    *,
+    stages: Sequence[str] | None = None,
+) -> ConformanceReport:
+    """Compare what a port wrote with a pack.
+
+    Parameters
+    ----------
+    directory : path
+        The pack.
+    outputs : path, or mapping of case name to mapping of arrays
+        A folder with ``<case>.safetensors`` for some or all cases, arrays named ``<stage>/<name>``.
+    stages : sequence of str, optional
+        Compare these alone.
+
+    Raises
+    ------
+    PackError
+        For a pack that cannot be read, or a folder without any output of its cases.
+
+    Notes
+    -----
+    An output that is called like no case at all is reported as a divergence; one of another pack's case is left out.
+    """
+    pack = load(directory)
+    known = [case.name for case in pack]
+    given: Mapping[str, Any]
+    if isinstance(outputs, str | Path):
+        if Path(outputs).is_file():
+            raise PackError(f"{outputs} is a file; expected a folder with files such as {known[0]}.safetensors")
+        given = {path.stem: path for path in sorted(Path(outputs).glob("*.safetensors"))}
+    else:
+        given = outputs
+    results = []
+    elsewhere = {config["name"] for config in configs()}
+    for name in map(str, given):
+        if name not in known and name not in elsewhere:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected cases such as {known[0]!r}"
+            results.append(
+                CaseResult(name, Divergence(name, "", "", "unknown", detail=f"no such case; {hint}"), (), False)
+            )
+    for case in pack:
+        if case.name in given:
+            arrays = given[case.name]
+            if isinstance(arrays, Path):
+                arrays = read_arrays(arrays, f"output of case {case.name}")
+            results.append(check(case, arrays, stages=stages))
+    if not results:
+        where = str(outputs) if isinstance(outputs, str | Path) else "outputs"
+        raise PackError(f"{where} has no output of any case; expected files such as {known[0]}.safetensors")
+    return ConformanceReport(tuple(results), tuple(name for name in known if name not in given))

@@ -1,0 +1,247 @@
+"""Computing a pack: every number in it is given by :mod:`ide_ref.equations`, in float64."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref import equations
+from ide_ref.network import Network, Params
+from ide_ref.synapses import Conv2d, ConvTranspose2d, Shape, from_cells, to_cells
+from ide_ref.verify.conformance.pack import DISCRETE, RTOL, Case, configs, network_of, stage_of, write
+from ide_ref.verify.specification import Specified, specify
+
+_N_BATCH, _N_DRAWS = 3, 400
+_SGD = {"rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+def _describe(network: Network) -> dict[str, Any]:
+    """The graph in plain words, for ports that read no structure strings."""
+    connections = []
+    for c in network.connections:
+        s = c.synapse
+        row: dict[str, Any] = {"name": c.name, "source": c.source, "target": c.target, "kind": "dense"}
+        if isinstance(s, Conv2d | ConvTranspose2d):
+            row |= {"kind": "conv", "kernel": s.kernel, "stride": s.stride, "padding": s.padding}
+        if isinstance(s, ConvTranspose2d):
+            row |= {"kind": "conv_transpose", "output_padding": s.output_padding}
+        restriction = None if c.restriction is None else {"c": c.restriction.c, "norm": c.restriction.norm}
+        connections.append({**row, "bias": c.bias, "batch_norm": c.batch_norm, "restriction": restriction})
+    return {
+        "populations": [{"name": p.name, "shape": list(p.shape)} for p in network.populations],
+        "connections": connections,
+        "readout": {"source": network.readout.source},
+    }
+
+
+def _draw(config: Mapping[str, Any], network: Network, seed: int) -> tuple[Params, dict[str, NDArray]]:
+    """Parameters with nothing neutral, and ``input/*``: an input, labels, dropout masks."""
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(config["dtype"])
+    params = network.init(rng)
+    for name, value in params.items():
+        part = name.rsplit(".", 1)[1]
+        if part in ("bias", "bn_bias", "running_mean"):
+            params[name] = rng.normal(0.2, 0.3, value.shape)
+        elif part in ("bn_weight", "running_var"):
+            params[name] = rng.uniform(0.7, 1.5, value.shape)
+    if config["input"] == "spikes":
+        x = 1.0 * (rng.random((_N_BATCH, config["n_steps"], *network.input_shape)) < 0.4)
+    else:
+        x = rng.normal(0.6, 1.2, (_N_BATCH, *network.input_shape))
+    inputs = {"input/x": x.astype(dtype), "input/y": rng.integers(0, config["n_classes"], _N_BATCH)}
+    for c in network.connections:
+        if c.dropout:
+            draws = rng.random((_N_BATCH, *c.synapse.out_shape))
+            inputs[f"input/keep/{c.name}"] = equations.dropout(draws, c.dropout).astype(dtype)
+    return {n: v.astype(dtype) for n, v in params.items() if not n.endswith("singular_vector")}, inputs
+
+
+def specify_case(case: Case, **options: Any) -> Specified:
+    """A case's network and input by the equations; the options are those of ``specification.specify``."""
+    masks = {name: to_cells(keep, keep.shape[1:]) for name, keep in case.keep.items()}
+    network = network_of(case.config)
+    return specify(network, case.params, case.x, case.config["n_steps"], masks=masks, training=True, **options)
+
+
+def _rollout(spec: Specified) -> tuple[list[NDArray], list[NDArray]]:
+    """u[1..T] and s[1..T] of each population, (B, T, n_l)."""
+    net = spec.net
+    u = s = [np.zeros((len(spec.x), n)) for n in net.sizes]
+    steps = []
+    for t in range(spec.x.shape[1]):
+        u, s = spec.method.step(net, u, s, spec.x[:, t])
+        steps.append((u, s))
+    found = [[np.stack([step[kind][i] for step in steps], axis=1) for i in range(len(net.sizes))] for kind in (0, 1)]
+    return found[0], found[1]
+
+
+def _shaped(cells: NDArray, shape: Shape) -> NDArray:
+    """(..., n) in cell order as (..., *shape)."""
+    return from_cells(cells.reshape(-1, cells.shape[-1]), shape).reshape(*cells.shape[:-1], *shape)
+
+
+def stages(case: Case, spec: Specified) -> dict[str, NDArray]:
+    """Every stage of a case as the equations give it, ``<stage>/<name>`` to array in the case's dtype."""
+    network, method, net = network_of(case.config), spec.method, spec.net
+    x_mean = method.average(spec.x, net.leak)
+    u, spikes = _rollout(spec)
+    a = [method.average(s, net.leak) for s in spikes]
+    source, W_o, b_o = spec.readout
+    logits = method.read_out(W_o, b_o, a[source])
+    _, d_logits = method.loss(logits, case.y)
+    g = [np.zeros_like(rates) for rates in a]
+    g[source] = d_logits @ W_o
+    mask = method.mask(net, a, x_mean)
+    _, _, joined, gradients, statistics = spec.gradient(case.y)
+    beta = np.split(joined, np.cumsum(net.sizes)[:-1], axis=1)
+
+    found = {"x_mean": _shaped(x_mean, network.input_shape), "logits": logits, "d_logits": d_logits}
+    for c, p, name in zip(spec.connections, spec.params, spec.names, strict=True):
+        if c.restriction is not None:
+            w = p["weight"]
+            found[f"weight/{name}"] = method.restrict(w, float(p["alpha"]), method.norm(c, w)[0])
+    for i, population in enumerate(network.populations):
+        states = {"u": u[i][:, -1], "spikes": spikes[i], "rates": a[i], "mask": mask[i], "g": g[i], "beta": beta[i]}
+        driving = [m for m in net.maps if m.source < 0 and m.target == i]
+        if driving:
+            states["drive"] = sum(method.output(m, x_mean) for m in driving)
+        found |= {f"{stage}/{population.name}": _shaped(v, population.shape) for stage, v in states.items()}
+    found |= {f"grad/{name}": value for name, value in gradients.items()}
+    found |= {f"new/{name}": value for name, value in statistics.items()}
+    limits = {f"{c.name}.alpha": c.restriction.c for c in network.connections if c.restriction is not None}
+    for name, d_theta in gradients.items():
+        theta = case.params[name].astype(np.float64)
+        rate, momentum, decay = _SGD.values()
+        theta, _ = method.sgd_step(theta, np.zeros_like(theta), d_theta, rate, momentum, decay)
+        # α ∈ [−c, c] of (NORM)
+        found[f"new/{name}"] = np.clip(theta, -limits.get(name, np.inf), limits.get(name, np.inf))
+    return {n: np.asarray(v, np.uint8 if stage_of(n) in DISCRETE else case.config["dtype"]) for n, v in found.items()}
+
+
+def _rounding(spec: Specified, u: list[NDArray], eps: float) -> list[float]:
+    """What rounding can add to v of each population in one step: eps (n + 8) Σ|terms|, n the terms of the sum.
+
+    The 8 stand for what a port may do differently in folding normalisation and threshold.
+    """
+    found = []
+    for i, potentials in enumerate(u):
+        terms, size = 8, float(np.abs(potentials).max()) + spec.net.v_th
+        for m in spec.net.maps:
+            if m.target == i:
+                scale = 1.0 if m.norm is None else m.norm[0] / np.sqrt(m.norm[3] + equations.EPSILON)
+                shift = equations.output(m._replace(keep=np.ones(1)), np.zeros((1, m.W.shape[1])))
+                sent = np.abs(spec.x).max(axis=(0, 1)) if m.source < 0 else np.ones(m.W.shape[1])
+                size += float(m.keep.max()) * float((np.abs(scale) * (np.abs(m.W) @ sent) + np.abs(shift)).max())
+                terms += int(np.count_nonzero(m.W, axis=1).max()) + 1
+        found.append(eps * terms * size)
+    return found
+
+
+def _robust(spec: Specified, margins: list[NDArray], spikes: list[NDArray], rounding: list[float]) -> bool:
+    """Whether no rounding can flip a spike, or a mask where the spikes are right."""
+    net = spec.net
+    a = [equations.average(s, net.leak) for s in spikes]
+    x_mean = equations.average(spec.x, net.leak)
+    for i, unit in enumerate(rounding):
+        steps = np.arange(1, margins[i].shape[1] + 1)[:, None]
+        p = equations.arriving(net, i, x_mean, a, a)
+        # Exact zeros are neurons cut off by dropout: they stay exact.
+        distance = np.minimum(np.abs(np.where(p == 0, 1, p)), np.abs(p - net.v_th))
+        if np.any(np.abs(margins[i]) <= 2 * steps * unit) or distance.min() <= 4 * unit:
+            return False
+    return True
+
+
+def _steady(spec: Specified, expected: Mapping[str, NDArray], rtol: float) -> bool:
+    """Whether ∂‖W̄‖/∂W̄ of weights that are off by a twentieth of `rtol` leaves ∂L/∂W̄ within a quarter of `rtol`.
+
+    It moves by (error of the search for ‖W̄‖)/(distance to the next singular value): with a narrow gap right ports
+    would disagree.
+    """
+    rng = np.random.default_rng(0)
+    for c, p, name in zip(spec.connections, spec.params, spec.names, strict=True):
+        if c.restriction is not None:
+            w, (norm, d_norm) = p["weight"], equations.norm(c, p["weight"])
+            _, moved = equations.norm(c, w * (1 + rtol / 20 * rng.uniform(-1, 1, w.shape)))
+            error = p["alpha"] / norm * expected[f"grad/{name}.alpha"] * np.abs(moved - d_norm)
+            if np.abs(error).max() > rtol / 20 * np.abs(expected[f"grad/{name}.weight"]).max():
+                return False
+    return True
+
+
+def _make_case(config: dict[str, Any]) -> Case:
+    network = network_of(config)
+    eps = float(np.finfo(config["dtype"]).eps)
+    key = int.from_bytes(hashlib.sha256(config["name"].encode()).digest()[:4], "little")
+    for seed in range(key, key + _N_DRAWS):
+        params, inputs = _draw(config, network, seed)
+        case = Case(config, inputs | {f"param/{name}": value for name, value in params.items()})
+        spec = specify_case(case)
+        u, spikes = _rollout(spec)
+        margins = [potentials - network.neuron.v_th * (1 - s) for potentials, s in zip(u, spikes, strict=True)]
+        rounding = _rounding(spec, u, eps)
+        if _robust(spec, margins, spikes, rounding):
+            expected = stages(case, spec)
+            if _steady(spec, expected, RTOL[config["dtype"]]):
+                break
+    else:
+        raise RuntimeError(
+            f"case {config['name']}: no draw in {_N_DRAWS} keeps its spikes and its norm clear of rounding"
+        )
+    smallest = np.min([np.abs(margin).min(axis=(0, 2)) for margin in margins], axis=0)
+    config = {
+        **config,
+        **_describe(network),
+        "sgd": _SGD,
+        "bn": {"epsilon": equations.EPSILON, "momentum": equations.MOMENTUM},
+        "solver_tol": 1e-12 if config["dtype"] == "float64" else 2e-6,
+        "rtol": RTOL[config["dtype"]],
+        "smallest_margin": [float(f"{v:.6e}") for v in smallest],
+        "rounding": {p.name: float(f"{v:.6e}") for p, v in zip(network.populations, rounding, strict=True)},
+    }
+    arrays = case.arrays | {f"expected/{name}": value for name, value in expected.items()}
+    for population, margin in zip(network.populations, margins, strict=True):
+        arrays[f"margin/{population.name}"] = _shaped(margin, population.shape).astype(np.float32)
+    return Case(config, {name: np.asarray(value, order="C") for name, value in arrays.items()})
+
+
+def cases(names: Iterable[str] | None = None) -> Iterator[Case]:
+    """The cases of a pack, made on the spot.
+
+    Parameters
+    ----------
+    names : iterable of str, optional
+        Only these; all by default.
+    """
+    wanted = None if names is None else set(names)
+    known = list(configs())
+    unknown = (wanted or set()) - {config["name"] for config in known}
+    if unknown:
+        raise ValueError(f"names has {min(unknown)!r}; expected cases such as {known[0]['name']!r}")
+    for config in known:
+        if wanted is None or config["name"] in wanted:
+            yield _make_case(config)
+
+
+def make(directory: str | Path, *, names: Iterable[str] | None = None) -> Path:
+    """Write a pack: ``manifest.json``, and a safetensors file a case.
+
+    Parameters
+    ----------
+    directory : path
+        Made where it does not exist. Made twice, a pack is the same byte for byte.
+    names : iterable of str, optional
+        Only these cases.
+
+    Returns
+    -------
+    Path
+        Of the manifest.
+    """
+    return write(Path(directory), cases(names))

@@ -1,0 +1,287 @@
+"""What a conformance pack is: its stages, cases, tolerances and files, and the refusal of what is no pack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref._files import write_atomically
+from ide_ref.network import Network
+from ide_ref.neurons import Neuron
+from ide_ref.structure import build
+
+SCHEMA = "ide_ref.conformance"
+VERSION = 2
+
+_SAYS = {
+    "weight": "the restricted weights, (NORM)",
+    "x_mean": "the average input, (RATE)",
+    "drive": "F x + b of the average input, normalised by (BN), with its dropout mask",
+    "spikes": "s[1..T], (STEP)",
+    "u": "potentials u[T], (STEP)",
+    "rates": "average rates a[T], (RATE)",
+    "logits": "(READ)",
+    "d_logits": "gradient of the mean cross-entropy",
+    "mask": "(MASK) at a[T], both ends inside",
+    "g": "the loss gradient in the rates of each population",
+    "beta": "(BETA)",
+    "grad": "(HEBB), pulled back to the parameters",
+    "new": "parameters and running statistics after one SGD step",
+}
+
+STAGES = tuple(_SAYS)
+"""What a port computes, in order. ``weight``: after (NORM). ``new``: parameters and statistics after one step."""
+
+DISCRETE = ("spikes", "mask")
+"""Stages of 0 and 1 alone."""
+
+RTOL = {"float64": 1e-9, "float32": 5e-4}
+"""Of an array's largest value, or of a hundredth of its stage's largest where that is more."""
+
+STRUCTURES = {
+    "fashion-mnist-400": ("12 (F12)", (20,)),
+    "mnist-64c5": ("3C5s (F3C5)", (1, 6, 6)),
+    "nmnist-64c5": ("3C5s (F3C5)", (2, 6, 6)),
+    "alexnet-f": ("2C3s-2C3-3C3s-3C3-2C3 (F2C3u)", (3, 8, 8)),
+    "cifarnet-f": ("2C3s-2C3-2C3s-4C3-2C3 (F2C3u)", (3, 8, 8)),
+}
+"""Structure string and input shape: the presets', with few channels on a small picture.
+
+With at most 96 neurons, and 32 at a feedback connection, LAPACK takes one thread: the same bits for any number.
+"""
+
+
+class PackError(ValueError):
+    """A folder that is no pack, or none this version reads; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a pack.
+
+    Attributes
+    ----------
+    config : dict
+        Structure, neuron, sizes, options: what a port needs besides arrays.
+    arrays : dict of str to array
+        ``input/x``, ``input/y``, ``input/keep/<connection>``, ``param/<name>``, ``expected/<stage>/<name>``, and
+        ``margin/<population>``, v − V_th at every step.
+    """
+
+    config: dict[str, Any]
+    arrays: dict[str, NDArray]
+
+    @property
+    def name(self) -> str:
+        """The case's name in the pack."""
+        return str(self.config["name"])
+
+    def _under(self, prefix: str) -> dict[str, NDArray]:
+        return {name[len(prefix) :]: value for name, value in self.arrays.items() if name.startswith(prefix)}
+
+    @property
+    def x(self) -> NDArray:
+        """(B, *input_shape) static input, or (B, T, *input_shape) spike train."""
+        return self.arrays["input/x"]
+
+    @property
+    def y(self) -> NDArray:
+        """(B,) labels."""
+        return self.arrays["input/y"]
+
+    @property
+    def keep(self) -> dict[str, NDArray]:
+        """Dropout masks a connection, (B, *shape) of its target, scaled; empty for no dropout."""
+        return self._under("input/keep/")
+
+    @property
+    def params(self) -> dict[str, NDArray]:
+        """Parameters and running statistics."""
+        return self._under("param/")
+
+    @cached_property
+    def expected(self) -> dict[str, NDArray]:
+        """``<stage>/<name>`` to array, in the order of the stages."""
+        found = self._under("expected/")
+        return {name: found[name] for name in sorted(found, key=lambda n: (STAGES.index(stage_of(n)), n))}
+
+
+def stage_of(name: str) -> str:
+    """The stage of ``<stage>/<name>``."""
+    return name.split("/", 1)[0]
+
+
+def errors(
+    stage: str, given: Mapping[str, NDArray], right: Mapping[str, NDArray], rtol: float
+) -> dict[str, tuple[NDArray, float]]:
+    """|given − right| of each array of a stage, and the largest that passes: of spikes and masks none, else `rtol`."""
+    largest = {name: float(np.max(np.abs(value), initial=0.0)) for name, value in right.items()}
+    least = 1e-2 * max(largest.values(), default=0.0)
+    return {
+        name: (
+            np.abs(given[name].astype(np.float64) - value.astype(np.float64)),
+            0.0 if stage in DISCRETE else rtol * max(largest[name], least),
+        )
+        for name, value in right.items()
+    }
+
+
+def configs() -> Iterator[dict[str, Any]]:
+    """Every case's configuration, in the pack's order."""
+    combinations = [
+        (name, neuron, kind, dtype, batch_norm, 0.0)
+        for name in STRUCTURES
+        for neuron in ("if", "lif")
+        for kind in ("static", "spikes")
+        for dtype in RTOL
+        for batch_norm in (True, False)
+    ]
+    combinations += [(name, "lif", "static", "float64", True, 0.25) for name in ("fashion-mnist-400", "alexnet-f")]
+    for name, neuron, kind, dtype, batch_norm, dropout in combinations:
+        parts = [name, neuron, kind, dtype, "bn" if batch_norm else "plain", *(["dropout"] if dropout else [])]
+        structure, shape = STRUCTURES[name]
+        yield {
+            "name": "-".join(parts),
+            "structure": structure,
+            "input_shape": list(shape),
+            "n_classes": 5,
+            "neuron": {"leak": 1.0 if neuron == "if" else 0.95, "v_th": 2.0},
+            "input": kind,
+            "dtype": dtype,
+            "batch_norm": batch_norm,
+            "dropout": dropout,
+            "n_steps": 5,
+        }
+
+
+def network_of(config: Mapping[str, Any]) -> Network:
+    """The network of a case."""
+    return build(
+        config["structure"],
+        input_shape=tuple(config["input_shape"]),
+        n_classes=config["n_classes"],
+        neuron=Neuron(**config["neuron"]),
+        dropout=config["dropout"],
+        batch_norm=config["batch_norm"],
+    )
+
+
+def write(directory: Path, cases: Iterable[Case]) -> Path:
+    """Write a pack and return its manifest; the same cases give the same bytes."""
+    from safetensors.numpy import save
+
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for case in cases:
+        data = save(case.arrays)
+        write_atomically(directory / f"{case.name}.safetensors", data)
+        rows.append({**case.config, "sha256": hashlib.sha256(data).hexdigest()})
+    manifest = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "stages": [{"name": stage, "says": says} for stage, says in _SAYS.items()],
+        "cases": rows,
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    write_atomically(directory / "manifest.json", text.encode())
+    return directory / "manifest.json"
+
+
+def load(directory: str | Path) -> tuple[Case, ...]:
+    """Read a pack.
+
+    Raises
+    ------
+    PackError
+        For a missing or damaged file, or a pack of another schema version.
+    """
+    directory = Path(directory)
+    path = directory / "manifest.json"
+    command = f"ide-ref conformance make {directory}"
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise PackError(f"{directory} has no manifest.json; make a pack with: {command}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise PackError(f"{path}: no JSON ({error}); make the pack again") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise PackError(f"{path}: no manifest of a conformance pack; expected schema {SCHEMA!r}")
+    version = manifest.get("version")
+    if type(version) is not int or version != VERSION:
+        raise PackError(
+            f"{path}: schema version {version!r}; this ide_ref reads version {VERSION}, make a new pack with: {command}"
+        )
+    rows = manifest.get("cases")
+    if not isinstance(rows, list) or not rows:
+        raise PackError(f"{path}: no list of cases under 'cases'; make the pack again")
+    found = []
+    for number, row in enumerate(rows):
+        _check_row(path, number, row)
+        arrays = read_arrays(directory / f"{row['name']}.safetensors", f"case {row['name']}", row["sha256"])
+        case = Case({key: value for key, value in row.items() if key != "sha256"}, arrays)
+        needed = ["input/x", "input/y", *(f"margin/{p['name']}" for p in row["populations"])]
+        lacking = [name for name in needed if name not in arrays]
+        unknown = [name for name in arrays if name.startswith("expected/") and name.split("/")[1] not in STAGES]
+        if lacking or unknown:
+            told = f"array {lacking[0]!r} is missing" if lacking else f"{unknown[0]!r} belongs to no known stage"
+            raise PackError(f"case {case.name}: {told}; make the pack again")
+        found.append(case)
+    return tuple(found)
+
+
+_ROW: dict[type, tuple[str, ...]] = {
+    str: ("name", "sha256", "dtype", "input"),
+    int: ("n_steps", "n_classes"),
+    list: ("input_shape", "populations", "connections"),
+    dict: ("neuron", "sgd", "bn", "rounding"),
+    float: ("rtol", "solver_tol"),
+}
+"""What a case's configuration must have to be read and compared."""
+
+
+def _check_row(path: Path, number: int, row: Any) -> None:
+    """Refuse a case of the manifest that cannot be read, naming the field."""
+    name = row.get("name") if isinstance(row, dict) else None
+    what = f"{path}: case {name}" if isinstance(name, str) else f"{path}: case number {number}"
+    if not isinstance(row, dict):
+        raise PackError(f"{what} is {row!r}; expected an object, make the pack again")
+    for kind, field in ((kind, field) for kind, fields in _ROW.items() for field in fields):
+        if not isinstance(row.get(field), kind):
+            given = f"is {row[field]!r}" if field in row else "is missing"
+            raise PackError(f"{what}: {field!r} {given}; expected a {kind.__name__}, make the pack again")
+    if Path(row["name"]).name != row["name"]:
+        raise PackError(f"{what}: 'name' is no file name; make the pack again")
+    if row["dtype"] not in RTOL:
+        raise PackError(f"{what}: 'dtype' is {row['dtype']!r}; expected one of {', '.join(RTOL)}")
+    if row["rtol"] != RTOL[row["dtype"]]:
+        raise PackError(
+            f"{what}: 'rtol' is {row['rtol']!r}; expected {RTOL[row['dtype']]} for {row['dtype']}, make the pack again"
+        )
+    for p in row["populations"]:
+        if not isinstance(p, dict) or not isinstance(p.get("name"), str) or p["name"] not in row["rounding"]:
+            raise PackError(f"{what}: population {p!r} has no name or no rounding; make the pack again")
+
+
+def read_arrays(path: Path, what: str, sha256: str | None = None) -> dict[str, NDArray]:
+    """The arrays of a safetensors file, with the digest asked for; a PackError calls it `what`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse
+
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise PackError(f"{what}: {path} is missing") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise PackError(f"{what}: {path} is not what the manifest says (SHA-256 differs); make the pack again")
+    try:
+        return parse(data)
+    except (SafetensorError, KeyError) as error:
+        raise PackError(f"{what}: {path} is no safetensors file ({error})") from None
