@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks
-from ide_ref._kernels import cells as _cells
 from ide_ref._kernels import dense as _dense
+from ide_ref._kernels import elementwise as _elementwise
 from ide_ref._kernels import memory
 
 EPSILON = 1e-5
@@ -144,12 +144,12 @@ def leading_singular_pair(
                 lefts = np.empty((n_vectors, u.size), u.dtype)
             # B = Uᵀ A V is upper bidiagonal in exact arithmetic, but for the column after those kept; keeping
             # whole columns keeps that one and their rounding.
-            alpha = _cells.orthogonalise(lefts, k, u, along)
+            alpha = _elementwise.orthogonalise(lefts, k, u, along)
             projected[:k, k] = along[:k]
             projected[k, k] = alpha
             lefts[k] = u
             w = np.array(adjoint(u), order="C")
-            beta = _cells.orthogonalise(rights, k + 1, w, along)
+            beta = _elementwise.orthogonalise(rights, k + 1, w, along)
             if not (math.isfinite(alpha) and math.isfinite(beta)):
                 return SingularPair(float("nan"), u, w, float("nan"))
             size = k + 1
@@ -211,7 +211,7 @@ def inner(x: NDArray, y: NDArray) -> float:
     BLAS sums in an order that depends on its number of threads, and on how the arrays lie in memory.
     """
     flat = (np.ascontiguousarray(array).reshape(-1) for array in (x, y))
-    return float(_cells.inner(*flat))
+    return float(_elementwise.inner(*flat))
 
 
 def _length(x: NDArray) -> float:
@@ -225,7 +225,7 @@ def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
     Of z's dtype; infinite where they are beyond it.
     """
     mean, variance = np.empty(n_channels), np.empty(n_channels)
-    _cells.moments(np.ascontiguousarray(z).reshape(-1, n_channels), mean, variance)
+    _elementwise.moments(np.ascontiguousarray(z).reshape(-1, n_channels), mean, variance)
     with np.errstate(over="ignore"):
         return mean.astype(z.dtype), variance.astype(z.dtype)
 
@@ -242,7 +242,7 @@ def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, 
     bits = rng.integers(0, (1 << 64) - 1, -(-n // 4), dtype=np.uint64, endpoint=True).view(np.uint16)[:n]
     mask = memory.empty(shape, dtype)
     factor = mask.dtype.type(1.0 / (1.0 - rate))
-    _cells.keep(bits, round(rate * (1 << 16)), factor, mask.reshape(-1))
+    _elementwise.keep(bits, round(rate * (1 << 16)), factor, mask.reshape(-1))
     return mask
 
 
@@ -250,7 +250,7 @@ def channel_sums(x: NDArray, n_channels: int) -> NDArray:
     """Sum of each channel of cells x (B, n), a float64 (n_channels,) array."""
     out = np.empty(n_channels)
     cells, row = memory.rows(x)
-    _cells.sums(cells, row, len(x), x.shape[1], out)
+    _elementwise.sums(cells, row, len(x), x.shape[1], out)
     return out
 
 
@@ -264,7 +264,7 @@ def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None, out
     cells, row = memory.rows(x)
     kept, kept_row = (cells, row) if keep is None else memory.rows(keep.astype(x.dtype, copy=False))
     written, out_row = memory.rows(into, written=True)
-    _cells.affine(
+    _elementwise.affine(
         cells, row, n_batch, n, scale, shift, keep is not None, kept, kept_row, out is not None, written, out_row
     )
     return into
@@ -276,7 +276,7 @@ def multiply(x: NDArray, y: NDArray, out: NDArray | None = None) -> NDArray:
     out = memory.empty(x.shape, dtype) if out is None else out
     (left, row), (right, right_row) = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
     written, out_row = memory.rows(out, written=True)
-    _cells.multiply(left, row, right, right_row, len(x), x.shape[1], _cells.EVERY, written, out_row)
+    _elementwise.multiply(left, row, right, right_row, len(x), x.shape[1], _elementwise.EVERY, written, out_row)
     return out
 
 
@@ -338,7 +338,7 @@ class BatchNorm:
         columns, rows = (np.ascontiguousarray(v).reshape(-1, n_channels) for v in (delta, z))
         d_z = memory.empty(rows.shape, rows.dtype)
         d_weight, d_bias = np.empty(n_channels), np.empty(n_channels)
-        _cells.normalised_back(
+        _elementwise.normalised_back(
             columns, rows, self.mean, self.deviation, self.weight, self.from_batch, float(np.finfo(rows.dtype).eps),
             d_z, d_weight, d_bias,
         )  # fmt: skip
@@ -366,5 +366,5 @@ def restrict_pull_back(
     out = memory.empty(raw.shape, dtype)
     change = np.ascontiguousarray(d_weight, dtype).reshape(-1)
     left, right = (np.ascontiguousarray(side, dtype) for side in d_norm)
-    _cells.take_off(change, left, right, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))
+    _elementwise.take_off(change, left, right, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))
     return out, np.asarray(along, dtype)

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks, constraints
-from ide_ref._kernels import memory
+from ide_ref._kernels import layout, memory
 from ide_ref.constraints import BatchNorm, SingularPair
 from ide_ref.network import INPUT, Connection, Network, Params, clamped, finite
 from ide_ref.norms import Norm, operator_norm
-from ide_ref.synapses import Dense, Synapse, added, to_cells
+from ide_ref.synapses import Dense, Synapse, accumulate, to_cells
 
 DROWNED = 0.01
 """Error of normalised values, from the rounding of what is normalised, from which on a warning tells of it."""
@@ -114,7 +114,7 @@ class AffineMap:
         if self.norm is not None:
             return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, out)
         if self.keep is None:
-            return added(z, out)
+            return accumulate(z, out)
         n_channels = self.synapse.out_shape[0]
         return constraints.affine(z, np.ones(n_channels, z.dtype), np.zeros(n_channels, z.dtype), self.keep, out)
 
@@ -127,7 +127,7 @@ class AffineMap:
     def linear(self, cells: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
         if self.norm is None or not self.coupled:
-            out = self.synapse.apply(self.folded_taps, cells)
+            out = self.synapse.apply(self.folded_taps, cells, laid=self.laid_out)
         else:
             out = self.norm.linear(self.synapse.apply(self.taps, cells), self.z)
         return out if self.keep is None else constraints.multiply(self.keep, out)
@@ -137,7 +137,7 @@ class AffineMap:
         if self.keep is not None:
             cells = constraints.multiply(self.keep, cells)
         if self.norm is None or not self.coupled:
-            return self.synapse.adjoint(self.folded_taps, cells, out)
+            return self.synapse.adjoint(self.folded_taps, cells, out, laid=self.laid_out_in_reverse)
         return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out)
 
     def add_constant(self, out: NDArray) -> None:
@@ -158,6 +158,16 @@ class AffineMap:
         # A dense connection's taps count the cells of all positions as channels.
         scale = self.norm.scale
         return self.taps * np.tile(scale, self.taps.shape[-1] // scale.size)
+
+    @cached_property
+    def laid_out(self) -> NDArray | None:
+        """``folded_taps`` as the kernels read them, for ``linear``."""
+        return self.synapse.lay_out(self.folded_taps)
+
+    @cached_property
+    def laid_out_in_reverse(self) -> NDArray | None:
+        """The same for ``adjoint``."""
+        return self.synapse.lay_out(self.folded_taps, reverse=True)
 
     @cached_property
     def norm_bound(self) -> Norm:
@@ -323,6 +333,25 @@ class Frozen:
     def simulated(self) -> tuple[AffineMap, ...]:
         """The maps as the rollout has them."""
         return self.maps if self.rollout_maps is None else self.rollout_maps
+
+    @cached_property
+    def plan(self) -> layout.Plan:
+        """The connections between populations as the rollout reads them."""
+        return self._plan(with_input=False)
+
+    @cached_property
+    def plan_with_input(self) -> layout.Plan:
+        """The same with the connections of the input, whose spikes they carry."""
+        return self._plan(with_input=True)
+
+    def _plan(self, *, with_input: bool) -> layout.Plan:
+        net = self.network
+        links = [
+            layout.Link(source, target, m.synapse, m.folded_taps, m.keep)
+            for m, (source, target) in zip(self.simulated, net.ends, strict=True)
+            if source >= 0 or with_input
+        ]
+        return layout.plan(links, len(net.populations), self.dtype)
 
     def check_input(self, x: NDArray) -> NDArray:
         """x as an array of this dtype; ValueError for a wrong shape, batch or value."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks, constraints
-from ide_ref._kernels import cells as _cells
+from ide_ref._kernels import elementwise as _elementwise
 from ide_ref.constraints import Restriction, SingularPair
 from ide_ref.neurons import Neuron
 from ide_ref.synapses import Dense, Shape, Synapse, both_ways, from_cells
@@ -34,7 +34,7 @@ Params = dict[str, NDArray]
 def finite(array: NDArray) -> bool:
     """Whether no value is NaN or infinite."""
     if array.flags.c_contiguous and array.dtype in (np.float32, np.float64):
-        return bool(_cells.all_finite(array.reshape(-1)))
+        return bool(_elementwise.all_finite(array.reshape(-1)))
     return bool(np.all(np.isfinite(array)))
 
 

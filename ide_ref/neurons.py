@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
-from ide_ref._kernels import cells as _cells
+from ide_ref._kernels import elementwise as _elementwise
 from ide_ref._kernels import memory
 
 MaskRule = Literal["closed", "open", "half"]
@@ -97,7 +97,7 @@ class Neuron:
         out = memory.empty(p.shape, p.dtype)
         v_th = p.dtype.type(self.v_th)
         flat = np.ascontiguousarray(p).reshape(-1)
-        _cells.slope(flat, rule == "closed", rule != "open", v_th, 1 / v_th, out.reshape(-1))
+        _elementwise.slope(flat, rule == "closed", rule != "open", v_th, 1 / v_th, out.reshape(-1))
         return out
 
 

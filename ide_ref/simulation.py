@@ -14,7 +14,7 @@ from ide_ref._kernels import rollout as _rollout
 from ide_ref._kernels.events import block_of
 from ide_ref.maps import Frozen
 from ide_ref.network import Network, of_population
-from ide_ref.synapses import in_blocks, to_cells
+from ide_ref.synapses import to_cells
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Rates:
     n_steps : int
         T.
     n_spikes, n_events : (B, L) int arrays
-        Spikes of each population in all steps; and the events it sent, each a spike that was not expected, the want
-        of one that was, or a change of what is expected (see :func:`expectations`).
+        Spikes of each population in all steps; and the events it sent, each a spike that was not predicted, the want
+        of one that was, or a change of what is predicted (see :func:`prediction_bounds`).
     margin : (B,) array
         Smallest |v − V_th| met: how far the nearest spike was from being another.
     spikes, potentials : (B, T, n) arrays or None
@@ -62,7 +62,7 @@ class Rates:
 
     @property
     def mean_spikes(self) -> dict[str, float]:
-        """Spikes a neuron and step of each population: true firing rates, unweighted."""
+        """Spikes per neuron and step of each population: true firing rates, unweighted."""
         return {
             p.name: float(self.n_spikes[:, i].mean()) / (p.size * self.n_steps)
             for i, p in enumerate(self.network.populations)
@@ -110,7 +110,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     else:
         train = np.empty((n_batch, 0, 0), dtype)
 
-    rows, incoming, runs, weights, keeps = _tables(frozen, is_train)
+    plan = frozen.plan_with_input if is_train else frozen.plan
     weights_of_rate = net.neuron.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
     n = net.state_size
     u = memory.empty((n_batch, n), dtype)
@@ -126,13 +126,9 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         dtype.type(net.neuron.leak),
         dtype.type(net.neuron.v_th),
         weights_of_rate.astype(dtype),
-        expectations(n_steps).astype(dtype),
+        prediction_bounds(n_steps).astype(dtype),
         net.starts,
-        incoming,
-        rows,
-        runs,
-        weights,
-        keeps,
+        *plan,
         u,
         a,
         n_spikes,
@@ -140,7 +136,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         margin,
         spikes,
         potentials,
-        block_of(n_batch, rows[:, _rollout.N_OUT].max(initial=1)),
+        block_of(n_batch, plan.table[:, N_OUT].max(initial=1)),
     )
     # Divided last: for IF the sum is a whole number, so the rate is correctly rounded.
     a /= dtype.type(net.neuron.total_weight(n_steps))
@@ -159,12 +155,12 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
 
 
 @lru_cache(maxsize=8)
-def expectations(n_steps: int) -> NDArray[np.float64]:
-    """(T, 2) array: before which steps the rollout asks whether a neuron is one that fires, and judges by which rates.
+def prediction_bounds(n_steps: int) -> NDArray[np.float64]:
+    """(T, 2) array: before which steps the rollout predicts anew what each neuron does, and from which rates.
 
-    Row t has the rate so far below which a neuron is expected to be silent from then on and that above which it is
-    expected to fire at every step; between them it is expected to do what it was before. Other rows are NaN. Where a
-    neuron is expected to fire, its spikes become part of its targets' drive and it sends an event when it does not.
+    Row t has the rate so far below which a neuron is predicted to be silent from then on and that above which it is
+    predicted to fire at every step; between them the prediction stays. Other rows are NaN. Where a neuron is predicted
+    to fire, its spikes become part of its targets' drive and it sends an event when it does not.
 
     With k spikes in t steps the next one is a spike with probability (k + 1)/(t + 2), by Laplace's rule. A change costs
     an event and saves T − t times the difference between that and its complement, so it must be above 1. Steps are the
@@ -178,52 +174,3 @@ def expectations(n_steps: int) -> NDArray[np.float64]:
         t, following = following, t + following
     bounds.flags.writeable = False
     return bounds
-
-
-def _tables(frozen: Frozen, is_train: bool) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
-    """The graph as the rollout kernel reads it: connections sorted by target, arrays laid end to end."""
-    net = frozen.network
-    rows, incoming = [], [0]
-    runs: list[NDArray] = []
-    weights: list[NDArray] = []
-    keeps: list[NDArray] = []
-
-    def laid(parts: list[NDArray], part: NDArray) -> int:
-        """Where a part comes to lie behind the others."""
-        at = sum(before.size for before in parts)
-        parts.append(part.ravel())
-        return at
-
-    for target in range(len(net.populations)):
-        for i, source in net.into(target):
-            if source < 0 and not is_train:
-                continue
-            c = frozen.simulated[i]
-            synapse = c.synapse
-            fine, coarse = synapse.runs.fine, synapse.runs.coarse
-            taps = c.folded_taps if synapse.depthwise else in_blocks(c.folded_taps, frozen.dtype)
-            row = np.empty(_rollout.N_COLUMNS, np.int64)
-            row[_rollout.SOURCE] = source
-            row[_rollout.C_IN], row[_rollout.C_OUT] = synapse.channels
-            row[_rollout.N_IN], row[_rollout.N_OUT] = len(synapse.targets), fine.shape[1]
-            row[_rollout.FINE], row[_rollout.N_FINE] = laid(runs, fine), len(fine)
-            row[_rollout.COARSE], row[_rollout.N_COARSE] = laid(runs, coarse), len(coarse)
-            row[_rollout.WEIGHTS] = laid(weights, taps)
-            row[_rollout.KEEP] = -1 if c.keep is None else laid(keeps, c.keep)
-            row[_rollout.DEPTHWISE] = synapse.depthwise
-            rows.append(row)
-        incoming.append(len(rows))
-
-    def joined(parts: list[NDArray], dtype: np.dtype) -> NDArray:
-        if len(parts) == 1:
-            return memory.aligned(parts[0], dtype)
-        out = memory.empty(sum(part.size for part in parts), dtype)
-        return np.concatenate(parts, out=out) if parts else out
-
-    return (
-        np.array(rows, np.int64).reshape(-1, _rollout.N_COLUMNS),
-        np.array(incoming, np.int64),
-        joined(runs, np.dtype(np.int32)),
-        joined(weights, frozen.dtype),
-        joined(keeps, frozen.dtype),
-    )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref._checks import converted, is_one_of, positive, whole
-from ide_ref._kernels import cells as _cells
+from ide_ref._kernels import elementwise as _elementwise
 
 
 class Image(NamedTuple):
@@ -112,7 +112,7 @@ class Solution:
 def norms(x: NDArray) -> NDArray:
     """Euclidean norm of each row, right also where squares under- or overflow."""
     out = np.empty(len(x), x.dtype)
-    _cells.norms(np.ascontiguousarray(x), out)
+    _elementwise.norms(np.ascontiguousarray(x), out)
     return out
 
 
@@ -152,7 +152,9 @@ def accept(
     """
     eps = float(np.finfo(x.dtype).eps)
     sizes = np.empty((4, len(x)))
-    _cells.judge(np.ascontiguousarray(x), np.ascontiguousarray(y, x.dtype), np.ascontiguousarray(b, x.dtype), sizes)
+    _elementwise.judge(
+        np.ascontiguousarray(x), np.ascontiguousarray(y, x.dtype), np.ascontiguousarray(b, x.dtype), sizes
+    )
     residual, of_b, of_y, of_x = sizes
     with np.errstate(over="ignore", invalid="ignore"):
         # Below the normal numbers products round to a fixed grain.
@@ -242,7 +244,7 @@ def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
     for k in range(max_iter):
         after = np.empty_like(b)
         image = _taken(product, x)
-        _cells.move(np.ascontiguousarray(image.y, b.dtype), b, x, after, r, norm)
+        _elementwise.move(np.ascontiguousarray(image.y, b.dtype), b, x, after, r, norm)
         worst = float(np.max(_relative(norm, size), initial=0.0))
         history.append(worst)
         if worst <= tol or hopeless(worst, b.dtype):

@@ -1,6 +1,6 @@
 """Linear maps between populations: apply, adjoint, Hebbian product.
 
-Every synapse is the same object: for each tap, the positions it joins, and one matrix a tap.
+Every synapse is the same object: for each tap, the positions it joins, and one matrix per tap.
 ``Dense`` has one position and one tap; a convolution has k² taps; a transposed convolution joins the same positions
 with the roles exchanged. So the three products are written once for all convolutions, and once, as a
 plain matrix product, for ``Dense``.
@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
-from ide_ref._kernels import cells as _cells
 from ide_ref._kernels import dense as _dense
 from ide_ref._kernels import memory
-from ide_ref._kernels import taps as _taps
-from ide_ref._kernels.events import COLUMNS, block_of
-from ide_ref._kernels.rows import TILE
+from ide_ref._kernels import products as _products
+from ide_ref._kernels.elementwise import EVERY
+from ide_ref._kernels.layout import Runs, in_blocks
+from ide_ref._kernels.propagate import block_of
+from ide_ref._kernels.vector import TILE
 
 Shape = tuple[int, ...]
 
@@ -45,45 +46,6 @@ def from_cells(cells: NDArray, shape: Shape) -> NDArray:
         channels, rows, columns = shape
         return cells.reshape(-1, rows, columns, channels).transpose(0, 3, 1, 2)
     return cells.reshape(-1, *shape)
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Ranges of input positions that an output position sees through consecutive taps.
-
-    Attributes
-    ----------
-    fine, coarse : (R, Q, 3) arrays
-        First input position of run r of output position q, the one after the last, and what is to be added to an
-        input position for its tap; (0, 0, 0) for none. Fine: a run a tap. Coarse: a run a row of the kernel, where the
-        taps of a row see consecutive positions; otherwise as fine.
-    """
-
-    fine: NDArray[np.int32]
-    coarse: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, sources: NDArray[np.int32], row: int) -> Runs:
-        """Runs of a table (Q, K) of input positions, -1 for none, whose kernel has rows of so many taps."""
-        fine, _ = _joined(sources, 1)
-        coarse, consecutive = _joined(sources, row)
-        return cls(fine, coarse if consecutive else fine)
-
-
-def _joined(sources: NDArray[np.int32], row: int) -> tuple[NDArray[np.int32], bool]:
-    """Runs of ``row`` taps each, and whether all see positions that ascend with the tap, one by one."""
-    n_out, n_taps = sources.shape
-    seen = sources.reshape(n_out, n_taps // row, row)
-    taps = np.arange(n_taps).reshape(n_taps // row, row)
-    offset = taps - seen
-    some = np.any(seen >= 0, axis=2)
-    tap = np.argmax(seen >= 0, axis=2)[:, :, None]
-    first = np.take_along_axis(seen, tap, axis=2)[:, :, 0]
-    added = np.take_along_axis(offset, tap, axis=2)[:, :, 0]
-    last = first + np.sum(seen >= 0, axis=2)
-    consecutive = bool(np.all((seen < 0) | (offset == added[:, :, None])))
-    runs = np.where(some[:, :, None], np.stack([first, last, added], axis=2), 0)
-    return np.ascontiguousarray(runs.transpose(1, 0, 2), np.int32), consecutive
 
 
 @dataclass(frozen=True)
@@ -151,21 +113,30 @@ class Synapse(ABC):
         return int((self.targets >= 0).sum()) * (c_out if self.depthwise else c_in * c_out)
 
     def out_channels(self, values: NDArray) -> NDArray:
-        """Values a receiving channel, (C,), spread over the receiving cells, (n_out,)."""
+        """Values per receiving channel, (C,), spread over the receiving cells, (n_out,)."""
         return np.tile(values, self.n_out // values.shape[0])
 
     def kernel_matrix(self, weight: NDArray) -> NDArray:
         """The weight array as the matrix (first axis, rest) whose norm the authors restrict."""
         return weight.reshape(weight.shape[0], -1)
 
+    def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray | None:
+        """Taps as the kernel of ``apply``, or in reverse of ``adjoint``, reads them; None where it takes them as is.
+
+        For products that use the same taps again.
+        """
+        return None
+
     @abstractmethod
-    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
+    def apply(self, taps: NDArray, cells: NDArray, *, laid: NDArray | None = None) -> NDArray:
         """W s.
 
         Parameters
         ----------
         taps : (K, C_in, C_out) array
         cells : (B, n_in) array
+        laid : array, optional
+            What :meth:`lay_out` makes of the taps; made anew where it is missing or of another dtype than the result.
 
         Returns
         -------
@@ -174,12 +145,19 @@ class Synapse(ABC):
 
     @abstractmethod
     def adjoint(
-        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
+        self,
+        taps: NDArray,
+        cells: NDArray,
+        out: NDArray | None = None,
+        chosen: NDArray | None = None,
+        *,
+        laid: NDArray | None = None,
     ) -> NDArray:
         """Wᵀ v: (B, n_out) to (B, n_in), ⟨W s, v⟩ = ⟨s, Wᵀ v⟩.
 
         Added to ``out``, of the same dtype, and that returned, where it is given: a new array or columns of one. Then
-        samples may be chosen, (B,) bool; the rows of the others are left alone.
+        samples may be chosen, (B,) bool; the rows of the others are left alone. ``laid`` is what :meth:`lay_out` makes
+        of the taps in reverse.
         """
 
     @abstractmethod
@@ -238,7 +216,7 @@ def both_ways(matrix: NDArray) -> tuple[Callable[[NDArray], NDArray], Callable[[
     return apply, adjoint
 
 
-def added(found: NDArray, out: NDArray | None, chosen: NDArray | None = None) -> NDArray:
+def accumulate(found: NDArray, out: NDArray | None, chosen: NDArray | None = None) -> NDArray:
     """What was found, or ``out`` with it added; where rows are chosen, it was found for those alone."""
     if out is None:
         return found
@@ -246,19 +224,6 @@ def added(found: NDArray, out: NDArray | None, chosen: NDArray | None = None) ->
         out += found
     else:
         out[chosen] += found
-    return out
-
-
-def in_blocks(taps: NDArray, dtype: np.dtype) -> NDArray:
-    """Taps (K, C_in, C_out) as ``_kernels.events.propagate`` reads them, flat: by blocks of output channels."""
-    across = taps.transpose(0, 2, 1).flags.c_contiguous and not taps.flags.c_contiguous
-    if taps.shape[2] <= COLUMNS and not across:
-        return memory.aligned(taps, dtype).reshape(-1)
-    # Transposed taps are read as they lie.
-    read = np.ascontiguousarray(taps.transpose(0, 2, 1) if across else taps, dtype)
-    out = memory.empty(taps.size, dtype)
-    n_taps, c_in, c_out = taps.shape
-    _taps.lay_in_blocks(read.reshape(-1), across, n_taps, c_in, c_out, out)
     return out
 
 
@@ -317,11 +282,17 @@ class Dense(Synapse):
         weight[np.ix_(order_out, order_in)] = taps[0].T
         return weight
 
-    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
+    def apply(self, taps: NDArray, cells: NDArray, *, laid: NDArray | None = None) -> NDArray:
         return matmul(cells, taps[0])
 
     def adjoint(
-        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
+        self,
+        taps: NDArray,
+        cells: NDArray,
+        out: NDArray | None = None,
+        chosen: NDArray | None = None,
+        *,
+        laid: NDArray | None = None,
     ) -> NDArray:
         if out is None or chosen is None:
             return matmul(cells, taps[0].T, out)
@@ -369,7 +340,7 @@ def _check_windows(cls: type, in_shape: Shape, kernel: int, stride: int, padding
 
 @dataclass(frozen=True)
 class _Windowed(Synapse):
-    """A synapse whose kernel windows slide over one of its two pictures, a window a position of the other."""
+    """A synapse whose kernel windows slide over one of its two pictures, one window per position of the other."""
 
     kernel: int
     stride: int
@@ -414,7 +385,10 @@ class _Windowed(Synapse):
 
 @dataclass(frozen=True)
 class _Convolution(_Windowed):
-    """A windowed synapse with a matrix a tap."""
+    """A windowed synapse with one matrix per tap."""
+
+    def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray:
+        return in_blocks(taps.transpose(0, 2, 1) if reverse else taps, taps.dtype)
 
     def _product(
         self,
@@ -422,11 +396,12 @@ class _Convolution(_Windowed):
         cells: NDArray,
         out: NDArray | None = None,
         chosen: NDArray | None = None,
+        laid: NDArray | None = None,
         *,
         reverse: bool = False,
     ) -> NDArray:
-        """W s, or Wᵀ v by the transposed taps; added to ``out`` where that is given, see :meth:`Synapse.adjoint`."""
-        _, c_in, c_out = taps.shape
+        """W s, or in reverse Wᵀ v; added to ``out`` where that is given, see :meth:`Synapse.adjoint`."""
+        c_in, c_out = self.channels[::-1] if reverse else self.channels
         runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         n_batch, n_positions = len(cells), cells.shape[1] // c_in
         dtype = np.result_type(cells, taps)
@@ -438,25 +413,32 @@ class _Convolution(_Windowed):
         written, out_row = memory.rows(out, written=True)
         if n_batch == 1 and chosen is not None and not chosen[0]:
             return out
-        weights = in_blocks(taps, dtype)
+        if laid is None or laid.dtype != dtype:
+            laid = self.lay_out(taps.astype(dtype, copy=False), reverse=reverse)
         if n_batch == 1:
-            _taps.product_one(
-                read, n_positions, c_in, weights, runs.fine, runs.coarse, _taps.SHARES, written, c_out, add
+            _products.product_one(
+                read, n_positions, c_in, laid, runs.fine, runs.coarse, _products.SHARES, written, c_out, add
             )
         else:
-            _taps.product(
-                read, row, n_batch, _cells.EVERY if chosen is None else chosen, n_positions, c_in, weights, runs.fine,
+            _products.product(
+                read, row, n_batch, EVERY if chosen is None else chosen, n_positions, c_in, laid, runs.fine,
                 runs.coarse, block_of(n_batch, runs.fine.shape[1]), written, out_row, c_out, add,
             )  # fmt: skip
         return out
 
-    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return self._product(taps, cells)
+    def apply(self, taps: NDArray, cells: NDArray, *, laid: NDArray | None = None) -> NDArray:
+        return self._product(taps, cells, laid=laid)
 
     def adjoint(
-        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
+        self,
+        taps: NDArray,
+        cells: NDArray,
+        out: NDArray | None = None,
+        chosen: NDArray | None = None,
+        *,
+        laid: NDArray | None = None,
     ) -> NDArray:
-        return self._product(taps.transpose(0, 2, 1), cells, out, chosen, reverse=True)
+        return self._product(taps, cells, out, chosen, laid, reverse=True)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
@@ -469,15 +451,15 @@ class _Convolution(_Windowed):
             else ((post, pre), self._joins_back, c_out, c_in, self.n_in)
         )  # fmt: skip
         (cells, row), (others, others_row) = (memory.rows(side.astype(dtype, copy=False)) for side in sides)
-        rows = memory.empty(_taps.shape_of_rows(len(pre), n // depth, depth), dtype)
+        rows = memory.empty(_products.shape_of_rows(len(pre), n // depth, depth), dtype)
         out = memory.empty((self.targets.shape[1], c, depth), dtype)
-        _taps.hebbian(cells, row, others, others_row, len(pre), *joins, rows, out)
+        _products.hebbian(cells, row, others, others_row, len(pre), *joins, rows, out)
         return out if by_senders else out.transpose(0, 2, 1)
 
     def _join(
         self, table: NDArray[np.int32], n_others: int, shape: Shape, under_windows: bool
     ) -> tuple[NDArray, NDArray, NDArray]:
-        """What ``_taps.hebbian`` asks for: partners of the positions of ``shape``, their parts, and those of the taps.
+        """What ``products.hebbian`` asks for: partners of the positions of ``shape``, their parts, those of the taps.
 
         With a stride, a tap meets only those positions of the picture under the windows that are congruent to it.
         """
@@ -631,17 +613,23 @@ class AvgPool2d(_Windowed):
         cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // n_channels, n_channels)
         out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
-        _taps.depthwise(cells.astype(out.dtype, copy=False), factors, runs.fine, out)
+        _products.depthwise(cells.astype(out.dtype, copy=False), factors, runs.fine, out)
         return out.reshape(cells.shape[0], n_out)
 
-    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
+    def apply(self, taps: NDArray, cells: NDArray, *, laid: NDArray | None = None) -> NDArray:
         return self._pool(taps, cells, self.runs, self.n_out)
 
     def adjoint(
-        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
+        self,
+        taps: NDArray,
+        cells: NDArray,
+        out: NDArray | None = None,
+        chosen: NDArray | None = None,
+        *,
+        laid: NDArray | None = None,
     ) -> NDArray:
         cells = cells if chosen is None else cells[chosen]
-        return added(self._pool(taps, cells, self.runs_back, self.n_in), out, chosen)
+        return accumulate(self._pool(taps, cells, self.runs_back, self.n_in), out, chosen)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         n_channels = self.in_shape[0]

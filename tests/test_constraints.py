@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ide_ref import Restriction
-from ide_ref._kernels import cells
+from ide_ref._kernels import elementwise
 from ide_ref.constraints import (
     EPSILON,
     BatchNorm,
@@ -290,7 +290,7 @@ def test_vectors_are_made_orthogonal_and_of_unit_length(n, size, seed, dtype):
     # Mostly along them, so that one pass is not enough.
     v = (1e3 * vectors[:n].T @ rng.normal(size=n) + rng.normal(size=size)).astype(dtype)
     found, along = v.copy(), np.full(5, 7.0)
-    length = cells.orthogonalise(vectors, n, found, along)
+    length = elementwise.orthogonalise(vectors, n, found, along)
     eps = float(np.finfo(dtype).eps)
     exact = v - vectors[:n].T.astype(float) @ (vectors[:n].astype(float) @ v)
     assert length == pytest.approx(np.linalg.norm(exact), abs=1e4 * eps * size)
@@ -299,7 +299,7 @@ def test_vectors_are_made_orthogonal_and_of_unit_length(n, size, seed, dtype):
     assert np.linalg.norm(found.astype(float)) == pytest.approx(1, abs=20 * eps)
     np.testing.assert_allclose(along[:n] @ vectors[:n] + length * found, v, atol=2e4 * eps)
     zero = np.zeros(size, dtype)
-    assert cells.orthogonalise(vectors, n, zero, along) == 0
+    assert elementwise.orthogonalise(vectors, n, zero, along) == 0
     assert not zero.any()
 
 

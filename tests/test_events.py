@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ide_ref._kernels import events, memory, taps
-from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, in_blocks
+from ide_ref import IF, build, freeze
+from ide_ref import synapses as synapses_module
+from ide_ref._kernels import memory, products, propagate
+from ide_ref._kernels.layout import in_blocks
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d
 
 pytestmark = pytest.mark.kernels
 
@@ -75,13 +78,13 @@ def test_products_bring_what_the_plain_loop_brings(synapse, share, n, seed):
         np.testing.assert_allclose(found[b], plain(cells[b], taps_, synapse.targets, found.shape[1]), atol=1e-12)
         alone = np.empty(synapse.n_out)
         for runs in (synapse.runs.fine, synapse.runs.coarse):
-            taps.product_one(
+            products.product_one(
                 cells[b].ravel(), len(cells[b]), c_in, taps_, synapse.runs.fine, runs, 3, alone, c_out, False
             )
             np.testing.assert_array_equal(alone, found[b].ravel())
 
 
-@pytest.mark.parametrize(("c_in", "c_out"), [(3, 2 * events.COLUMNS + 5), (256, 2 * events.COLUMNS), (5, 64)])
+@pytest.mark.parametrize(("c_in", "c_out"), [(3, 2 * propagate.COLUMNS + 5), (256, 2 * propagate.COLUMNS), (5, 64)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_weights_in_blocks_bring_the_same(c_in, c_out, dtype):
     """More outputs than a tile has columns, more channels than it has rows, forward and in reverse."""
@@ -91,8 +94,8 @@ def test_weights_in_blocks_bring_the_same(c_in, c_out, dtype):
     taps_ = rng.integers(-4, 5, (9, c_in, c_out)).astype(dtype)
     blocks = in_blocks(taps_, np.dtype(dtype))
     assert blocks.size == taps_.size
-    for j in range(0, c_out, events.COLUMNS):
-        width = min(events.COLUMNS, c_out - j)
+    for j in range(0, c_out, propagate.COLUMNS):
+        width = min(propagate.COLUMNS, c_out - j)
         block = blocks[9 * c_in * j :][: 9 * c_in * width].reshape(9, c_in, width)
         np.testing.assert_array_equal(block, taps_[:, :, j : j + width])
     for share in (0.02, 0.5):
@@ -104,6 +107,21 @@ def test_weights_in_blocks_bring_the_same(c_in, c_out, dtype):
             np.testing.assert_array_equal(found[b], plain(cells[b], taps_, synapse.targets, 12))
             reverse = plain(back[b], taps_.transpose(0, 2, 1), synapse.sources, 12)
             np.testing.assert_array_equal(received[b], reverse)
+
+
+def test_weights_are_laid_out_once_for_all_products_of_a_connection(monkeypatch):
+    network = build("70C3 (F70C3)", input_shape=(2, 4, 4), n_classes=2, neuron=IF())
+    c = freeze(network, network.init(np.random.default_rng(0))).connections[1]
+    x = np.random.default_rng(1).normal(size=(3, c.synapse.n_in))
+    forward, back = c.synapse.apply(c.folded_taps, x), c.synapse.adjoint(c.folded_taps, x)
+    made = []
+    monkeypatch.setattr(synapses_module, "in_blocks", lambda *given: made.append(1) or in_blocks(*given))
+    for _ in range(2):
+        np.testing.assert_array_equal(c.linear(x), forward)
+        np.testing.assert_array_equal(c.adjoint(x), back)
+    assert len(made) == 2
+    # Numbers of another dtype than what was laid out have it made for theirs.
+    assert c.synapse.apply(c.folded_taps.astype(np.float32), x.astype(np.float32), laid=c.laid_out).dtype == np.float32
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((2, 36), np.float64), ((3, 36), np.float32), ((2, 72), np.float32)])
@@ -130,8 +148,8 @@ def test_outer_products_are_those_of_the_plain_loop_from_either_side(synapse, sh
         ((*receivers, *senders), synapse._joins_back, pre, by_receivers),
     ):
         # Memory that another array was in before.
-        rows = np.full(taps.shape_of_rows(3, *others.shape[1:]), np.nan)
-        taps.hebbian(*sides, 3, *joins, rows, out)
+        rows = np.full(products.shape_of_rows(3, *others.shape[1:]), np.nan)
+        products.hebbian(*sides, 3, *joins, rows, out)
     np.testing.assert_allclose(by_senders, expected, atol=1e-12)
     np.testing.assert_allclose(by_receivers.transpose(0, 2, 1), expected, atol=1e-12)
     np.testing.assert_allclose(synapse.hebbian(post.reshape(3, -1), pre.reshape(3, -1)), expected, atol=1e-12)
@@ -143,7 +161,7 @@ def test_events_are_located_by_position(counts, at):
     cells = [p * c_in + c for p, count in enumerate(counts) for c in range(count)]
     listed = np.array([0] * at + cells, np.uint32)
     first = np.empty(len(counts) + 1, np.int64)
-    events.locate(listed, at, len(cells), c_in, first)
+    propagate.locate(listed, at, len(cells), c_in, first)
     np.testing.assert_array_equal(first, at + np.concatenate([[0], np.cumsum(counts)]))
 
 
@@ -159,7 +177,7 @@ def test_depthwise_events_keep_their_channel(share, seed):
     flat = cells.ravel()
     listed = np.flatnonzero(flat).astype(np.uint32)
     first = np.empty(len(cells) + 1, np.int64)
-    events.locate(listed, 0, len(listed), 3, first)
+    propagate.locate(listed, 0, len(listed), 3, first)
     out = np.zeros(expected.size)
-    events.propagate_depthwise(synapse.runs.fine, first, listed, flat[listed], factors.ravel(), 0, 3, out, 0)
+    propagate.propagate_depthwise(synapse.runs.fine, first, listed, flat[listed], factors.ravel(), 0, 3, out, 0)
     np.testing.assert_allclose(out.reshape(expected.shape), expected, atol=1e-14)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import ide_ref
 from ide_ref import IF, LIF, build, freeze, simulate, simulation
+from ide_ref._kernels import layout
 
 pytestmark = pytest.mark.kernels
 
@@ -37,48 +38,48 @@ def test_float32_fires_the_same_exact_spikes(case):
 
 
 @given(case=st.one_of(cases(exact=True), cases(exact=True, dtype=np.float32)), data=st.data())
-def test_spikes_do_not_depend_on_what_is_expected(case, data):
+def test_spikes_do_not_depend_on_what_is_predicted(case, data):
     """Whenever neurons are told to go on as before, they fire the same; and they send what differs, and the changes."""
     quarters = st.tuples(st.sampled_from([-0.25, 0.0, 0.25, 0.5]), st.sampled_from([0.5, 0.75, 1.0]))
     asked = st.one_of(st.just((np.nan, np.nan)), quarters)
     bounds = np.array(data.draw(st.lists(asked, min_size=case.n_steps, max_size=case.n_steps)))
     spikes, potentials, _ = case.rollout()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "expectations", lambda n_steps: bounds)
+        patch.setattr(simulation, "prediction_bounds", lambda n_steps: bounds)
         rates = simulate(case.frozen, case.x, case.n_steps, record=True)
     np.testing.assert_array_equal(rates.spikes, spikes)
     np.testing.assert_array_equal(rates.potentials, potentials)
 
     weights = case.network.neuron.leak ** np.arange(case.n_steps - 1, -1, -1.0)
-    expected = np.zeros(spikes[:, 0].shape, bool)
-    n_events = np.zeros(expected.shape, np.int64)
+    predicted = np.zeros(spikes[:, 0].shape, bool)
+    n_events = np.zeros(predicted.shape, np.int64)
     for t, (few, many) in enumerate(bounds):
         if not np.isnan(few):
             rate, most = np.tensordot(spikes[:, :t], weights[:t], (1, 0)), weights[:t].sum()
-            now = (expected & (rate >= few * most)) | (rate > many * most)
-            n_events += now != expected
-            expected = now
-        n_events += spikes[:, t] != expected
+            now = (predicted & (rate >= few * most)) | (rate > many * most)
+            n_events += now != predicted
+            predicted = now
+        n_events += spikes[:, t] != predicted
     for i, place in enumerate(case.places()):
         np.testing.assert_array_equal(rates.n_events[:, i], n_events[:, place].sum(axis=1))
 
 
-def test_expectations_are_revised_when_there_is_something_to_judge_by():
+def test_predictions_are_revised_when_there_is_something_to_judge_by():
     asked = {}
     for n_steps in (1, 8, 9, 30, 100):
-        bounds = simulation.expectations(n_steps)
+        bounds = simulation.prediction_bounds(n_steps)
         assert bounds.shape == (n_steps, 2)
         asked[n_steps] = np.flatnonzero(~np.isnan(bounds[:, 0])).tolist()
     assert asked == {1: [], 8: [], 9: [3], 30: [3, 5, 8, 13], 100: [3, 5, 8, 13, 21, 34, 55]}
 
 
 @given(n_steps=st.integers(1, 200))
-def test_a_change_of_what_is_expected_saves_more_than_it_costs(n_steps):
-    bounds = simulation.expectations(n_steps)
+def test_a_change_of_what_is_predicted_saves_more_than_it_costs(n_steps):
+    bounds = simulation.prediction_bounds(n_steps)
     for t in np.flatnonzero(~np.isnan(bounds[:, 0])):
         spikes = np.arange(t + 1)
         likely = (spikes + 1) / (t + 2)
-        saved = (n_steps - t) * (2 * likely - 1)  # events, if the neuron is expected to fire from t on
+        saved = (n_steps - t) * (2 * likely - 1)  # events, if the neuron is predicted to fire from t on
         rates, clear = spikes / t, np.abs(np.abs(saved) - 1) > 1e-9
         np.testing.assert_array_equal((rates > bounds[t, 1])[clear], (saved > 1)[clear])
         np.testing.assert_array_equal((rates < bounds[t, 0])[clear], (saved < -1)[clear])
@@ -139,6 +140,18 @@ def test_no_bit_depends_on_batch_split_or_threads(cut, threads):
     for name in ("a", "u", "n_spikes", "n_events", "margin"):
         joined = np.concatenate([getattr(part, name) for part in parts])
         np.testing.assert_array_equal(joined, getattr(whole, name))
+
+
+def test_the_plan_is_made_once_for_all_rollouts_of_a_frozen_network(monkeypatch):
+    frozen, x, n_steps = wide_case(3)
+    train = np.repeat(x[:, None], n_steps, axis=1)
+    made, original = [], layout.plan
+    monkeypatch.setattr(layout, "plan", lambda links, *given: made.append(links) or original(links, *given))
+    first = [simulate(frozen, inputs, n_steps).a for inputs in (x, train)]
+    for inputs, a in ((train, first[1]), (x, first[0])):
+        np.testing.assert_array_equal(simulate(frozen, inputs, n_steps).a, a)
+    # One for static input, which arrives in the drive, and one for spikes.
+    assert [[link.source for link in links] for links in made] == [[0], [-1, 0]]
 
 
 def test_threshold_is_reached_when_met():

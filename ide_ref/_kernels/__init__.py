@@ -1,27 +1,6 @@
-"""Numba kernels: typed arrays in, output arrays overwritten.
+"""Numba kernels: typed arrays in, output arrays overwritten; and how these arrays lie in memory.
 
-Nothing here checks or raises; the public module that calls a kernel has converted, checked and
-allocated. Every kernel is parallel over samples, and a sample's result never depends on how many
-samples, or threads, run beside it.
+What is compiled neither checks nor raises: the public module that calls a kernel has converted, checked and allocated.
+Kernels that take a batch share its samples, or the tiles of what is summed over them, among threads; the rest run on
+the calling thread. No result depends on how many threads run, nor a sample's on the others in its batch.
 """
-
-from pathlib import Path
-
-
-def _forget_stale(folder: Path) -> None:
-    """Delete the indices of compiled kernels that are older than any kernel's source.
-
-    Numba compiles a kernel anew when its own file has changed, and not when a file has from which it calls: after an
-    update of the sources in place, it would go on with the old code of the latter.
-    """
-    newest = max((path.stat().st_mtime for path in folder.glob("*.py")), default=0.0)
-    for index in (folder / "__pycache__").glob("*.nbi"):
-        try:
-            if index.stat().st_mtime < newest:
-                index.unlink()
-        except OSError:
-            # Another process was quicker, or the folder is not ours to change.
-            continue
-
-
-_forget_stale(Path(__file__).parent)

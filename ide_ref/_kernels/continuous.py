@@ -14,7 +14,8 @@ frame moves on (T0 to now) before numbers in it grow large. What rounding takes 
 import math
 
 import numpy as np
-from numba import njit
+
+from ide_ref._kernels._jit import njit
 
 DONE, BUDGET = 0, 1
 SPIKES, DELIVERIES, INPUTS, STATUS, DELIVERED, EDGES, WORK, N_COUNTS = range(8)
@@ -27,21 +28,21 @@ LARGEST = 1e300  # and y beyond which it does
 SHORT = 1e-20  # parts of τ: in so short a time nothing leaks, and dividing by τ might leave the range of numbers
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _frame_of(elapsed, tau):
     """y so long after T0."""
     x = elapsed / tau
     return elapsed if x < SHORT else tau * math.expm1(x)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _time_of(y, tau):
     """How long after T0 that is; infinity for infinity."""
     x = y / tau
     return y if x < SHORT or y == np.inf else tau * math.log1p(x)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _crossing(c, slope, y):
     """Where in the frame a neuron next fires: y itself if it stands at threshold now, infinity for never."""
     if c <= slope * y:
@@ -49,12 +50,12 @@ def _crossing(c, slope, y):
     return max(c / slope, y) if slope > 0 else np.inf
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _potential(c, lost, slope, y, v_th, tau):
     return v_th - (c - (slope * y - lost)) / (1.0 + y / tau)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _add(c, lost, i, value):
     """c[i] += value, the rounding error into lost[i]."""
     old = c[i]
@@ -64,12 +65,12 @@ def _add(c, lost, i, value):
     c[i] = new
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _before(key, i, j):
     return key[i] < key[j] or (key[i] == key[j] and i < j)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _rise(heap, place, key, i):
     """Neuron i's key has fallen: move it towards the top."""
     at = place[i]
@@ -85,7 +86,7 @@ def _rise(heap, place, key, i):
     place[i] = at
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _sink(heap, place, key, i):
     """Neuron i's key has risen: move it towards the leaves."""
     n = heap.shape[0]
@@ -106,7 +107,7 @@ def _sink(heap, place, key, i):
     place[i] = at
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _order(heap, place, key, c, drive, y, rheobase):
     """All keys anew, and the heap from the leaves up."""
     n = heap.shape[0]
@@ -116,7 +117,7 @@ def _order(heap, place, key, c, drive, y, rheobase):
         _sink(heap, place, key, heap[at])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _deliver(source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, rheobase, tau):
     """One spike reaches its receivers. Returns how many there are.
 
@@ -140,7 +141,7 @@ def _deliver(source, y, starts, targets, offsets, lengths, weights, heap, place,
     return reached
 
 
-@njit(cache=True, nogil=True)
+@njit
 def begin(drive, tau, v_th, c, lost, key, heap, clock, counts):
     """A network at rest at time 0, where its drive (n,) sets in: overwrites the arrays that ``run`` goes on from."""
     n = c.shape[0]
@@ -156,7 +157,7 @@ def begin(drive, tau, v_th, c, lost, key, heap, clock, counts):
     _order(heap, np.arange(n), key, c, drive, 0.0, v_th / tau)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def run(
     starts,
     targets,
@@ -315,7 +316,7 @@ def run(
     counts[WORK] = work
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _move(c, lost, drive, rheobase, elapsed, tau):
     """Constants c of a frame that begins ``elapsed`` later: how far below threshold potentials are then."""
     x = elapsed / tau
@@ -333,7 +334,7 @@ def _move(c, lost, drive, rheobase, elapsed, tau):
             c[i] = c[i] * kept + rest
 
 
-@njit(cache=True, nogil=True)
+@njit
 def weighted_counts(times, neurons, samples, tau, out):
     """out[m, i] = Σ of exp(−(samples[m] − t)/τ) over the spikes t ≤ samples[m] of neuron i; τ is infinite for IF.
 

@@ -1,17 +1,19 @@
 """Matrix product with an order of summation that does not depend on the batch."""
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from ide_ref._kernels.rows import LINE, TILE, add_rows, copy_across, copy_panel, tile_product
+from ide_ref._kernels._jit import njit
+from ide_ref._kernels.memory import LINE
+from ide_ref._kernels.vector import TILE, add_rows, copy_across, copy_panel, tile_product
 
-ROWS = 24 * TILE  # rows a task,
+TASK_ROWS = 24 * TILE  # rows a task,
 ACROSS = 72 * TILE  # or so many where the rows of x lie across, whose columns are read anyway,
 FEW = 4 * TILE  # or so many where there are few columns, so that every thread has some
-DEPTH = 256  # k a block: its part of a panel stays in the first-level cache while the task's rows pass
+DEPTH = 256  # k per block: its part of a panel stays in the first-level cache while the task's rows pass
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _pack(w, transposed, k, depth, j, width, panel):
     """panel = w[k : k + depth, j : j + width], or of wᵀ."""
     if width == panel.shape[1]:
@@ -25,7 +27,7 @@ def _pack(w, transposed, k, depth, j, width, panel):
                 panel[i, c] = w[j + c, k + i] if transposed else w[k + i, j + c]
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _part_of_tile(x, x_at, x_row, x_step, out, at, out_row, depth, n_rows, width, panel, spare_x, spare):
     """A tile's product where rows or columns are missing, by copies of what there is."""
     for r in range(n_rows):
@@ -39,7 +41,7 @@ def _part_of_tile(x, x_at, x_row, x_step, out, at, out_row, depth, n_rows, width
             out[at + r * out_row + c] = spare[r, c]
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _tiles(x, x_row, x_step, n_rows, w, transposed, add, out, out_row, first, last, j):
     """The rows from ``first`` to ``last``, of the columns from j on, at most a panel's width of them."""
     n = w.shape[1] if transposed else w.shape[0]
@@ -65,7 +67,7 @@ def _tiles(x, x_row, x_step, n_rows, w, transposed, add, out, out_row, first, la
                 _part_of_tile(x, x_at, x_row, x_step, out, at, out_row, depth, here, width, panel, spare_x, spare)
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def matmul(x, x_row, x_step, n_rows, w, transposed, add, out, out_row):
     """out = x @ w, or that added to out, for x (B, n), w (n, m), out (B, m); x @ wᵀ for w (m, n).
 
@@ -76,7 +78,7 @@ def matmul(x, x_row, x_step, n_rows, w, transposed, add, out, out_row):
     """
     lanes = LINE // x.itemsize
     n_panels = ((w.shape[0] if transposed else w.shape[1]) + lanes - 1) // lanes
-    share = FEW if n_panels <= 4 else ROWS if x_step == 1 else ACROSS
+    share = FEW if n_panels <= 4 else TASK_ROWS if x_step == 1 else ACROSS
     n_chunks = (n_rows + share - 1) // share
     for task in prange(n_chunks * n_panels):
         first = task % n_chunks * share
@@ -84,7 +86,7 @@ def matmul(x, x_row, x_step, n_rows, w, transposed, add, out, out_row):
         _tiles(x, x_row, x_step, n_rows, w, transposed, add, out, out_row, first, last, task // n_chunks * lanes)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def matmul_few(x, w, add, out, out_row):
     """The product x @ w of 2-d arrays on the calling thread, for few rows: waking another costs more than it saves."""
     n, m = w.shape
@@ -96,7 +98,7 @@ def matmul_few(x, w, add, out, out_row):
         add_rows(out, row * out_row, m, w, 0, m, every, x[row], 0, n)
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@njit(fastmath={"reassoc", "contract"})
 def dot(x, y):
     """x · y, in their dtype and in the order that suits the processor."""
     total = x.dtype.type(0)
@@ -105,7 +107,7 @@ def dot(x, y):
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit
 def dots(w, v, out):
     """out = w v for w (m, n), a row at a time."""
     for i in range(w.shape[0]):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ide_ref._kernels import events as _events_kernel
 from ide_ref._kernels import memory
+from ide_ref._kernels import propagate as _propagate
 from ide_ref.training.loop import cpu_model, versions
 
 MATRIX = 2048
@@ -72,7 +72,7 @@ def event_limits() -> dict[str, float]:
         channels = np.sort(rng.integers(0, n_rows, (n_positions, n_events)), axis=1)
         cells = (channels + positions[:, None] * n_rows).astype(np.uint32).ravel()
         call = partial(
-            _events_kernel.propagate, runs, False, 0, n_positions, first, n_rows, cells, ones, 1, n_rows, weights, 0,
+            _propagate.propagate, runs, False, 0, n_positions, first, n_rows, cells, ones, 1, n_rows, weights, 0,
             width, out.reshape(-1), places,
         )  # fmt: skip
         seconds = median_seconds(call, 101)

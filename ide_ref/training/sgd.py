@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
-from ide_ref._kernels import cells as _cells
+from ide_ref._kernels import elementwise as _elementwise
 
 _LARGE = 1 << 17
 """Numbers from which on a kernel, which reads each once, is worth its call."""
@@ -118,5 +118,5 @@ class SGD:
         new_theta, new_v = np.empty(theta.shape, dtype), np.empty(theta.shape, dtype)
         old, change, speed = (array.reshape(-1) for array in (theta, gradient, v))
         momentum, decay, rate = map(dtype.type, (self.momentum, self.weight_decay, rate))
-        _cells.momentum_step(old, change, speed, momentum, decay, rate, new_theta.reshape(-1), new_v.reshape(-1))
+        _elementwise.momentum_step(old, change, speed, momentum, decay, rate, new_theta.reshape(-1), new_v.reshape(-1))
         return new_theta, new_v

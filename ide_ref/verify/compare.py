@@ -21,7 +21,7 @@ from ide_ref.implicit import hebbian, solve_beta
 from ide_ref.maps import AffineMap, BatchNormCache, Frozen, Pullback
 from ide_ref.network import Params
 from ide_ref.simulation import Rates, simulate
-from ide_ref.synapses import Dense, added, to_cells
+from ide_ref.synapses import Dense, accumulate, to_cells
 from ide_ref.verify.gradient import RESOLUTION
 
 DECISIVE = 30.0
@@ -136,7 +136,7 @@ class _Transpose(AffineMap):
         return AffineMap.adjoint(self, cells)
 
     def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
-        return added(self.transposed(cells), out)
+        return accumulate(self.transposed(cells), out)
 
 
 class _Untransposed(_Transpose):

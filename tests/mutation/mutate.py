@@ -74,29 +74,14 @@ def key_of(mutant: Mutant) -> tuple[str, str, str, str]:
 class Tree:
     """A copy of the sources with their compiled caches, in which one mutant at a time is made and tested.
 
-    Modification times are copied too, so that caches stay valid, and a mutated file keeps its time, so that the
-    kernels' ``__init__`` does not throw away every index: what the mutant makes stale is deleted here by name.
+    Modification times are copied too, so that caches stay valid. A mutated kernel has all kernels compiled anew, into
+    a cache that is put back afterwards.
     """
 
     def __init__(self, original: Path, at: Path) -> None:
         shutil.copytree(original, at, ignore=shutil.ignore_patterns(*LEFT_BEHIND), symlinks=True)
         self.at = at
         self.process: subprocess.Popen[str] | None = None
-        kernels = {path.stem: path.read_text() for path in (at / KERNELS).glob("*.py")}
-        self.imports = {
-            name: {other for other in kernels if re.search(rf"^from {KERNELS.replace('/', '.')}\.{other} ", text, re.M)}
-            for name, text in kernels.items()
-        }
-
-    def stale(self, file: str) -> Iterator[Path]:
-        """Caches of a file, and of every kernel that calls a mutated one."""
-        path = self.at / file
-        names = {path.stem}
-        if file.startswith(KERNELS):
-            while more := {name for name, others in self.imports.items() if others & names} - names:
-                names |= more
-        for name in sorted(names):
-            yield from (path.parent / "__pycache__").glob(f"{name}.*")
 
     @contextlib.contextmanager
     def mutated(self, mutant: Mutant) -> Iterator[None]:
@@ -105,10 +90,9 @@ class Tree:
         source = path.read_bytes()
         with tempfile.TemporaryDirectory(dir=self.at.parent) as aside:
             shutil.copytree(caches, Path(aside) / "caches") if caches.exists() else (Path(aside) / "caches").mkdir()
-            for stale in self.stale(mutant.file):
-                stale.unlink()
+            for compiled in caches.glob(f"{path.stem}.*.pyc"):
+                compiled.unlink()
             path.write_bytes(mutant.applied_to(source))
-            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
             try:
                 yield
             finally:

@@ -107,17 +107,6 @@ def test_a_mutant_that_hangs_is_killed_by_the_limit(small_tree):
     assert small_tree.run(["tests/test_module.py"], limit=1.0) == ("timed out", "")
 
 
-def test_of_kernels_the_callers_caches_are_stale_as_well(tmp_path):
-    tree = Tree.__new__(Tree)
-    tree.at, tree.imports = tmp_path, {"low": set(), "middle": {"low"}, "high": {"middle"}, "other": set()}
-    caches = tmp_path / "ide_ref" / "_kernels" / "__pycache__"
-    caches.mkdir(parents=True)
-    for name in tree.imports:
-        (caches / f"{name}.f-1.nbi").touch()
-    stale = {path.name.split(".")[0] for path in tree.stale("ide_ref/_kernels/middle.py")}
-    assert stale == {"middle", "high"}
-
-
 def test_the_list_of_equivalent_mutants_has_reasons_and_fits_the_sources():
     found, known = settings(), equivalents()
     there = {key_of(m) for m in every_mutant({file for file, *_ in known}, found["excluded"])}

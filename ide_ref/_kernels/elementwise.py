@@ -7,8 +7,9 @@ any number of threads.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from ide_ref._kernels._jit import njit
 from ide_ref._kernels.dense import dot
 
 SLICES = 16
@@ -16,19 +17,19 @@ SLICES = 16
 EVERY = np.zeros(0, np.bool_)  # in place of the samples that are chosen
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _add(row, total):
     for c in range(row.shape[0]):
         total[c] += row[c]
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _add_squares(row, mean, total):
     for c in range(row.shape[0]):
         total[c] += (row[c] - mean[c]) ** 2
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def moments(z, mean, variance):
     """Mean and biased variance of each column of z (N, C), in float64: overwrites mean and variance (C,)."""
     n, n_channels = z.shape
@@ -49,7 +50,7 @@ def moments(z, mean, variance):
                 into[c] += partial[i, c] / n
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _add_products(delta, z, mean, inverse, along, total, rest):
     for c in range(z.shape[0]):
         centred = z[c] - mean[c]
@@ -58,13 +59,13 @@ def _add_products(delta, z, mean, inverse, along, total, rest):
         rest[c] += centred
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(fastmath={"contract"})
 def _back(delta, z, mean, scale, constant, slope, d_z):
     for c in range(z.shape[0]):
         d_z[c] = scale[c] * (delta[c] - constant[c] - slope[c] * (z[c] - mean[c]))
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def normalised_back(delta, z, mean, deviation, weight, from_batch, eps, d_z, d_weight, d_bias):
     """Derivatives of weight · ẑ + bias, ẑ = (z − mean)/deviation, in z, weight and bias, (BN).
 
@@ -110,7 +111,7 @@ def normalised_back(delta, z, mean, deviation, weight, from_batch, eps, d_z, d_w
             _back(delta[row], z[row], mean, scale, constant, slope, d_z[row])
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def inner(x, y):
     """x · y of flat arrays, in float64."""
     n = x.shape[0]
@@ -125,7 +126,7 @@ def inner(x, y):
     return total
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def sums(x, row, n_batch, n, out):
     """Sum of each channel of x (B, n), channels innermost, in float64: overwrites out (C,)."""
     n_channels = out.shape[0]
@@ -142,7 +143,7 @@ def sums(x, row, n_batch, n, out):
             out[c] += partial[i, c]
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(fastmath={"contract"})
 def _affine(x, scale, shift, masked, keep, add, out):
     for c in range(scale.shape[0]):
         value = scale[c] * x[c] + shift[c]
@@ -151,9 +152,9 @@ def _affine(x, scale, shift, masked, keep, add, out):
         out[c] = out[c] + value if add else value
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def affine(x, row, n_batch, n, scale, shift, masked, keep, keep_row, add, out, out_row):
-    """out = keep ⊙ (scale ⊙ x + shift), or that added to out: x, keep and out (B, n), scale and shift a channel (C,).
+    """out = keep ⊙ (scale ⊙ x + shift), or that added to out: x, keep and out (B, n), scale and shift per channel (C,).
 
     ``masked`` tells whether there is a mask; otherwise ``keep`` is any array that is as large.
     """
@@ -164,13 +165,13 @@ def affine(x, row, n_batch, n, scale, shift, masked, keep, keep_row, add, out, o
             _affine(x[i : i + n_channels], scale, shift, masked, keep[j : j + n_channels], add, out[k : k + n_channels])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _multiply(x, y, out):
     for j in range(out.shape[0]):
         out[j] = x[j] * y[j]
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def multiply(x, row, y, y_row, n_batch, n, chosen, out, out_row):
     """out = x ⊙ y, (B, n) each; where ``chosen`` (B,) is not empty, for the samples where it is True alone."""
     for b in prange(n_batch):
@@ -179,13 +180,13 @@ def multiply(x, row, y, y_row, n_batch, n, chosen, out, out_row):
         _multiply(x[b * row : b * row + n], y[b * y_row : b * y_row + n], out[b * out_row : b * out_row + n])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _keep(bits, least, factor, out):
     for j in range(out.shape[0]):
         out[j] = factor if bits[j] >= least else 0
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def keep(bits, least, factor, out):
     """out = factor where bits are at least ``least``, 0 elsewhere: dropout's mask, flat arrays."""
     n = out.shape[0]
@@ -195,7 +196,7 @@ def keep(bits, least, factor, out):
         _keep(bits[lo:hi], least, factor, out[lo:hi])
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@njit(fastmath={"reassoc", "contract"})
 def _dot(x, y):
     total = 0.0
     for j in range(x.shape[0]):
@@ -203,13 +204,13 @@ def _dot(x, y):
     return total
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(fastmath={"contract"})
 def _add_multiple(factor, x, y):
     for j in range(y.shape[0]):
         y[j] += factor * x[j]
 
 
-@njit(cache=True, nogil=True)
+@njit
 def orthogonalise(vectors, n, v, along):
     """Make v orthogonal to the first n of orthonormal vectors, and of unit length unless it is 0: in place.
 
@@ -231,7 +232,7 @@ def orthogonalise(vectors, n, v, along):
     return length
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _length(x):
     """Euclidean norm of x, also where squares leave the range of its dtype."""
     length = np.sqrt(dot(x, x))
@@ -250,20 +251,20 @@ def _length(x):
     return largest * np.sqrt(total)
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def norms(x, out):
     """Euclidean norm of each row of x (B, n): overwrites out (B,)."""
     for b in prange(x.shape[0]):
         out[b] = _length(x[b])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _residual(x, y, b, r):
     for j in range(x.shape[0]):
         r[j] = (np.float64(b[j]) + np.float64(y[j])) - np.float64(x[j])
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def judge(x, y, b, sizes):
     """Norms of b + y − x, b, y and x, the difference in float64, for each row of (B, n): overwrites sizes (4, B)."""
     for i in prange(x.shape[0]):
@@ -275,14 +276,14 @@ def judge(x, y, b, sizes):
         sizes[3, i] = _length(x[i])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _move(y, b, x, after, r):
     for j in range(y.shape[0]):
         after[j] = y[j] + b[j]
         r[j] = after[j] - x[j]
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def move(y, b, x, after, r, norm):
     """after = y + b and r = after − x, (B, n) each, and the norm of each row of r: overwrites the last three."""
     for i in prange(y.shape[0]):
@@ -290,7 +291,7 @@ def move(y, b, x, after, r, norm):
         norm[i] = _length(r[i])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _slope(p, lower, upper, v_th, inverse, out):
     for j in range(out.shape[0]):
         # No short cuts: they are branches, and half of them are not foreseen.
@@ -299,7 +300,7 @@ def _slope(p, lower, upper, v_th, inverse, out):
         out[j] = inverse if after & before else 0
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def slope(p, lower, upper, v_th, inverse, out):
     """(MASK): out = inverse where 0 < p < v_th, or p is an end that counts, and 0 elsewhere; flat arrays."""
     n = out.shape[0]
@@ -309,7 +310,7 @@ def slope(p, lower, upper, v_th, inverse, out):
         _slope(p[lo:hi], lower, upper, v_th, inverse, out[lo:hi])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _n_wild(x):
     count = 0
     for j in range(x.shape[0]):
@@ -317,7 +318,7 @@ def _n_wild(x):
     return count
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def all_finite(x):
     """Whether no number of a flat array is NaN or infinite."""
     n = x.shape[0]
@@ -327,7 +328,7 @@ def all_finite(x):
     return count == 0
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(fastmath={"contract"})
 def _momentum(theta, gradient, velocity, momentum, decay, rate, new_theta, new_velocity):
     for j in range(theta.shape[0]):
         v = momentum * velocity[j] + (gradient[j] + decay * theta[j])
@@ -335,7 +336,7 @@ def _momentum(theta, gradient, velocity, momentum, decay, rate, new_theta, new_v
         new_theta[j] = theta[j] - rate * v
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def momentum_step(theta, gradient, velocity, momentum, decay, rate, new_theta, new_velocity):
     """v ← μ v + (∇L + κ θ), θ ← θ − η v for flat arrays; overwrites the last two."""
     n = theta.shape[0]
@@ -348,13 +349,13 @@ def momentum_step(theta, gradient, velocity, momentum, decay, rate, new_theta, n
         )
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(fastmath={"contract"})
 def _off(d_weight, d_norm, along, factor, out):
     for j in range(out.shape[0]):
         out[j] = factor * (d_weight[j] - along * d_norm[j])
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def take_off(d_weight, left, right, along, factor, out):
     """out = factor · (d_weight − along · left rightᵀ), both flat, a row for each number of left; overwrites out."""
     n = right.shape[0]

@@ -2,8 +2,9 @@
 
 An event with value x adds x times a weight row to a row of the output. LLVM's vectoriser takes the columns as the inner
 loop, so it reads and writes the output once an event; written out here, the output stays in registers while all events
-of a row pass, and only weights are read. The functions named in ``__all__`` are that code; each has a twin in plain
-loops below, which tests hold it against, and which takes its place where Numba checks bounds or does not compile.
+of a row pass, and only weights are read. The functions named in ``__all__`` are that code, all there is in LLVM IR.
+Right above the IR of each stands its twin in plain loops, which says what it does: tests hold the code against it, and
+it takes the code's place where Numba checks bounds or does not compile.
 
 Arrays are given whole, C-contiguous, with places in them counted flat: a slice would cost more than the loop it is for.
 """
@@ -14,9 +15,12 @@ from functools import partial
 
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from ide_ref._kernels._jit import njit
+from ide_ref._kernels.memory import LINE
 
 __all__ = [
     "TILE",
@@ -31,7 +35,6 @@ __all__ = [
 ]
 
 WIDEST = 384  # bytes of the output held in registers: twelve of AVX2's sixteen
-LINE = 64  # bytes of a tile's row, and of the vectors that are searched
 TILE = 6  # rows of a tile
 
 _I64 = ir.IntType(64)
@@ -74,6 +77,68 @@ def _ask_for(builder, place):
     given = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], fnty=given)
     builder.call(ask, [builder.bitcast(place, byte), number(0), number(2), number(1)])
+
+
+def _join(phis, before, begin, after, step):
+    """Each phi is the value of ``before`` when it comes from block ``begin``, that of ``after`` from ``step``."""
+    for phi, first, last in zip(phis, before, after, strict=True):
+        phi.add_incoming(first, begin)
+        phi.add_incoming(last, step)
+
+
+def _store_either(builder, places, before, begin, after, step, align):
+    """Store what comes from one block or from the other."""
+    results = [builder.phi(value.type) for value in before]
+    _join(results, before, begin, after, step)
+    for result, place in zip(results, places, strict=True):
+        builder.store(result, place, align=align)
+
+
+def _choose(plain: Callable, vector: Callable) -> Callable:
+    """The vector code, or its twin where Numba checks bounds or does not compile."""
+    checked = getattr(config, "BOUNDSCHECK", None) or getattr(config, "DISABLE_JIT", 0)
+    return njit(plain) if checked else vector
+
+
+# --- rows added to a row ----------------------------------------------------------------------------------------------
+
+
+def _add_rows(out, at, width, rows, first, stride, index, values, lo, hi):
+    """out[at + j] += Σ over e from lo to hi of values[e] rows[first + stride index[e] + j], j < width.
+
+    For each j one chain of fused multiply-adds in ascending e. Indices are unsigned.
+    """
+    out, rows = out.reshape(-1), rows.reshape(-1)
+    index, values = index.reshape(-1), values.reshape(-1)
+    for e in range(lo, hi):
+        for j in range(width):
+            out[at + j] += values[e] * rows[first + stride * index[e] + j]
+
+
+def _add_rows_through(out, at, width, rows, first, stride, index, values, lo, hi, table, table_at):
+    """The same with the rows table[table_at + index[e]] in place of index[e]."""
+    out, rows, table = out.reshape(-1), rows.reshape(-1), table.reshape(-1)
+    index, values = index.reshape(-1), values.reshape(-1)
+    for e in range(lo, hi):
+        for j in range(width):
+            out[at + j] += values[e] * rows[first + stride * table[table_at + index[e]] + j]
+
+
+def _emit_add_rows(context, builder, signature, args, through):
+    out, rows, index, values = (_data(context, builder, signature, args, i) for i in (0, 3, 6, 7))
+    at, width, first, stride, lo, hi = (_int_arg(context, builder, signature, args, i) for i in (1, 2, 4, 5, 8, 9))
+    table = None
+    if through:
+        table = builder.gep(
+            _data(context, builder, signature, args, 10), [_int_arg(context, builder, signature, args, 11)]
+        )
+    dtype = signature.args[0].dtype
+    size_of = dtype.bitwidth // 8
+    _emit_sum(
+        builder, context.get_data_type(dtype), size_of, builder.gep(out, [at]), builder.gep(rows, [first]), width,
+        stride, index, values, lo, hi, _shapes(size_of, WIDEST // LINE), table,
+    )  # fmt: skip
+    return context.get_dummy_value()
 
 
 def _emit_sum(builder, real, size_of, out, rows, width, stride, index, values, lo, hi, shapes, table=None):
@@ -133,21 +198,39 @@ def _shapes(size_of, widest):
     return shapes
 
 
-def _emit_add_rows(context, builder, signature, args, through):
-    out, rows, index, values = (_data(context, builder, signature, args, i) for i in (0, 3, 6, 7))
-    at, width, first, stride, lo, hi = (_int_arg(context, builder, signature, args, i) for i in (1, 2, 4, 5, 8, 9))
-    table = None
-    if through:
-        table = builder.gep(
-            _data(context, builder, signature, args, 10), [_int_arg(context, builder, signature, args, 11)]
-        )
-    dtype = signature.args[0].dtype
-    size_of = dtype.bitwidth // 8
-    _emit_sum(
-        builder, context.get_data_type(dtype), size_of, builder.gep(out, [at]), builder.gep(rows, [first]), width,
-        stride, index, values, lo, hi, _shapes(size_of, WIDEST // LINE), table,
-    )  # fmt: skip
-    return context.get_dummy_value()
+@intrinsic
+def _vector_add_rows(context, out, at, width, rows, first, stride, index, values, lo, hi):
+    signature = types.void(out, at, width, rows, first, stride, index, values, lo, hi)
+    return signature, lambda *given: _emit_add_rows(*given, through=False)
+
+
+@intrinsic
+def _vector_add_rows_through(context, out, at, width, rows, first, stride, index, values, lo, hi, table, table_at):
+    signature = types.void(out, at, width, rows, first, stride, index, values, lo, hi, table, table_at)
+    return signature, lambda *given: _emit_add_rows(*given, through=True)
+
+
+add_rows = _choose(_add_rows, _vector_add_rows)
+add_rows_through = _choose(_add_rows_through, _vector_add_rows_through)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def _add_runs(out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead):
+    """Many sums like those of ``add_rows`` with rows of ``width`` end to end; runs[k] is (lo, hi, added, at) of one.
+
+    out[out_at + at + j] += Σ over e from lo to hi of values[e] rows[begin + added a_tap + width index[e] + j] for
+    j < width and k from k_first to k_last; meanwhile up to n_ahead ≥ 1 lines of rows[ahead:] are asked for, and nothing
+    follows from that.
+    """
+    out, rows = out.reshape(-1), rows.reshape(-1)
+    index, values = index.reshape(-1), values.reshape(-1)
+    for k in range(k_first, k_last):
+        lo, hi, added, at = runs[k]
+        for e in range(lo, hi):
+            for j in range(width):
+                out[out_at + at + j] += values[e] * rows[begin + added * a_tap + width * index[e] + j]
 
 
 def _emit_add_runs(context, builder, signature, args):
@@ -184,56 +267,26 @@ def _emit_add_runs(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _add_runs(out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead):
-    """Many sums like those of ``add_rows`` with rows of ``width`` end to end; runs[k] is (lo, hi, added, at) of one.
-
-    out[out_at + at + j] += Σ over e from lo to hi of values[e] rows[begin + added a_tap + width index[e] + j] for
-    j < width and k from k_first to k_last; meanwhile up to n_ahead ≥ 1 lines of rows[ahead:] are asked for, and nothing
-    follows from that.
-    """
-    out, rows = out.reshape(-1), rows.reshape(-1)
-    index, values = index.reshape(-1), values.reshape(-1)
-    for k in range(k_first, k_last):
-        lo, hi, added, at = runs[k]
-        for e in range(lo, hi):
-            for j in range(width):
-                out[out_at + at + j] += values[e] * rows[begin + added * a_tap + width * index[e] + j]
+@intrinsic
+def _vector_add_runs(
+    context, out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead
+):  # fmt: skip
+    given = (out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead)
+    return types.void(*given), _emit_add_runs
 
 
-def _join(phis, before, begin, after, step):
-    """Each phi is the value of ``before`` when it comes from block ``begin``, that of ``after`` from ``step``."""
-    for phi, first, last in zip(phis, before, after, strict=True):
-        phi.add_incoming(first, begin)
-        phi.add_incoming(last, step)
+add_runs = _choose(_add_runs, _vector_add_runs)
 
 
-def _store_either(builder, places, before, begin, after, step, align):
-    """Store what comes from one block or from the other."""
-    results = [builder.phi(value.type) for value in before]
-    _join(results, before, begin, after, step)
-    for result, place in zip(results, places, strict=True):
-        builder.store(result, place, align=align)
+# --- dense products ---------------------------------------------------------------------------------------------------
 
 
-def _add_rows(out, at, width, rows, first, stride, index, values, lo, hi):
-    """out[at + j] += Σ over e from lo to hi of values[e] rows[first + stride index[e] + j], j < width.
-
-    For each j one chain of fused multiply-adds in ascending e. Indices are unsigned.
-    """
-    out, rows = out.reshape(-1), rows.reshape(-1)
-    index, values = index.reshape(-1), values.reshape(-1)
-    for e in range(lo, hi):
-        for j in range(width):
-            out[at + j] += values[e] * rows[first + stride * index[e] + j]
-
-
-def _add_rows_through(out, at, width, rows, first, stride, index, values, lo, hi, table, table_at):
-    """The same with the rows table[table_at + index[e]] in place of index[e]."""
-    out, rows, table = out.reshape(-1), rows.reshape(-1), table.reshape(-1)
-    index, values = index.reshape(-1), values.reshape(-1)
-    for e in range(lo, hi):
-        for j in range(width):
-            out[at + j] += values[e] * rows[first + stride * table[table_at + index[e]] + j]
+def _copy_panel(panel, w, at, stride, depth):
+    """panel[k, :] = w[at + k stride :], k < depth, rows of one cache line."""
+    w = w.reshape(-1)
+    for k in range(depth):
+        for j in range(panel.shape[1]):
+            panel[k, j] = w[at + k * stride + j]
 
 
 def _emit_copy_panel(context, builder, signature, args):
@@ -248,12 +301,20 @@ def _emit_copy_panel(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _copy_panel(panel, w, at, stride, depth):
-    """panel[k, :] = w[at + k stride :], k < depth, rows of one cache line."""
-    w = w.reshape(-1)
+@intrinsic
+def _vector_copy_panel(context, panel, w, at, stride, depth):
+    return types.void(panel, w, at, stride, depth), _emit_copy_panel
+
+
+copy_panel = _choose(_copy_panel, _vector_copy_panel)
+
+
+def _copy_across(out, out_at, out_row, w, at, row, depth):
+    """out[out_at + k out_row + c] = w[at + c row + k], k < depth, for as many c as a cache line has numbers."""
+    out, w = out.reshape(-1), w.reshape(-1)
     for k in range(depth):
-        for j in range(panel.shape[1]):
-            panel[k, j] = w[at + k * stride + j]
+        for c in range(LINE // w.itemsize):
+            out[out_at + k * out_row + c] = w[at + c * row + k]
 
 
 def _emit_copy_across(context, builder, signature, args):
@@ -292,12 +353,24 @@ def _emit_copy_across(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _copy_across(out, out_at, out_row, w, at, row, depth):
-    """out[out_at + k out_row + c] = w[at + c row + k], k < depth, for as many c as a cache line has numbers."""
-    out, w = out.reshape(-1), w.reshape(-1)
-    for k in range(depth):
-        for c in range(LINE // w.itemsize):
-            out[out_at + k * out_row + c] = w[at + c * row + k]
+@intrinsic
+def _vector_copy_across(context, out, out_at, out_row, w, at, row, depth):
+    return types.void(out, out_at, out_row, w, at, row, depth), _emit_copy_across
+
+
+copy_across = _choose(_copy_across, _vector_copy_across)
+
+
+def _tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth):
+    """out[at + r stride + j] += Σ over k < depth of x[x_at + r x_row + k x_step] panel[k, j], r < TILE, a panel wide.
+
+    For each element one chain of fused multiply-adds in ascending k.
+    """
+    out, x = out.reshape(-1), x.reshape(-1)
+    for r in range(TILE):
+        for k in range(depth):
+            for j in range(panel.shape[1]):
+                out[at + r * stride + j] += x[x_at + r * x_row + k * x_step] * panel[k, j]
 
 
 def _emit_tile_product(context, builder, signature, args):
@@ -331,46 +404,29 @@ def _emit_tile_product(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth):
-    """out[at + r stride + j] += Σ over k < depth of x[x_at + r x_row + k x_step] panel[k, j], r < TILE, a panel wide.
+@intrinsic
+def _vector_tile_product(context, out, at, stride, x, x_at, x_row, x_step, panel, depth):
+    return types.void(out, at, stride, x, x_at, x_row, x_step, panel, depth), _emit_tile_product
 
-    For each element one chain of fused multiply-adds in ascending k.
+
+tile_product = _choose(_tile_product, _vector_tile_product)
+
+
+# --- lists of what is not 0, and of what fired ------------------------------------------------------------------------
+
+
+def _nonzero(values, at, n, found, found_at):
+    """Lists the i < n with values[at + i] ≠ 0 from found[found_at] on, ascending; returns their number. A NaN is found.
+
+    The list has n places; what lies behind the last one found may be overwritten.
     """
-    out, x = out.reshape(-1), x.reshape(-1)
-    for r in range(TILE):
-        for k in range(depth):
-            for j in range(panel.shape[1]):
-                out[at + r * stride + j] += x[x_at + r * x_row + k * x_step] * panel[k, j]
-
-
-_PLACES = [[i for i in range(8) if byte >> i & 1] for byte in range(256)]
-"""Of every byte the places of its ones."""
-
-
-def _list_ones(builder, mask, first, found, place, also=None):
-    """Appends first + i for every bit i of a mask that is 1, ascending, to found[place:], and moves the place on.
-
-    All eight places of a byte are written, and those that count are kept: no branch to foresee. So found must have room
-    for all bits. ``also``, called with where a byte's list goes, its number and its places, writes more beside it.
-    """
-    byte, kind = ir.IntType(8), found.type.pointee
-    table = cgutils.global_constant(
-        builder, "places_of_ones", ir.Constant(ir.ArrayType(ir.VectorType(byte, 8), 256), [
-            ir.Constant(ir.VectorType(byte, 8), (places + [0] * 8)[:8]) for places in _PLACES
-        ]),
-    )  # fmt: skip
-    indices = ir.VectorType(kind, 8)
-    for number in range(mask.type.width // 8):
-        bits = builder.trunc(builder.lshr(mask, mask.type(8 * number)), byte)
-        there = builder.gep(table, [_int(0), builder.zext(bits, _I64)])
-        places = builder.load(there, align=8)
-        start = builder.trunc(builder.add(first, _int(8 * number)), kind)
-        to = builder.load(place)
-        listed = builder.add(builder.zext(places, indices), _broadcast(builder, start, indices))
-        builder.store(listed, _at(builder, found, to, indices), align=kind.width // 8)
-        if also is not None:
-            also(to, number, places)
-        builder.store(builder.add(to, builder.zext(builder.ctpop(bits), _I64)), place)
+    values, found = values.reshape(-1), found.reshape(-1)
+    count = 0
+    for i in range(n):
+        if values[at + i] != 0:
+            found[found_at + count] = i
+            count += 1
+    return count
 
 
 def _emit_nonzero(context, builder, signature, args):
@@ -403,27 +459,49 @@ def _emit_nonzero(context, builder, signature, args):
     return builder.sub(builder.load(place), found_at)
 
 
-def _nonzero(values, at, n, found, found_at):
-    """Lists the i < n with values[at + i] ≠ 0 from found[found_at] on, ascending; returns their number. A NaN is found.
+@intrinsic
+def _vector_nonzero(context, values, at, n, found, found_at):
+    return types.int64(values, at, n, found, found_at), _emit_nonzero
 
-    The list has n places; what lies behind the last one found may be overwritten.
+
+nonzero = _choose(_nonzero, _vector_nonzero)
+
+
+def _fire(u, a, at, n, v_th, weight, predicted, events, values, place, go_on, leak, constant):
+    """s = H(v − V_th), v = u[at:]; in its place what is left, v − V_th s; weight s added to the rates' sums a[at:].
+
+    Where the steps go on, λ (v − V_th s) + constant, the next potential before any event arrives. Lists where s is not
+    what was predicted, ascending, with value s − predicted: lists, ``predicted`` and ``constant`` from ``place`` on.
+    The lists have n places; what lies behind the last event may be overwritten. Returns the number of these events,
+    that of the spikes, and the smallest |v − V_th|.
     """
-    values, found = values.reshape(-1), found.reshape(-1)
-    count = 0
+    u, a, predicted, constant = u.reshape(-1), a.reshape(-1), predicted.reshape(-1), constant.reshape(-1)
+    events, values = events.reshape(-1), values.reshape(-1)
+    n_events, n_spikes, near = 0, 0, u.dtype.type(np.inf)
     for i in range(n):
-        if values[at + i] != 0:
-            found[found_at + count] = i
-            count += 1
-    return count
+        v = u[at + i]
+        if abs(v - v_th) < near:
+            near = abs(v - v_th)
+        s = 1 if v >= v_th else 0
+        if s:
+            v -= v_th
+            a[at + i] += weight
+            n_spikes += 1
+        if s != predicted[place + i]:
+            events[place + n_events] = i
+            values[place + n_events] = 1 if s else -1
+            n_events += 1
+        u[at + i] = leak * v + constant[place + i] if go_on else v
+    return n_events, n_spikes, near
 
 
 def _emit_fire(context, builder, signature, args):
-    u, a, expected, events, values, constant = (
+    u, a, predicted, events, values, constant = (
         _data(context, builder, signature, args, i) for i in (0, 1, 6, 7, 8, 12)
     )
     at, n, first_place, go_on = (_int_arg(context, builder, signature, args, i) for i in (2, 3, 9, 10))
-    u, a, expected, constant = (
-        builder.gep(array, [i]) for array, i in ((u, at), (a, at), (expected, first_place), (constant, first_place))
+    u, a, predicted, constant = (
+        builder.gep(array, [i]) for array, i in ((u, at), (a, at), (predicted, first_place), (constant, first_place))
     )
     dtype = signature.args[0].dtype
     real, size_of = context.get_data_type(dtype), dtype.bitwidth // 8
@@ -460,7 +538,7 @@ def _emit_fire(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered("<", x, y), x, y)
 
     def neurons(first, lanes, nearest, leaks):
-        """The neurons from ``first`` on: those that fired, and those that did not do as expected."""
+        """The neurons from ``first`` on: those that fired, and those that did not do as predicted."""
         vector = ir.VectorType(real, lanes) if lanes > 1 else real
         byte = ir.VectorType(ir.IntType(8), lanes) if lanes > 1 else ir.IntType(8)
         here, there = _at(builder, u, first, vector), _at(builder, a, first, vector)
@@ -478,7 +556,7 @@ def _emit_fire(context, builder, signature, args):
         builder.store(v, here, align=size_of)
         builder.store(builder.fadd(rate, builder.select(fired, more, none)), there, align=size_of)
         was = builder.icmp_unsigned(
-            "!=", builder.load(_at(builder, expected, first, byte), align=1), ir.Constant(byte, None)
+            "!=", builder.load(_at(builder, predicted, first, byte), align=1), ir.Constant(byte, None)
         )
         return fired, builder.xor(fired, was)
 
@@ -512,92 +590,41 @@ def _emit_fire(context, builder, signature, args):
     return context.make_tuple(builder, signature.return_type, results)
 
 
-def _fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, leak, constant):
-    """s = H(v − V_th), v = u[at:]; in its place what is left, v − V_th s; weight s added to the rates' sums a[at:].
-
-    Where the steps go on, λ (v − V_th s) + constant, the next potential before any event arrives. Lists where s is not
-    what was expected, ascending, with value s − expected: the lists, ``expected`` and ``constant`` from ``place`` on.
-    The lists have n places; what lies behind the last event may be overwritten. Returns the number of these events,
-    that of the spikes, and the smallest |v − V_th|.
-    """
-    u, a, expected, constant = u.reshape(-1), a.reshape(-1), expected.reshape(-1), constant.reshape(-1)
-    events, values = events.reshape(-1), values.reshape(-1)
-    n_events, n_spikes, near = 0, 0, u.dtype.type(np.inf)
-    for i in range(n):
-        v = u[at + i]
-        if abs(v - v_th) < near:
-            near = abs(v - v_th)
-        s = 1 if v >= v_th else 0
-        if s:
-            v -= v_th
-            a[at + i] += weight
-            n_spikes += 1
-        if s != expected[place + i]:
-            events[place + n_events] = i
-            values[place + n_events] = 1 if s else -1
-            n_events += 1
-        u[at + i] = leak * v + constant[place + i] if go_on else v
-    return n_events, n_spikes, near
-
-
 @intrinsic
-def _vector_add_rows(context, out, at, width, rows, first, stride, index, values, lo, hi):
-    signature = types.void(out, at, width, rows, first, stride, index, values, lo, hi)
-    return signature, lambda *given: _emit_add_rows(*given, through=False)
-
-
-@intrinsic
-def _vector_add_rows_through(context, out, at, width, rows, first, stride, index, values, lo, hi, table, table_at):
-    signature = types.void(out, at, width, rows, first, stride, index, values, lo, hi, table, table_at)
-    return signature, lambda *given: _emit_add_rows(*given, through=True)
-
-
-@intrinsic
-def _vector_add_runs(
-    context, out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead
-):  # fmt: skip
-    given = (out, out_at, width, rows, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead)
-    return types.void(*given), _emit_add_runs
-
-
-@intrinsic
-def _vector_copy_panel(context, panel, w, at, stride, depth):
-    return types.void(panel, w, at, stride, depth), _emit_copy_panel
-
-
-@intrinsic
-def _vector_copy_across(context, out, out_at, out_row, w, at, row, depth):
-    return types.void(out, out_at, out_row, w, at, row, depth), _emit_copy_across
-
-
-@intrinsic
-def _vector_tile_product(context, out, at, stride, x, x_at, x_row, x_step, panel, depth):
-    return types.void(out, at, stride, x, x_at, x_row, x_step, panel, depth), _emit_tile_product
-
-
-@intrinsic
-def _vector_nonzero(context, values, at, n, found, found_at):
-    return types.int64(values, at, n, found, found_at), _emit_nonzero
-
-
-@intrinsic
-def _vector_fire(context, u, a, at, n, v_th, weight, expected, events, values, place, go_on, leak, constant):
+def _vector_fire(context, u, a, at, n, v_th, weight, predicted, events, values, place, go_on, leak, constant):
     found = types.Tuple((types.int64, types.int64, u.dtype))
-    signature = found(u, a, at, n, v_th, weight, expected, events, values, place, go_on, leak, constant)
+    signature = found(u, a, at, n, v_th, weight, predicted, events, values, place, go_on, leak, constant)
     return signature, _emit_fire
 
 
-def _choose(plain: Callable, vector: Callable) -> Callable:
-    """The vector code, or its twin where Numba checks bounds or does not compile."""
-    checked = getattr(config, "BOUNDSCHECK", None) or getattr(config, "DISABLE_JIT", 0)
-    return njit(cache=True, nogil=True)(plain) if checked else vector
-
-
-add_rows = _choose(_add_rows, _vector_add_rows)
-add_rows_through = _choose(_add_rows_through, _vector_add_rows_through)
-add_runs = _choose(_add_runs, _vector_add_runs)
-copy_across = _choose(_copy_across, _vector_copy_across)
-copy_panel = _choose(_copy_panel, _vector_copy_panel)
-tile_product = _choose(_tile_product, _vector_tile_product)
 fire = _choose(_fire, _vector_fire)
-nonzero = _choose(_nonzero, _vector_nonzero)
+
+
+_PLACES = [[i for i in range(8) if byte >> i & 1] for byte in range(256)]
+"""Of every byte the places of its ones."""
+
+
+def _list_ones(builder, mask, first, found, place, also=None):
+    """Appends first + i for every bit i of a mask that is 1, ascending, to found[place:], and moves the place on.
+
+    All eight places of a byte are written, and those that count are kept: no branch to foresee. So found must have room
+    for all bits. ``also``, called with where a byte's list goes, its number and its places, writes more beside it.
+    """
+    byte, kind = ir.IntType(8), found.type.pointee
+    table = cgutils.global_constant(
+        builder, "places_of_ones", ir.Constant(ir.ArrayType(ir.VectorType(byte, 8), 256), [
+            ir.Constant(ir.VectorType(byte, 8), (places + [0] * 8)[:8]) for places in _PLACES
+        ]),
+    )  # fmt: skip
+    indices = ir.VectorType(kind, 8)
+    for number in range(mask.type.width // 8):
+        bits = builder.trunc(builder.lshr(mask, mask.type(8 * number)), byte)
+        there = builder.gep(table, [_int(0), builder.zext(bits, _I64)])
+        places = builder.load(there, align=8)
+        start = builder.trunc(builder.add(first, _int(8 * number)), kind)
+        to = builder.load(place)
+        listed = builder.add(builder.zext(places, indices), _broadcast(builder, start, indices))
+        builder.store(listed, _at(builder, found, to, indices), align=kind.width // 8)
+        if also is not None:
+            also(to, number, places)
+        builder.store(builder.add(to, builder.zext(builder.ctpop(bits), _I64)), place)

@@ -1,66 +1,64 @@
 """The vector code of the innermost loops against its twins in plain loops, on exact sums and on any numbers."""
 
-import os
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from ide_ref import _kernels
-from ide_ref._kernels import dense, rows
+from ide_ref._kernels import dense, vector
+from ide_ref._kernels.memory import LINE
 
 pytestmark = pytest.mark.kernels
 
-plain_add_rows = njit(rows._add_rows)
-plain_add_rows_through = njit(rows._add_rows_through)
-plain_add_runs = njit(rows._add_runs)
-plain_copy_across = njit(rows._copy_across)
-plain_tile_product = njit(rows._tile_product)
-plain_copy_panel = njit(rows._copy_panel)
-plain_fire = njit(rows._fire)
-plain_nonzero = njit(rows._nonzero)
+plain_add_rows = njit(vector._add_rows)
+plain_add_rows_through = njit(vector._add_rows_through)
+plain_add_runs = njit(vector._add_runs)
+plain_copy_across = njit(vector._copy_across)
+plain_tile_product = njit(vector._tile_product)
+plain_copy_panel = njit(vector._copy_panel)
+plain_fire = njit(vector._fire)
+plain_nonzero = njit(vector._nonzero)
 
 
 @njit
 def add_rows(out, at, width, w, first, stride, index, values, lo, hi):
-    rows.add_rows(out, at, width, w, first, stride, index, values, lo, hi)
+    vector.add_rows(out, at, width, w, first, stride, index, values, lo, hi)
 
 
 @njit
 def add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at):
-    rows.add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at)
+    vector.add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at)
 
 
 @njit
 def add_runs(out, out_at, width, w, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead):
-    rows.add_runs(out, out_at, width, w, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead)
+    vector.add_runs(out, out_at, width, w, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead)
 
 
 @njit
 def copy_across(out, out_at, out_row, w, at, row, depth):
-    rows.copy_across(out, out_at, out_row, w, at, row, depth)
+    vector.copy_across(out, out_at, out_row, w, at, row, depth)
 
 
 @njit
 def copy_panel(panel, w, at, stride, depth):
-    rows.copy_panel(panel, w, at, stride, depth)
+    vector.copy_panel(panel, w, at, stride, depth)
 
 
 @njit
 def tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth):
-    rows.tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth)
+    vector.tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth)
 
 
 @njit
 def nonzero(values, at, n, found, found_at):
-    return rows.nonzero(values, at, n, found, found_at)
+    return vector.nonzero(values, at, n, found, found_at)
 
 
 @njit
-def fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, leak, constant):
-    return rows.fire(u, a, at, n, v_th, weight, expected, events, values, place, go_on, leak, constant)
+def fire(u, a, at, n, v_th, weight, predicted, events, values, place, go_on, leak, constant):
+    return vector.fire(u, a, at, n, v_th, weight, predicted, events, values, place, go_on, leak, constant)
 
 
 DTYPES = st.sampled_from([np.float32, np.float64])
@@ -133,7 +131,7 @@ def test_runs_are_summed_one_by_one(dtype, width, n_events, n_runs, seed):
 
 @given(dtype=DTYPES, depth=st.integers(0, 40), spare=st.integers(0, 7), seed=st.integers(0, 2**32 - 1))
 def test_rows_become_columns(dtype, depth, spare, seed):
-    lanes = rows.LINE // np.dtype(dtype).itemsize
+    lanes = LINE // np.dtype(dtype).itemsize
     w = np.random.default_rng(seed).normal(size=(lanes, depth + spare + 1)).astype(dtype)
     expected = np.full((depth + 1, lanes + spare), 7, dtype)
     expected[:depth, spare:] = w[:, 1 : 1 + depth].T
@@ -151,7 +149,7 @@ def test_rows_become_columns(dtype, depth, spare, seed):
 )
 def test_a_tile_gains_a_product(dtype, depth, spare, seed):
     rng = np.random.default_rng(seed)
-    lanes = rows.LINE // np.dtype(dtype).itemsize
+    lanes = LINE // np.dtype(dtype).itemsize
     w = sixteenths(rng, (depth + 1, lanes + spare), dtype)
     panels = []
     for function in (copy_panel, plain_copy_panel):
@@ -160,12 +158,12 @@ def test_a_tile_gains_a_product(dtype, depth, spare, seed):
         np.testing.assert_array_equal(panel[:depth], w[:depth, :lanes])
         assert np.all(panel[depth] == 7)
         panels.append(panel)
-    x = sixteenths(rng, (rows.TILE, depth + spare + 1), dtype)
-    out = sixteenths(rng, (rows.TILE, lanes + spare), dtype)
+    x = sixteenths(rng, (vector.TILE, depth + spare + 1), dtype)
+    out = sixteenths(rng, (vector.TILE, lanes + spare), dtype)
     expected = out.copy()
     expected[:, :lanes] += x[:, :depth] @ w[:depth, :lanes]
     for function in (tile_product, plain_tile_product):
-        for read, x_row, x_step in ((x, depth + spare + 1, 1), (np.ascontiguousarray(x.T), 1, rows.TILE)):
+        for read, x_row, x_step in ((x, depth + spare + 1, 1), (np.ascontiguousarray(x.T), 1, vector.TILE)):
             found = out.copy()
             function(found, 0, lanes + spare, read, 0, x_row, x_step, panels[0], depth)
             np.testing.assert_array_equal(found, expected)
@@ -185,11 +183,11 @@ def test_searches_find_what_comparisons_find(dtype, n, at, seed):
 
 
 @given(dtype=DTYPES, n=st.integers(0, 70), at=st.integers(0, 3), go_on=st.booleans(), seed=st.integers(0, 2**32 - 1))
-def test_neurons_fire_and_tell_what_was_not_expected(dtype, n, at, go_on, seed):
+def test_neurons_fire_and_tell_what_was_not_predicted(dtype, n, at, go_on, seed):
     rng = np.random.default_rng(seed)
     u = rng.choice([-1.0, 0.5, 0.75, 1.0, 2.5, np.nan], size=n + at + 1, p=[0.2, 0.2, 0.1, 0.2, 0.2, 0.1]).astype(dtype)
     a, constant = sixteenths(rng, n + at + 1, dtype), sixteenths(rng, n + 2, dtype)
-    expected = rng.integers(0, 2, n + 2).astype(np.uint8)
+    predicted = rng.integers(0, 2, n + 2).astype(np.uint8)
     inside = slice(at, at + n)
     s = u[inside] >= 0.75
     distance = np.abs(u[inside] - dtype(0.75))
@@ -198,19 +196,19 @@ def test_neurons_fire_and_tell_what_was_not_expected(dtype, n, at, go_on, seed):
     if go_on:
         u_after[inside] = dtype(0.5) * u_after[inside] + constant[1 : 1 + n]
     a_after[inside] += dtype(0.25) * s
-    told = np.flatnonzero(s != expected[1 : 1 + n])
+    told = np.flatnonzero(s != predicted[1 : 1 + n])
     for function in (fire, plain_fire):
         u_found, a_found = u.copy(), a.copy()
         events, values = np.full(n + 2, 99, np.uint32), np.full(n + 2, 99, dtype)
         n_events, n_spikes, near = function(
-            u_found, a_found, at, n, dtype(0.75), dtype(0.25), expected, events, values, 1, go_on, dtype(0.5), constant
+            u_found, a_found, at, n, dtype(0.75), dtype(0.25), predicted, events, values, 1, go_on, dtype(0.5), constant
         )
         np.testing.assert_array_equal(u_found, u_after)
         np.testing.assert_array_equal(a_found, a_after)
         assert (n_events, n_spikes) == (told.size, s.sum())
         assert near == np.nanmin(distance, initial=np.inf)
         np.testing.assert_array_equal(events[1 : 1 + n_events], told)
-        np.testing.assert_array_equal(values[1 : 1 + n_events], s[told] - expected[1:][told].astype(dtype))
+        np.testing.assert_array_equal(values[1 : 1 + n_events], s[told] - predicted[1:][told].astype(dtype))
         for array in (events, values):
             assert array[0] == array[1 + n] == 99
 
@@ -261,12 +259,3 @@ def test_products_are_matrix_products_whatever_the_layout_and_the_batch(dtype, n
     found = np.empty(n_columns, dtype)
     dense.dots(np.ascontiguousarray(w.T), x[0], found)
     assert np.all(np.abs(found - exact[0]) <= depth * np.finfo(dtype).eps * scale[0])
-
-
-def test_compiled_kernels_older_than_any_source_are_forgotten(tmp_path):
-    (tmp_path / "__pycache__").mkdir()
-    for name, time in (("a.py", 100), ("b.py", 200), ("__pycache__/a.nbi", 150), ("__pycache__/b.nbi", 250)):
-        (tmp_path / name).write_text("")
-        os.utime(tmp_path / name, (time, time))
-    _kernels._forget_stale(tmp_path)
-    assert [path.name for path in (tmp_path / "__pycache__").iterdir()] == ["b.nbi"]

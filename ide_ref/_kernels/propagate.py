@@ -9,33 +9,35 @@ or a whole row of a kernel; the sums have the same order, so the same bits.
 """
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import get_num_threads
 
-from ide_ref._kernels.rows import LINE, add_runs
+from ide_ref._kernels._jit import njit
+from ide_ref._kernels.memory import LINE
+from ide_ref._kernels.vector import add_runs
 
-JOIN = 8  # events a position below which longer runs win: the output is loaded and stored less often
+JOIN = 8  # events per position below which longer runs win: the output is loaded and stored less often
 BLOCK = 8  # samples that share a tile of weights while it is near,
-ROWS = 512  # or as many as have so many rows of the output: they stay in the second-level cache
+BLOCK_ROWS = 512  # or as many as have so many rows of the output: they stay in the second-level cache
 CLOSE = 4  # fewer rows than this have no use for weights that stay near
 CHUNK = 128  # most channels of a tile
 COLUMNS = 64  # of a tile, which in float32 just fills the first-level cache
 
 # Columns of a table of runs, and of a list of them as ``add_runs`` takes it.
 FIRST, LAST, ADDED = np.arange(3, dtype=np.uint64)
-LO, HI, ADDED, AT = np.arange(4, dtype=np.uint64)
+LO, HI, AT = np.array([0, 1, 3], np.uint64)
 
 
 def block_of(n_batch, n_positions):
     """Samples of a block, such that every thread has as many blocks. Compiled, it could not be cached.
 
-    At most BLOCK, or as many as have ROWS output positions together.
+    At most BLOCK, or as many as have BLOCK_ROWS output positions together.
     """
     n_threads = get_num_threads()
-    n_blocks = max(1, -(-n_batch // (max(BLOCK, ROWS // n_positions) * n_threads))) * n_threads
+    n_blocks = max(1, -(-n_batch // (max(BLOCK, BLOCK_ROWS // n_positions) * n_threads))) * n_threads
     return max(1, -(-n_batch // n_blocks))
 
 
-@njit(cache=True, nogil=True)
+@njit
 def chunk_of(c_in):
     """Channels of a tile: the largest divisor of c_in up to CHUNK, unless that is small; then all of them."""
     if c_in > CHUNK:
@@ -45,7 +47,7 @@ def chunk_of(c_in):
     return c_in
 
 
-@njit(cache=True, nogil=True)
+@njit
 def locate(events, at, n_events, size, first):
     """first[i] = place of the first event at cell i size or after it, in a list of n_events from events[at] on."""
     e = 0
@@ -55,7 +57,7 @@ def locate(events, at, n_events, size, first):
         first[i] = at + e
 
 
-@njit(cache=True, nogil=True)
+@njit
 def propagate(
     runs, joined, q_first, q_last, first, size, events, values, n_taps, c_in, weights, w_at, c_out, out, places
 ):  # fmt: skip
@@ -98,7 +100,7 @@ def propagate(
                 )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _list_runs(seen, joined, q_first, q_last, tile, n_chunks, first, places, c_out, listed, n):
     """The runs of all samples that have events, as ``add_runs`` takes them, from listed[n] on; returns where they end.
 
@@ -121,9 +123,9 @@ def _list_runs(seen, joined, q_first, q_last, tile, n_chunks, first, places, c_o
     return n
 
 
-@njit(cache=True, nogil=True)
+@njit
 def propagate_depthwise(runs, first, events, values, weights, w_at, n_channels, out, out_at):
-    """The same where a channel stays a channel, with one weight a tap and channel and one tap a run."""
+    """The same where a channel stays a channel, with one weight per tap and channel and one tap per run."""
     for r in range(runs.shape[0]):
         for q in range(runs.shape[1]):
             p = runs[r, q, 0]

@@ -1,49 +1,22 @@
 """Products along the taps of a connection: apply, adjoint and Hebbian of every convolution.
 
 A population of P positions with C channels is (B, P, C), and a part of a state: one flat array in which sample b begins
-at b · row, see ``memory.rows``. What each output position sees is told by ``runs``, see ``events``; exchanging what
+at b · row, see ``memory.rows``. What each output position sees is told by runs, see ``layout.Runs``; exchanging what
 sends and what receives (and the axes of the weights) transposes the map.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from ide_ref._kernels.events import COLUMNS, JOIN, chunk_of, locate, propagate
-from ide_ref._kernels.rows import LINE, add_rows_through, copy_across, nonzero
+from ide_ref._kernels._jit import njit
+from ide_ref._kernels.propagate import COLUMNS, JOIN, chunk_of, locate, propagate
+from ide_ref._kernels.vector import add_rows_through, nonzero
 
 SHARES = 4  # of one sample's output positions
 CHANNELS = 64  # rows of a weight tile, which stays in the first-level cache beside most of a sample's rows
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def lay_in_blocks(taps, across, n_taps, c_in, c_out, out):
-    """Taps (K, C_in, C_out), or ``across`` (K, C_out, C_in), by blocks of COLUMNS outputs: (K, C_in, its outputs) each.
-
-    Both are flat; overwrites out.
-    """
-    lanes = LINE // out.itemsize
-    share = lanes if across else COLUMNS
-    n_parts = (c_out + share - 1) // share
-    for task in prange(n_taps * n_parts):
-        k = task // n_parts
-        i = task % n_parts * share
-        n = min(share, c_out - i)
-        j = i // COLUMNS * COLUMNS
-        width = min(COLUMNS, c_out - j)
-        to = n_taps * c_in * j + k * c_in * width + i - j
-        if across and n == lanes:
-            copy_across(out, to, width, taps, (k * c_out + i) * c_in, c_in, c_in)
-        elif across:
-            for c in range(c_in):
-                for d in range(n):
-                    out[to + c * width + d] = taps[(k * c_out + i + d) * c_in + c]
-        else:
-            for c in range(c_in):
-                at = (k * c_in + c) * c_out + i
-                out[to + c * width : to + c * width + n] = taps[at : at + n]
-
-
-@njit(cache=True, nogil=True)
+@njit
 def _list_events(cells, cells_at, n, events, values, at):
     """Events of cells[cells_at:][:n] into events[at:] and values[at:]; returns their number."""
     n_events = nonzero(cells, cells_at, n, events, at)
@@ -52,7 +25,7 @@ def _list_events(cells, cells_at, n, events, values, at):
     return n_events
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def product(
     cells, row, n_batch, chosen, n_positions, c_in, weights, fine, coarse, share, out, out_row, c_out, add
 ):  # fmt: skip
@@ -94,7 +67,7 @@ def product(
         )  # fmt: skip
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def product_one(cells, n_positions, c_in, weights, fine, coarse, n_parts, out, c_out, add):
     """The same for one sample, its output positions in n_parts shares."""
     n_out = fine.shape[1]
@@ -119,7 +92,7 @@ def product_one(cells, n_positions, c_in, weights, fine, coarse, n_parts, out, c
         )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _list_by_channel(cells, at, n_channels, part_of, events, starts, following, index, values):
     """Events of cells (P, C) from cells[at] on by part of the positions, then channel, then position.
 
@@ -156,7 +129,7 @@ def shape_of_rows(n_batch, n_others, depth):
     return -(-depth // columns), n_batch, n_others + 1, columns
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap, rows, out):
     """out[k, c, :] = Σ over samples and positions p of cells[b, p, c] others[b, table[k, p], :].
 
@@ -218,7 +191,7 @@ def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap
         out[k, c_first:c_last, j * columns : j * columns + width] = tile[:, :width]
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True)
 def depthwise(cells, factors, runs, out):
     """out[b, q, c] = Σ over taps k of factors[k, c] cells[b, p, c], p what q sees through tap k. Overwrites out."""
     for b in prange(cells.shape[0]):

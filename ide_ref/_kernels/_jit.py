@@ -1,0 +1,72 @@
+"""``njit`` as every kernel uses it: without the interpreter's lock, and kept on disk for the next process.
+
+Numba takes a compiled function from its cache as long as the function's own file is the same. A kernel contains the
+code of those it calls, from other files; so here it is taken only while the sources of all kernels are the same.
+"""
+
+import contextlib
+import hashlib
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numba
+from numba.core.caching import FunctionCache
+
+
+@cache
+def _version():
+    """What the code of all kernels follows from, besides Numba, the processor and a function's types."""
+    folder = Path(__file__).parent
+    sources = [(path.name, path.read_bytes()) for path in sorted(folder.glob("*.py"))]
+    return hashlib.sha256(repr((sources, bool(getattr(numba.config, "BOUNDSCHECK", None)))).encode()).hexdigest()
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of one function, for this version of all sources; what cannot be read is compiled anew."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, _version())
+
+    def load_overload(self, *args):
+        try:
+            return super().load_overload(*args)
+        except Exception:  # whatever reading a damaged file raises
+            with contextlib.suppress(OSError):
+                # An index of nothing: the next compiled code takes the place of what is damaged.
+                self.flush()
+            return None
+
+    def save_overload(self, *args):
+        # A full disk, or a folder that may no longer be written: compiled again by the next process.
+        with contextlib.suppress(OSError):
+            super().save_overload(*args)
+
+
+@cache
+def _warn_once():
+    warnings.warn(
+        "compiled kernels cannot be kept, so every process compiles them anew, for minutes: Numba finds no folder that "
+        "it may write; set NUMBA_CACHE_DIR to one",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def njit(function=None, **options):
+    """``numba.njit`` with these options, in a cache that knows of all kernels' sources; bare or called, as a decorator.
+
+    Where no folder for compiled code can be written, functions are compiled anew in each process, and a RuntimeWarning
+    says so.
+    """
+    if function is None:
+        return lambda given: njit(given, **options)
+    compiled = numba.njit(nogil=True, **options)(function)
+    # Where Numba is told not to compile, that is the function itself.
+    if hasattr(compiled, "enable_caching"):
+        try:
+            compiled._cache = _Cache(function)
+        except RuntimeError:
+            _warn_once()
+    return compiled
