@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ide_ref import _checks
 from ide_ref._kernels import memory
 from ide_ref._kernels import rollout as _rollout
-from ide_ref._kernels.events import block_of
+from ide_ref._kernels.layout import N_OUT
+from ide_ref._kernels.propagate import block_of
 from ide_ref.maps import Frozen
 from ide_ref.network import Network, of_population
 from ide_ref.synapses import to_cells
