@@ -36,7 +36,7 @@ def new_figure(n_columns: int = 1, *, width: float = 4.6, height: float = 3.4) -
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * n_columns, height), layout="constrained")
+    figure = Figure(figsize=(width * n_columns, height), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, n_columns, squeeze=False)[0])
     for ax in axes:
@@ -50,17 +50,20 @@ def new_figure(n_columns: int = 1, *, width: float = 4.6, height: float = 3.4) -
     return figure, axes
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure in the format of the path's ending (PNG, SVG), whole or not at all."""
+def save(figure: Figure, *paths: str | Path) -> None:
+    """Write a figure in the format of each path's ending (PNG, SVG), each file whole or not at all."""
     from matplotlib import rc_context
 
-    path = Path(path)
-    buffer = io.BytesIO()
-    # No date and no random names in the file: the same numbers make the same bytes.
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    with rc_context({"svg.hashsalt": "ide_ref"}):
-        figure.savefig(buffer, format=path.suffix[1:], dpi=160, metadata=metadata)
-    write_atomically(path, buffer.getvalue())
+    # Laid out once: each drawing would do it anew, twice a file.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for path in map(Path, paths):
+        buffer = io.BytesIO()
+        # No date and no random names in the file: the same numbers make the same bytes.
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        with rc_context({"svg.hashsalt": "ide_ref"}):
+            figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
+        write_atomically(path, buffer.getvalue())
 
 
 def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: str | Path) -> None:
@@ -119,7 +122,7 @@ def _error(accuracy: float) -> float:
     return max(100 * (1 - accuracy), 1e-2)
 
 
-def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | Path) -> None:
+def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Sequence[str | Path]) -> None:
     """‖a[t] − a*‖ over t beside the bounds of (ERR), log-log, a panel a neuron.
 
     Parameters
@@ -131,8 +134,8 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
         ``residual`` (B, K), how far the rates are from solving (FP), and nothing of a* is drawn.
     title : str
         May have a second line.
-    path : path
-        Ends in .png or .svg.
+    paths : sequence of path
+        Each ends in .png or .svg.
     """
     import numpy as np
 
@@ -178,7 +181,7 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, path: str | 
     # Where the panels differ, their legends say what each shows.
     axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes a step", color=MUTED)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    save(figure, path)
+    save(figure, *paths)
 
 
 def _marker(n_points: int) -> str | None:

@@ -42,7 +42,7 @@ def drawn(monkeypatch):
     """Figures as they were saved."""
     kept = []
     save = figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, path: (save(figure, path), kept.append(figure)))
+    monkeypatch.setattr(figures, "save", lambda figure, *paths: (save(figure, *paths), kept.append(figure)))
     return kept
 
 
@@ -61,7 +61,7 @@ def test_a_short_run_is_points_with_numbers_beside_it(tmp_path, drawn, n_steps, 
     error = 3.0 / times[None]
     panel = {"times": times, "error": error, "one_step": 1.5 * error, "iterated": 2 * error}
     panel |= {"limit": 5 * error[0], "slope": -1.0 if n_steps > 40 else np.nan, "slope_from": 1}
-    figures.convergence([panel | {"name": n} for n in ("IF", "LIF")], title="a", path=tmp_path / "c.png")
+    figures.convergence([panel | {"name": n} for n in ("IF", "LIF")], title="a", paths=[tmp_path / "c.png"])
     for ax in drawn[0].axes:
         # A line of one point without a marker would be an empty picture.
         assert {line.get_marker() for line in ax.lines[:3]} == {"o" if few else "None"}

@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     title = f"{preset.name}, {'freshly drawn' if fresh else 'trained'}"
     missing = [p["name"] for p in panels if p["problem"]]
     verdict = _verdict(found) + (f"; no a* was found for {' and '.join(missing)}" if missing else "")
-    for suffix in ("png", "svg"):
-        figures.convergence(panels, title=f"{title}\n{verdict}", path=out / f"equilibrium.{suffix}")
+    paths = [out / f"equilibrium.{suffix}" for suffix in ("png", "svg")]
+    figures.convergence(panels, title=f"{title}\n{verdict}", paths=paths)
     document = {
         "network": args.network,
         "structure": preset.structure,

@@ -12,9 +12,9 @@ from ide_ref.cli import _common, main
 from ide_ref.training import checkpoint, loop
 
 
-def test_the_command_writes_what_it_prints(tmp_path, capsys):
+def test_the_command_writes_what_it_prints(named, tmp_path, capsys):
     out = tmp_path / "figure"
-    assert main(["equilibrium", "digits", "--n-steps", "60", "--samples", "2", "--out", str(out), "--json"]) == 0
+    assert main(["equilibrium", "tiny", "--n-steps", "60", "--samples", "2", "--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "equilibrium.json").read_text())
     assert (out / "equilibrium.png").read_bytes()[:4] == b"\x89PNG"
@@ -39,10 +39,10 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert np.all(np.array(printed["neurons"][0]["limit"]) >= np.array(printed["neurons"][0]["iterated"]).max(axis=0))
 
 
-def test_the_table_says_what_holds(tmp_path, capsys):
-    assert main(["equilibrium", "digits", "--n-steps", "20", "--samples", "1", "--out", str(tmp_path)]) == 0
+def test_the_table_says_what_holds(named, tmp_path, capsys):
+    assert main(["equilibrium", "tiny", "--n-steps", "20", "--samples", "1", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "digits, freshly drawn" in text
+    assert "tiny, freshly drawn" in text
     assert "a condition holds: the theorems apply" in text
     # Too short for a slope; the one of one step is not shown as a number, nor drawn as one.
     assert [line.split()[5] for line in text.splitlines() if line.startswith(("IF", "LIF"))] == ["none", "none"]
@@ -54,11 +54,11 @@ def test_the_table_says_what_holds(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("v_th", "title"),
     [
-        (2.0, "digits, freshly drawn\n(COND) 0.45: the theorems apply"),
-        (0.3, "digits, freshly drawn\n(COND) 3: the theorems do not apply, this is what was observed"),
+        (2.0, "tiny, freshly drawn\n(COND) 0.45: the theorems apply"),
+        (0.3, "tiny, freshly drawn\n(COND) 3: the theorems do not apply, this is what was observed"),
     ],
 )
-def test_beyond_cond_the_report_and_the_figure_say_so(tmp_path, capsys, monkeypatch, v_th, title):
+def test_beyond_cond_the_report_and_the_figure_say_so(named, tmp_path, capsys, monkeypatch, v_th, title):
     def network(args, name):
         preset = replace(presets.load(name), neuron=LIF(0.95, v_th))
         return preset, loop.begin(preset, 0).params
@@ -67,8 +67,8 @@ def test_beyond_cond_the_report_and_the_figure_say_so(tmp_path, capsys, monkeypa
     titles = []
     draw = figures.convergence
     monkeypatch.setattr(figures, "convergence", lambda p, **named: (titles.append(named["title"]), draw(p, **named)))
-    assert main(["equilibrium", "digits", "--n-steps", "50", "--samples", "1", "--out", str(tmp_path)]) == 0
-    assert titles == [title] * 2
+    assert main(["equilibrium", "tiny", "--n-steps", "50", "--samples", "1", "--out", str(tmp_path)]) == 0
+    assert titles == [title]
     text = capsys.readouterr().out
     assert ("no condition holds: the theorems do not apply" in text) == (v_th < 0.9)
     written = json.loads((tmp_path / "equilibrium.json").read_text())
