@@ -250,10 +250,7 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
         for m, (source, _) in zip(lin.maps, net.ends, strict=True)
     )
     moved = replace(_without_mask(lin), maps=maps)
-    g, grads = ctx.frozen.read_out_pull_back(ctx.state, ctx.d_logits)
-    beta, _, _ = solve_beta(moved, g, solver="gmres", tol=1e-12, max_iter=2000, allow_unconverged=True)
-    found, _ = hebbian(lin, lin.slope * beta, ctx.state.x_mean)
-    return {**grads, **found}
+    return ctx.wrong(at=moved, beta=lambda delta: mask * delta)
 
 
 class _MaskedAfter(_Transpose):
