@@ -15,26 +15,11 @@ import tiny
 
 import ide_ref
 from ide_ref import presets
-from ide_ref.cli import main
 from ide_ref.training import checkpoint
 from ide_ref.training.loop import begin
 from ide_ref.verify import gradient
 
-SHORT = ["digits", "--limit", "100", "--epochs", "2"]
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line: exit status, standard output, standard error."""
-
-    def call(*words):
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
+SHORT = ["tiny", "--limit", "40", "--epochs", "2"]
 
 
 def test_evaluate_says_so_where_cond_does_not_hold(run, tmp_path):
@@ -50,13 +35,6 @@ def test_evaluate_says_so_where_cond_does_not_hold(run, tmp_path):
     # Beyond (COND) the sweep goes on for ever here (γ = 5); Newton's method finds a* from the rates.
     checkpoint.save(path, begin(replace(tiny.preset(limit=20), neuron=ide_ref.IF(0.18)), 0))
     assert json.loads(run("evaluate", path, "--json")[1])["distance_to_equilibrium_rms"] > 0
-
-
-@pytest.fixture
-def trained(tmp_path):
-    path = tmp_path / "tiny.safetensors"
-    checkpoint.save(path, begin(tiny.preset(), 0))
-    return path
 
 
 def test_help_imports_nothing_heavy():
@@ -75,14 +53,13 @@ def test_the_module_is_the_command():
     assert done.stdout == f"ide-ref {ide_ref.__version__}\n"
 
 
-def test_train_evaluate_and_resume(run, tmp_path):
+def test_train_evaluate_and_resume(run, named, tmp_path):
     out = tmp_path / "run"
     status, text, log = run("train", *SHORT, "--out", out)
     assert status == 0
     said = r"contraction gamma = 0\.\d{4} in operator norms; \(COND\) holds: the average rates converge to the .*\n"
-    assert re.match(
-        rf"test accuracy \d\d\.\d\d% \(best \d\d\.\d\d% in epoch [12]\), \d+\.\d s an epoch\n{said}written:", text
-    )
+    share = r"\d+\.\d\d%"
+    assert re.match(rf"test accuracy {share} \(best {share} in epoch [12]\), \d+\.\d s an epoch\n{said}written:", text)
     assert len(log.splitlines()) == 2
     assert {p.name for p in out.iterdir()} == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "curves.png"}
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
@@ -101,10 +78,10 @@ def test_train_evaluate_and_resume(run, tmp_path):
     assert json.loads((out / "run.json").read_text())["resumed_at"] == {"epoch": 2, "batch": 0}
 
 
-def test_the_default_folder_is_named_after_the_training(run, tmp_path, monkeypatch):
+def test_the_default_folder_is_named_after_the_training(run, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run("train", "digits", "--limit", 20, "--epochs", 1, "--neuron", "if", "--seed", 7)[0] == 0
-    assert (tmp_path / "runs" / "digits-if-s7" / "run.json").exists()
+    assert run("train", "tiny", "--limit", 20, "--epochs", 1, "--neuron", "if", "--seed", 7)[0] == 0
+    assert (tmp_path / "runs" / "tiny-if-s7" / "run.json").exists()
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
@@ -132,11 +109,10 @@ def test_info_counts_what_the_preset_has(run):
     assert found["parameters"] == (784 * 400 + 3 * 400) + (400 * 400 + 1) + (400 * 10 + 10)
     assert found["operator_norms"]["feedback"] == pytest.approx(0.9, rel=1e-3)
     assert found["contraction"] == pytest.approx(0.45, rel=1e-3)
-    assert "(COND) holds" in run("info", "fashion-mnist-400")[1]
 
 
-def test_gradcheck_passes_and_a_wrong_sign_fails(run, trained, monkeypatch):
-    words = ("gradcheck", trained, "--coordinates", 4)
+def test_gradcheck_passes_and_a_wrong_sign_fails(run, drawn, monkeypatch):
+    words = ("gradcheck", drawn, "--coordinates", 2, "--directions", 1, "--samples", 4)
     status, text, _ = run(*words)
     assert status == 0
     assert "passed" in text
@@ -158,8 +134,8 @@ def test_gradcheck_passes_and_a_wrong_sign_fails(run, trained, monkeypatch):
         assert wrong - {"(all)"} == {name}
 
 
-def test_gradcheck_takes_the_options_of_the_check(run, trained):
-    words = ("gradcheck", trained, "--samples", 4, "--json")
+def test_gradcheck_takes_the_options_of_the_check(run, drawn):
+    words = ("gradcheck", drawn, "--samples", 4, "--json")
     status, text, _ = run(*words, "--method", "cell", "--coordinates", 0, "--directions", 1, "--evaluation")
     found = json.loads(text)
     assert (status, found["method"], found["tol"], found["samples"]) == (0, "cell", 1e-9, 4)
@@ -173,9 +149,9 @@ def test_gradcheck_takes_the_options_of_the_check(run, trained):
     assert json.loads(run(*words, "--coordinates", 2, "--step", 1e-9)[1])["unresolved"] > 0
 
 
-def test_gradcheck_draws_the_steps(run, trained, tmp_path):
+def test_gradcheck_draws_the_steps(run, drawn, tmp_path):
     figure = tmp_path / "new" / "steps.png"
-    words = ("gradcheck", trained, "--samples", 4, "--coordinates", 0, "--sweep", figure)
+    words = ("gradcheck", drawn, "--samples", 2, "--coordinates", 0, "--directions", 1, "--sweep", figure)
     status, text, _ = run(*words)
     assert status == 0
     assert f"written: {figure}" in text
@@ -192,9 +168,9 @@ def test_gradcheck_draws_the_steps(run, trained, tmp_path):
         assert errors[0] > 100 * min(kept)
 
 
-def test_gradcheck_draws_the_budget_over_time(run, trained, tmp_path):
+def test_gradcheck_draws_the_budget_over_time(run, drawn, tmp_path):
     figure = tmp_path / "new" / "budget.png"
-    words = ("gradcheck", trained, "--samples", 4, "--coordinates", 0, "--budget", figure)
+    words = ("gradcheck", drawn, "--samples", 2, "--coordinates", 0, "--directions", 1, "--budget", figure)
     status, text, _ = run(*words, "--times", "40,1,5")
     assert status == 0
     assert f"written: {figure}" in text
@@ -281,14 +257,14 @@ def test_wrong_use_is_one_line_and_status_two(run, tmp_path, words, message):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_diverging_training_is_one_line_and_status_one(run, tmp_path):
+def test_a_diverging_training_is_one_line_and_status_one(run, named, tmp_path):
     status, text, log = run("train", *SHORT, "--lr", "1e30", "--out", tmp_path / "run")
     assert status == 1
     assert text == ""
     assert re.fullmatch(r"ide-ref train: epoch 1, batch \d: .*; the checkpoint after epoch 0 is kept, .*\n", log)
 
 
-def test_an_unsolved_beta_is_status_one_and_is_taken_on_request(run, tmp_path):
+def test_an_unsolved_beta_is_status_one_and_is_taken_on_request(run, named, tmp_path):
     hard = ("train", *SHORT[:-1], 1, "--tol", "1e-30", "--max-iter", 2)
     status, _, log = run(*hard, "--out", tmp_path / "a")
     assert status == 1
@@ -299,7 +275,7 @@ def test_an_unsolved_beta_is_status_one_and_is_taken_on_request(run, tmp_path):
     assert line["solver_residual"] > 1e-3
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(run, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(run, named, tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

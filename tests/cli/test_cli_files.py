@@ -1,18 +1,16 @@
 """Data and checkpoints that are damaged or of something else: status 2, one line, nothing left behind."""
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 
 from ide_ref import presets
-from ide_ref.cli import main
 from ide_ref.datasets import registry
 from ide_ref.training import checkpoint
-from ide_ref.training.loop import begin
 
 
 def idx(array):
@@ -33,9 +31,8 @@ def mnist(tmp_path, monkeypatch):
     return folder
 
 
-def fails(capsys, *words):
-    status = main([str(word) for word in words])
-    text, log = capsys.readouterr()
+def fails(run, *words):
+    status, text, log = run(*words)
     assert status == 2
     assert text == ""
     assert len(log.splitlines()) == 1
@@ -70,31 +67,32 @@ def cut(path, n):
         (lambda d: [*(p.unlink() for p in d.iterdir()), d.rmdir()], "mnist was not found below"),
     ],
 )
-def test_damaged_data(capsys, tmp_path, mnist, command, damage, message):
+def test_damaged_data(run, tmp_path, mnist, command, damage, message):
     damage(mnist)
     words = ["--out", tmp_path / "run"] if command == "train" else []
-    log = fails(capsys, command, "mnist-64c5", "--data-dir", mnist.parent, *words)
+    log = fails(run, command, "mnist-64c5", "--data-dir", mnist.parent, *words)
     assert message in log
     assert log.startswith(f"ide-ref {command}: ")
     assert not (tmp_path / "run").exists()
 
 
-def test_data_says_which_folder_cannot_be_used_and_goes_on(capsys, mnist):
+def test_data_says_which_folder_cannot_be_used_and_goes_on(run, mnist):
     (mnist / "train-images-idx3-ubyte").unlink()
-    assert main(["data", "--data-dir", str(mnist.parent), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    status, text, _ = run("data", "--data-dir", mnist.parent, "--json")
+    assert status == 0
+    found = json.loads(text)
     assert not found["mnist"]["found"]
     assert "train-images-idx3-ubyte.gz missing" in found["mnist"]["problem"]
     assert found["digits"]["found"]
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path, drawn):
+    """A folder with a checkpoint, and what is in it."""
     out = tmp_path / "run"
     out.mkdir()
-    state = begin(tiny.preset(), 0)
-    checkpoint.save(out / "checkpoint.safetensors", state)
-    return out, state
+    shutil.copy(drawn, out / "checkpoint.safetensors")
+    return out, checkpoint.load(drawn)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +105,12 @@ def saved(tmp_path):
         (["tiny", "--profile", "authors"], "profile"),
     ],
 )
-def test_a_checkpoint_of_another_network_is_not_resumed(capsys, monkeypatch, saved, options, message):
+def test_a_checkpoint_of_another_network_is_not_resumed(run, monkeypatch, saved, options, message):
     out, state = saved
     monkeypatch.setitem(presets._TABLE, "tiny", state.preset)
     monkeypatch.setitem(presets._TABLE, "fashion-mnist-400", replace(state.preset, name="fashion-mnist-400"))
     before = (out / "checkpoint.safetensors").read_bytes()
-    log = fails(capsys, "train", *options, "--resume", "--out", out)
+    log = fails(run, "train", *options, "--resume", "--out", out)
     assert "is of another training" in log
     if "neuron" not in message:
         assert message in log
@@ -121,24 +119,25 @@ def test_a_checkpoint_of_another_network_is_not_resumed(capsys, monkeypatch, sav
 
 
 @pytest.mark.parametrize("command", ["evaluate", "gradcheck", "info"])
-def test_arrays_of_another_network(capsys, monkeypatch, saved, command):
+def test_arrays_of_another_network(run, saved, command):
     out, state = saved
     other = replace(state, preset=replace(state.preset, structure="9 (F9)"))
     checkpoint.save(out / "checkpoint.safetensors", other)
-    log = fails(capsys, command, out / "checkpoint.safetensors")
+    log = fails(run, command, out / "checkpoint.safetensors")
     assert "content does not fit together (parameter 'input.weight' has shape (8, 64); the network expects" in log
 
 
 @pytest.mark.parametrize("command", ["evaluate", "gradcheck", "info"])
 @pytest.mark.parametrize("n", [4, 1000])
-def test_a_truncated_checkpoint(capsys, saved, command, n):
+def test_a_truncated_checkpoint(run, saved, command, n):
     path = saved[0] / "checkpoint.safetensors"
     cut(path, n)
-    assert "is truncated or damaged; restore it from a copy or train again" in fails(capsys, command, path)
+    assert "is truncated or damaged; restore it from a copy or train again" in fails(run, command, path)
 
 
-def test_a_folder_called_like_a_preset_does_not_hide_it(capsys, tmp_path, monkeypatch):
+def test_a_folder_called_like_a_preset_does_not_hide_it(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
-    assert main(["info", "digits"]) == 0
-    assert capsys.readouterr().out.startswith("digits: 256 (F256), LIF")
+    status, text, _ = run("info", "digits")
+    assert status == 0
+    assert text.startswith("digits: 256 (F256), LIF")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny
 
-from ide_ref import presets
 from ide_ref.bench import machine
 from ide_ref.cli import main, parser
 from ide_ref.solvers import NotConverged
@@ -16,17 +15,14 @@ from ide_ref.training import checkpoint, evaluation, loop
 
 
 @pytest.fixture
-def words(tmp_path, monkeypatch):
+def words(tmp_path, monkeypatch, named, drawn):
     """A quick call of each command."""
-    monkeypatch.setitem(presets._TABLE, "tiny", tiny.preset(epochs=2))
     monkeypatch.setattr(machine, "matrix_rate", lambda: 1e11)
-    path = tmp_path / "c.safetensors"
-    checkpoint.save(path, loop.begin(tiny.preset(), 0))
     return {
         "info": ["info", "tiny"],
         "train": ["train", "tiny", "--out", str(tmp_path / "run")],
-        "evaluate": ["evaluate", str(path), "--limit", "20"],
-        "gradcheck": ["gradcheck", "tiny", "--samples", "4", "--coordinates", "2"],
+        "evaluate": ["evaluate", str(drawn), "--limit", "20"],
+        "gradcheck": ["gradcheck", "tiny", "--samples", "2", "--coordinates", "1", "--directions", "1"],
         "bench": ["bench", "tiny", "--steps", "1", "--warm-up", "1", "--batch-size", "8"],
         "data": ["data"],
     }
