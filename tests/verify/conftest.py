@@ -23,5 +23,10 @@ def pack(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def case(pack):
-    return next(c for c in conformance.load(pack) if c.name == ONE)
+def cases(pack):
+    return {case.name: case for case in conformance.load(pack)}
+
+
+@pytest.fixture
+def case(cases):
+    return cases[ONE]

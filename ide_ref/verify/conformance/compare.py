@@ -12,17 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref.verify.compare import as_array
-from ide_ref.verify.conformance.pack import (
-    DISCRETE,
-    STAGES,
-    Case,
-    PackError,
-    configs,
-    errors,
-    load,
-    read_arrays,
-    stage_of,
-)
+from ide_ref.verify.conformance import pack as _pack
+from ide_ref.verify.conformance.pack import DISCRETE, STAGES, Case, PackError, errors, load, stage_of
 
 OUTPUTS = "a mapping of '<stage>/<name>' to arrays"
 """What a port gives for a case, in words."""
@@ -44,8 +35,6 @@ class Divergence:
         (sample, neuron...) in the array, without the step.
     expected, got : float
     error, allowed : float
-    rounding : bool or None
-        Whether rounding can explain it; None where that is no question.
     detail : str
     """
 
@@ -59,8 +48,12 @@ class Divergence:
     got: float = float("nan")
     error: float = float("nan")
     allowed: float = float("nan")
-    rounding: bool | None = None
     detail: str = ""
+
+    @property
+    def rounding(self) -> bool | None:
+        """Whether rounding can explain it; None where that is no question."""
+        return self.error <= self.allowed if self.kind == "value" else None
 
     def __str__(self) -> str:
         where = ", ".join([f"case {self.case}", *([f"stage {self.stage}"] if self.stage else [])])
@@ -161,7 +154,7 @@ class ConformanceReport:
         def row(d: Divergence | None) -> dict[str, Any] | None:
             values = {} if d is None else vars(d)
             plain = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
-            return {**plain, "text": str(d)} if plain else None
+            return None if d is None else {**plain, "rounding": d.rounding, "text": str(d)}
 
         cases = [{**vars(r), "passed": r.passed, "divergence": row(r.divergence)} for r in self.results]
         return {"passed": self.passed, "first": row(self.first), "absent": list(self.absent), "cases": cases}
@@ -267,23 +260,20 @@ def _readable(name: str, right: NDArray, outputs: Mapping[str, Any]) -> NDArray:
 
 def _first_spike(case: Case, expected: Mapping[str, NDArray], theirs: Mapping[str, NDArray]) -> Divergence | None:
     """The first wrong spike: of the earliest step, there of the first population."""
-    first = None
-    for population in (p["name"] for p in case.config["populations"]):
-        name = f"spikes/{population}"
-        wrong = np.argwhere(np.swapaxes(theirs[name] != expected[name], 0, 1))
-        if len(wrong) and (first is None or wrong[0, 0] < first[1][0]):
-            first = population, [int(i) for i in wrong[0]]
-    if first is None:
+    wrong = []
+    for rank, population in enumerate(p["name"] for p in case.config["populations"]):
+        differ = theirs[f"spikes/{population}"] != expected[f"spikes/{population}"]
+        wrong += [(place, rank, population) for place in np.argwhere(np.swapaxes(differ, 0, 1))[:1].tolist()]
+    if not wrong:
         return None
-    population, (step, sample, *neuron) = first
+    (step, sample, *neuron), _, population = min(wrong, key=lambda found: (found[0][0], found[1]))
     at = (sample, step, *neuron)
     right, given = (float(spikes[f"spikes/{population}"][at]) for spikes in (expected, theirs))
     margin = abs(float(case.arrays[f"margin/{population}"][at]))
     allowed = (step + 1) * float(case.config["rounding"][population])
     detail = f"v was {margin:.2e} from V_th, and rounding moves it by at most {allowed:.1e}"
     place = step + 1, (sample, *neuron)
-    near = margin <= allowed
-    return Divergence(case.name, "spikes", population, "value", *place, right, given, margin, allowed, near, detail)
+    return Divergence(case.name, "spikes", population, "value", *place, right, given, margin, allowed, detail)
 
 
 _LOWER = {"float64": ("single precision", 1e-5), "float32": ("half precision or TF32", 2e-2)}
@@ -301,7 +291,7 @@ def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray
     if stage not in DISCRETE and worst <= size * float(np.max(np.abs(right))):
         detail += f"; by as little as {lower} would make it"
     values = float(right[at]), float(given[at]), worst, allowed
-    return Divergence(case.name, stage, array, "value", None, at, *values, False, detail)
+    return Divergence(case.name, stage, array, "value", None, at, *values, detail)
 
 
 def compare(
@@ -340,7 +330,7 @@ def compare(
     else:
         given = outputs
     results = []
-    elsewhere = {config["name"] for config in configs()}
+    elsewhere = {config["name"] for config in _pack.configs()}
     for name in map(str, given):
         if name not in known and name not in elsewhere:
             near = difflib.get_close_matches(name, known, n=1)
@@ -352,7 +342,7 @@ def compare(
         if case.name in given:
             arrays = given[case.name]
             if isinstance(arrays, Path):
-                arrays = read_arrays(arrays, f"output of case {case.name}")
+                arrays = _pack.read_arrays(arrays, f"output of case {case.name}")
             results.append(check(case, arrays, stages=stages))
     if not results:
         where = str(outputs) if isinstance(outputs, str | Path) else "outputs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -136,14 +137,8 @@ def errors(
 
 def configs() -> Iterator[dict[str, Any]]:
     """Every case's configuration, in the pack's order."""
-    combinations = [
-        (name, neuron, kind, dtype, batch_norm, 0.0)
-        for name in STRUCTURES
-        for neuron in ("if", "lif")
-        for kind in ("static", "spikes")
-        for dtype in RTOL
-        for batch_norm in (True, False)
-    ]
+    options = ("if", "lif"), ("static", "spikes"), RTOL, (True, False), (0.0,)
+    combinations = [*itertools.product(STRUCTURES, *options)]
     combinations += [(name, "lif", "static", "float64", True, 0.25) for name in ("fashion-mnist-400", "alexnet-f")]
     for name, neuron, kind, dtype, batch_norm, dropout in combinations:
         parts = [name, neuron, kind, dtype, "bn" if batch_norm else "plain", *(["dropout"] if dropout else [])]
