@@ -1,6 +1,6 @@
 """Training feedback spiking networks by implicit differentiation on the equilibrium state, by hand.
 
-The pipeline, one name a stage::
+The pipeline, one name per stage::
 
     params = network.init(rng)
     frozen = freeze(network, params, x, training=True, rng=rng)
@@ -34,7 +34,7 @@ _HOMES = {
     "simulate": "simulation",
     "simulate_continuous": "continuous",
     "ContinuousRun": "continuous",
-    "Pieces": "continuous",
+    "PiecewiseInput": "continuous",
     "Pulses": "continuous",
     "Rates": "simulation",
     "find_equilibrium": "equilibrium",
@@ -59,7 +59,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from ide_ref.constraints import Restriction
-    from ide_ref.continuous import ContinuousRun, Pieces, Pulses, simulate_continuous
+    from ide_ref.continuous import ContinuousRun, PiecewiseInput, Pulses, simulate_continuous
     from ide_ref.equilibrium import Equilibrium, contraction, find_equilibrium, linearise
     from ide_ref.implicit import backward, solve_beta
     from ide_ref.maps import Frozen, freeze, read_out

@@ -2,7 +2,7 @@
 
 The default does what the paper says. A :class:`Profile` has one switch per difference: :func:`authors` has them all, to
 reproduce the figures of the authors' program; one alone shows what it costs. Differences that are a matter of other
-options need no switch here: the solvers (``solver="halved"``; ``solver="broyden", max_iter=30,
+options need no switch here: the solvers (``solver="damped"``; ``solver="broyden", max_iter=30,
 allow_unconverged=True``) and the norm of the restriction (``Restriction(norm="kernel")``).
 """
 
@@ -136,7 +136,7 @@ class EditedNetwork(Network):
 
     def mean_input(self, x: NDArray) -> NDArray:
         mean = super().mean_input(x)
-        if not (self.profile.long_average and self.is_train(x) and self.neuron.leak < 1.0):
+        if not (self.profile.long_average and self.is_spike_input(x) and self.neuron.leak < 1.0):
             return mean
         n_steps = x.shape[1]
         return mean * (self.neuron.total_weight(2 * n_steps) / self.neuron.total_weight(n_steps + 1))
@@ -153,7 +153,7 @@ class EditedNetwork(Network):
         frozen = replace(frozen, further_sweeps=int(profile.sweep_first))
         if frozen.batch_size is None or x is None:
             return frozen
-        is_spike_input = self.is_train(x)
+        is_spike_input = self.is_spike_input(x)
         maps, simulated, pullbacks = list(frozen.maps), list(frozen.maps), list(frozen.pullbacks)
         for i, (c, m) in enumerate(zip(self.connections, frozen.maps, strict=True)):
             if m.norm is None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ide_ref.maps import AffineMap, Frozen
 from ide_ref.network import Network
 from ide_ref.norms import ROUNDOFF, raised
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 
 GRAIN = 2.0**-1074
 """The smallest positive float64: what a product may lose to underflow."""
@@ -100,7 +100,7 @@ def population_norms(frozen: Frozen) -> tuple[NDArray, NDArray]:
     net = frozen.network
     n = len(net.populations)
     forward, feedback = np.zeros((2, n, n))
-    for m, (source, target) in zip(frozen.maps, net.ends, strict=True):
+    for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
         if source >= 0:
             into = forward if source < target else feedback
             # Parallel connections: the norm of their sum is at most the sum of their norms.
@@ -298,7 +298,7 @@ def chunks(frozen: Frozen, n_batch: int) -> list[slice]:
 
 def coupled(maps: Sequence[AffineMap], net: Network) -> bool:
     """Whether a connection between populations couples the samples of a batch: then none has a bound of its own."""
-    return any(m.coupled and source >= 0 for m, (source, _) in zip(maps, net.ends, strict=True))
+    return any(m.coupled and source >= 0 for m, (source, _) in zip(maps, net.edges, strict=True))
 
 
 def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice) -> list[Near]:
@@ -313,11 +313,11 @@ def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice) ->
         Of samples.
     """
     net = frozen.network
-    x = Near.exactly(to_cells(x_mean[rows], net.input_shape))
+    x = Near.exactly(to_channels_last(x_mean[rows], net.input_shape))
     rates = Near.exactly(a[rows])
     found = [Near.exactly(np.zeros((len(rates.value), population.size))) for population in net.populations]
-    for m, (source, target) in zip(frozen.maps, net.ends, strict=True):
-        sent = x if source < 0 else rates.part(net.place(source))
+    for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
+        sent = x if source < 0 else rates.part(net.slice_of(source))
         found[target] = found[target].plus(Map(m, rows).output(sent))
     return found
 
@@ -350,7 +350,7 @@ def defects(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip") ->
             for i, p in enumerate(pre_activations(frozen, x_mean, a, rows)):
                 quotient = p.over(net.neuron.v_th)
                 rates = Near(np.clip(quotient.value, 0.0, upper), quotient.error)
-                bounds[rows, i] = rates.plus(Near.exactly(-a[rows, net.place(i)].astype(np.float64))).norm()
+                bounds[rows, i] = rates.plus(Near.exactly(-a[rows, net.slice_of(i)].astype(np.float64))).norm()
     return bounds
 
 
@@ -375,13 +375,13 @@ def beta_error(frozen: Frozen, maps: Sequence[AffineMap], slope: NDArray, g: NDA
         with np.errstate(over="ignore", invalid="ignore"):
             left = []
             for i in range(len(net.populations)):
-                place = net.place(i)
-                left.append(Near.exactly(g[rows, place]).plus(Near.exactly(-beta[rows, place].astype(np.float64))))
-            for m, (source, target) in zip(maps, net.ends, strict=True):
+                columns = net.slice_of(i)
+                left.append(Near.exactly(g[rows, columns]).plus(Near.exactly(-beta[rows, columns].astype(np.float64))))
+            for m, (source, target) in zip(maps, net.edges, strict=True):
                 if source < 0:
                     continue
-                place = net.place(target)
-                sent = np.where(slope[rows, place] != 0, beta[rows, place], 0.0)
+                columns = net.slice_of(target)
+                sent = np.where(slope[rows, columns] != 0, beta[rows, columns], 0.0)
                 arrived = Map(m, rows).adjoint(Near.exactly(sent).over(net.neuron.v_th))
                 left[source] = left[source].plus(arrived)
             for i, part in enumerate(left):

@@ -220,7 +220,7 @@ def _length(x: NDArray) -> float:
 
 
 def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
-    """Mean and biased variance a channel of cells z (B, n): two (n_channels,) arrays, summed in float64.
+    """Mean and biased variance per channel of cells z (B, n): two (n_channels,) arrays, summed in float64.
 
     Of z's dtype; infinite where they are beyond it.
     """
@@ -236,7 +236,7 @@ def running_update(running: NDArray, batch: NDArray, momentum: float = MOMENTUM)
 
 
 def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, dtype: DTypeLike) -> NDArray:
-    """Mask (B, n), one draw a batch: 0 with probability ``rate``, to a multiple of 2⁻¹⁶, else 1/(1 − rate)."""
+    """Mask (B, n), one draw per batch: 0 with probability ``rate``, to a multiple of 2⁻¹⁶, else 1/(1 − rate)."""
     n = math.prod(shape)
     # Each number is four draws of 16 bits.
     bits = rng.integers(0, (1 << 64) - 1, -(-n // 4), dtype=np.uint64, endpoint=True).view(np.uint16)[:n]
@@ -255,7 +255,7 @@ def channel_sums(x: NDArray, n_channels: int) -> NDArray:
 
 
 def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None, out: NDArray | None = None) -> NDArray:
-    """keep ⊙ (scale ⊙ x + shift) of cells (B, n), scale and shift a channel, keep (B, n) or None for 1.
+    """keep ⊙ (scale ⊙ x + shift) of a state (B, n), scale and shift per channel, keep (B, n) or None for 1.
 
     Added to ``out``, cells of the same dtype, where it is given.
     """
@@ -271,7 +271,7 @@ def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None, out
 
 
 def multiply(x: NDArray, y: NDArray, out: NDArray | None = None) -> NDArray:
-    """x ⊙ y of cells (B, n), in ``out`` where it is given."""
+    """x ⊙ y of a state (B, n), in ``out`` where it is given."""
     dtype = np.result_type(x, y)
     out = memory.empty(x.shape, dtype) if out is None else out
     (left, row), (right, right_row) = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
@@ -282,7 +282,7 @@ def multiply(x: NDArray, y: NDArray, out: NDArray | None = None) -> NDArray:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """(BN) of one connection: y = weight · (z − mean)/√(variance + ε) + bias a channel.
+    """(BN) of one connection: y = weight · (z − mean)/√(variance + ε) + bias per channel.
 
     ``from_batch`` says that mean and variance are those of the batch itself, so that gradients pass through
     them; otherwise they are constants.
@@ -346,13 +346,13 @@ class BatchNorm:
 
 
 def restrict_pull_back(
-    d_weight: NDArray, raw: NDArray, alpha: NDArray | float, norm: float, d_norm: tuple[NDArray, NDArray]
+    d_weight: NDArray, unrestricted: NDArray, alpha: NDArray | float, norm: float, d_norm: tuple[NDArray, NDArray]
 ) -> tuple[NDArray, NDArray]:
     """From ∂L/∂W to ∂L/∂W̄ and ∂L/∂α, W = α W̄/‖W̄‖ (NORM).
 
     Parameters
     ----------
-    d_weight, raw : arrays of the weight's shape
+    d_weight, unrestricted : arrays of the weight's shape
         ∂L/∂W and W̄.
     alpha : 0-d array or float
     norm : float
@@ -361,9 +361,9 @@ def restrict_pull_back(
         ∂‖W̄‖/∂W̄ as left rightᵀ, (m, n), the weight's numbers in their order: the leading singular pair where W̄ is
         taken as a matrix; for any other norm the whole of it, and [1].
     """
-    along = inner(d_weight, raw) / norm
-    dtype = raw.dtype
-    out = memory.empty(raw.shape, dtype)
+    along = inner(d_weight, unrestricted) / norm
+    dtype = unrestricted.dtype
+    out = memory.empty(unrestricted.shape, dtype)
     change = np.ascontiguousarray(d_weight, dtype).reshape(-1)
     left, right = (np.ascontiguousarray(side, dtype) for side in d_norm)
     _elementwise.take_off(change, left, right, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))

@@ -12,14 +12,14 @@ from ide_ref import _checks
 from ide_ref._kernels import continuous as _continuous
 from ide_ref.maps import Frozen
 from ide_ref.network import Network
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 
 _ROOM = 2**18
 """Spikes that a run first has room for; it doubles while the budget allows."""
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PiecewiseInput:
     """An input that is constant from each time to the next.
 
     Parameters
@@ -51,7 +51,7 @@ class Pulses:
 
 
 @dataclass(frozen=True)
-class Standstill:
+class SimulatorState:
     """Where the event loop stopped, in its own terms: what ``resume`` needs beside the spikes.
 
     Attributes
@@ -82,7 +82,7 @@ class ContinuousRun:
     times : (M,) array
         The requested times that were reached.
     spike_times, spike_neurons : (S,) arrays
-        All spikes in the order in which they were fired; neurons in cell order.
+        All spikes in the order in which they were fired; neurons in channels-last order.
     a : (M, n) array
         Average rates: (1/K) ∫ κ(t−τ) s(τ) dτ up to and with each time, κ = 1 and K = t for IF,
         κ = exp(−·/τ_m) and K = τ_m (1 − exp(−t/τ_m)) for LIF. Spikes per unit of time.
@@ -104,7 +104,7 @@ class ContinuousRun:
         False where the event budget ended the run.
     message : str
         Why it stopped early, empty if it did not.
-    state : Standstill
+    state : SimulatorState
         From which another call goes on.
     """
 
@@ -125,7 +125,7 @@ class ContinuousRun:
     n_inputs: int
     completed: bool
     message: str
-    state: Standstill
+    state: SimulatorState
 
     @property
     def n_spikes(self) -> NDArray[np.int64]:
@@ -170,7 +170,7 @@ def kernel_total(t: NDArray, tau: float) -> NDArray:
 
 def simulate_continuous(
     frozen: Frozen,
-    x: NDArray | Pieces | Pulses,
+    x: NDArray | PiecewiseInput | Pulses,
     times: NDArray,
     *,
     tau: float = np.inf,
@@ -195,7 +195,7 @@ def simulate_continuous(
     ----------
     frozen : Frozen
         float64, frozen for evaluation. Its leak is not used: ``tau`` takes its place.
-    x : (*input_shape) array, Pieces or Pulses
+    x : (*input_shape) array, PiecewiseInput or Pulses
         Constant input, piecewise constant input, or spikes.
     times : (M,) array
         Where rates and potentials are wanted, ascending and positive; the last ends the run.
@@ -301,9 +301,9 @@ def simulate_continuous(
     recurrent = np.zeros_like(a)
     drive = np.repeat(frozen.constants(1, with_input=True), reached.size, axis=0)
     x_mean = _mean_input(net, x, reached, tau)
-    for c, (source, target) in zip(frozen.maps, net.ends, strict=True):
-        into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.place(source)])
-        into[:, net.place(target)] += c.linear(sent)
+    for c, (source, target) in zip(frozen.maps, net.edges, strict=True):
+        into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.slice_of(source)])
+        into[:, net.slice_of(target)] += c.linear(sent)
     message = "" if completed else _storm(net, spike_times, spike_neurons, t_end, times[-1], n_before)
     digest = _digest(counts, blocks[-1], edges, drives, input_times, input_sources)
     return ContinuousRun(
@@ -324,7 +324,7 @@ def simulate_continuous(
         int(counts[_continuous.INPUTS]),
         completed,
         message,
-        Standstill(arrays, digest),
+        SimulatorState(arrays, digest),
     )
 
 
@@ -365,7 +365,7 @@ def _digest(counts: NDArray, weights: NDArray, edges: NDArray, drives: NDArray, 
     return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=16).digest()
 
 
-def _inputs(frozen: Frozen, x: NDArray | Pieces | Pulses) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _inputs(frozen: Frozen, x: NDArray | PiecewiseInput | Pulses) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Edges and drives of the piecewise constant part, times and cells of the input spikes."""
     net = frozen.network
     none = np.empty(0), np.empty(0, np.int64)
@@ -379,7 +379,7 @@ def _inputs(frozen: Frozen, x: NDArray | Pieces | Pulses) -> tuple[NDArray, NDAr
         if times.size and not (np.issubdtype(neurons.dtype, np.integer) and 0 <= neurons.min() <= neurons.max() < n_in):
             raise ValueError(f"x has neurons outside the input; expected whole numbers from 0 to {n_in - 1}")
         return np.zeros(1), frozen.constants(1, with_input=True), times, _cell_of_input(net)[neurons.astype(np.int64)]
-    if isinstance(x, Pieces):
+    if isinstance(x, PiecewiseInput):
         edges = _checks.reals("times of x", x.times)
         values = _checks.reals("values of x", x.values)
         if edges.ndim != 1 or edges.size == 0 or edges[0] != 0 or not np.all(np.diff(edges) > 0):
@@ -389,7 +389,9 @@ def _inputs(frozen: Frozen, x: NDArray | Pieces | Pulses) -> tuple[NDArray, NDAr
         return edges, constant_drive(frozen, values), *none
     x = _checks.reals("x", x)
     if x.shape != net.input_shape:
-        raise ValueError(f"x has shape {x.shape}; expected {net.input_shape}, one sample (or Pieces, or Pulses)")
+        raise ValueError(
+            f"x has shape {x.shape}; expected {net.input_shape}, one sample (or PiecewiseInput, or Pulses)"
+        )
     return np.zeros(1), constant_drive(frozen, x[None]), *none
 
 
@@ -401,24 +403,24 @@ def constant_drive(frozen: Frozen, x: NDArray) -> NDArray:
 def _cell_of_input(net: Network) -> NDArray[np.int64]:
     """(n_in,) the cell of each input along the flattened input_shape."""
     n_in = int(np.prod(net.input_shape))
-    order = to_cells(np.arange(n_in).reshape(1, *net.input_shape), net.input_shape)[0]
+    order = to_channels_last(np.arange(n_in).reshape(1, *net.input_shape), net.input_shape)[0]
     cells = np.empty(n_in, np.int64)
     cells[order] = np.arange(n_in)
     return cells
 
 
-def _mean_input(net: Network, x: NDArray | Pieces | Pulses, times: NDArray, tau: float) -> NDArray:
+def _mean_input(net: Network, x: NDArray | PiecewiseInput | Pulses, times: NDArray, tau: float) -> NDArray:
     """x̄(t) = (1/K(t)) ∫ κ(t−τ) x(τ) dτ as cells, (M, n_in)."""
     if isinstance(x, Pulses):
         neurons = _cell_of_input(net)[np.asarray(x.neurons, np.int64)]
         return _averages(np.asarray(x.times, np.float64), neurons, times, tau, int(np.prod(net.input_shape)))
-    if isinstance(x, Pieces):
-        cells = to_cells(np.asarray(x.values, np.float64), net.input_shape)
+    if isinstance(x, PiecewiseInput):
+        cells = to_channels_last(np.asarray(x.values, np.float64), net.input_shape)
         ends = np.append(np.asarray(x.times, np.float64), np.inf)
         # ∫ κ over a piece that lies between t − hi and t − lo ago.
         ago = kernel_total(np.maximum(times[:, None] - np.minimum(ends, times[:, None]), 0.0), tau)
         return (ago[:, :-1] - ago[:, 1:]) @ cells / kernel_total(times, tau)[:, None]
-    cells = to_cells(np.asarray(x, np.float64)[None], net.input_shape)
+    cells = to_channels_last(np.asarray(x, np.float64)[None], net.input_shape)
     return np.repeat(cells, times.size, axis=0)
 
 
@@ -441,7 +443,7 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray
     rows: list[tuple[NDArray, NDArray, NDArray, NDArray]] = []
     weights: list[NDArray] = [np.empty(0)]
     offset = 0
-    for c, (source, target) in zip(frozen.maps, net.ends, strict=True):
+    for c, (source, target) in zip(frozen.maps, net.edges, strict=True):
         if source < 0 and not with_input:
             continue
         synapse = c.synapse
@@ -449,13 +451,15 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray
         position, tap = np.nonzero(synapse.targets >= 0)
         q = synapse.targets[position, tap].astype(np.int64)
         channel = np.arange(synapse.in_shape[0] if synapse.depthwise else c_in)
-        sender = (position[:, None] * channel.size + channel).ravel() + (n if source < 0 else net.place(source).start)
+        sender = (position[:, None] * channel.size + channel).ravel() + (
+            n if source < 0 else net.slice_of(source).start
+        )
         if synapse.depthwise:
             receiver, at = q[:, None] * c_out + channel, tap[:, None] * c_out + channel
         else:
             receiver, at = q[:, None] * c_out + 0 * channel, (tap[:, None] * c_in + channel) * c_out
         length = np.full(sender.size, 1 if synapse.depthwise else c_out)
-        rows.append((sender, receiver.ravel() + net.place(target).start, at.ravel() + offset, length))
+        rows.append((sender, receiver.ravel() + net.slice_of(target).start, at.ravel() + offset, length))
         weights.append(c.folded_taps.ravel())
         offset += weights[-1].size
     # An empty row first: a network may have no such connection.
@@ -473,7 +477,7 @@ def _storm(net: Network, times: NDArray, neurons: NDArray, t_end: float, wanted:
     recent = neurons[-max(1, neurons.size // 10) :]
     counts = np.bincount(recent, minlength=net.state_size)
     worst = int(np.argmax(counts))
-    population = int(np.searchsorted(net.starts, worst, side="right")) - 1
+    population = int(np.searchsorted(net.offsets, worst, side="right")) - 1
     late = int(np.count_nonzero(times > t_end / 2))
     early = times.size - late
     if late > 1.5 * early:
@@ -486,6 +490,6 @@ def _storm(net: Network, times: NDArray, neurons: NDArray, t_end: float, wanted:
     return (
         f"stopped at t = {t_end:.6g} of {wanted:.6g} after max_events = {times.size - n_before} "
         f"{'further ' if n_before else ''}spikes: neuron "
-        f"{worst - int(net.starts[population])} of {net.populations[population].name!r} fired {counts[worst]} of the "
+        f"{worst - int(net.offsets[population])} of {net.populations[population].name!r} fired {counts[worst]} of the "
         f"last {recent.size}; {why}; to go on, pass this run as resume"
     )

@@ -77,18 +77,18 @@ def sweep(
     maps = list(frozen.maps)
     caches: list[BatchNormCache | None] = [None] * len(maps)
     for target in range(len(net.populations)):
-        place = net.place(target)
+        columns = net.slice_of(target)
         for i, source in net.into(target):
             if source >= 0:
-                rates = (feedback if source >= target else a)[:, net.place(source)]
-                maps[i], z = frozen.maps[i].apply_at(rates, p[:, place])
+                rates = (feedback if source >= target else a)[:, net.slice_of(source)]
+                maps[i], z = frozen.maps[i].apply_at(rates, p[:, columns])
                 caches[i] = maps[i].cache(rates, z) if keep_caches else None
         if forward is not None:
             continue
         if sigma == "clip":
-            a[:, place] = net.neuron.sigma(p[:, place])
+            a[:, columns] = net.neuron.sigma(p[:, columns])
         else:
-            a[:, place] = np.maximum(p[:, place], 0.0) / p.dtype.type(net.neuron.v_th)
+            a[:, columns] = np.maximum(p[:, columns], 0.0) / p.dtype.type(net.neuron.v_th)
     return Sweep(a, p, tuple(maps), tuple(caches))
 
 
@@ -116,7 +116,7 @@ def gather_sources(net: Network, state: NDArray) -> NDArray:
         return state
     if not net.feedback_sources:
         return state[:, :0]
-    return np.concatenate([state[:, place] for _, place, _ in net.feedback_places], axis=1)
+    return np.concatenate([state[:, columns] for _, columns, _ in net.feedback_slices], axis=1)
 
 
 def spread_sources(net: Network, z: NDArray) -> NDArray:
@@ -124,8 +124,8 @@ def spread_sources(net: Network, z: NDArray) -> NDArray:
     if net.feedback_size == net.state_size:
         return z
     state = memory.zeros((z.shape[0], net.state_size), z.dtype)
-    for _, place, part in net.feedback_places:
-        state[:, place] = z[:, part]
+    for _, columns, part in net.feedback_slices:
+        state[:, columns] = z[:, part]
     return state
 
 
@@ -182,12 +182,12 @@ class Linearisation:
         given = spread_sources(net, v)
         da = np.zeros_like(self.slope)
         for target in range(len(net.populations)):
-            place = net.place(target)
+            columns = net.slice_of(target)
             for i, source in net.into(target):
                 if source >= 0:
                     rates = da if source < target else given
-                    da[:, place] += self.maps[i].linear(rates[:, net.place(source)])
-            da[:, place] *= self.slope[:, place]
+                    da[:, columns] += self.maps[i].linear(rates[:, net.slice_of(source)])
+            da[:, columns] *= self.slope[:, columns]
         return gather_sources(net, da)
 
     def vjp(self, w: NDArray) -> NDArray:
@@ -213,26 +213,26 @@ class Linearisation:
         beta = spread_sources(net, w)
         if g is not None:
             beta = beta + g
-        elif beta is w and any(0 <= source < target for source, target in net.ends):
+        elif beta is w and any(0 <= source < target for source, target in net.edges):
             # What forward connections add must not go into the array that was given.
             beta = memory.copied(beta)
         delta = memory.empty(self.slope.shape, self.slope.dtype)
         for target in range(len(net.populations) - 1, -1, -1):
-            place = net.place(target)
-            constraints.multiply(self.slope[:, place], beta[:, place], delta[:, place])
+            columns = net.slice_of(target)
+            constraints.multiply(self.slope[:, columns], beta[:, columns], delta[:, columns])
             for i, source in net.into(target):
                 if 0 <= source < target:
-                    self.maps[i].adjoint(delta[:, place], beta[:, net.place(source)])
+                    self.maps[i].adjoint(delta[:, columns], beta[:, net.slice_of(source)])
         return BetaDelta(beta, delta)
 
     def returned(self, delta: NDArray) -> NDArray:
         """Σ over feedback connections l → k of W_klᵀ δ_k at their sources: (B, n) to (B, m)."""
         net = self.frozen.network
         y = memory.zeros((len(delta), net.feedback_size), delta.dtype)
-        part_of = {source: part for source, _, part in net.feedback_places}
-        for m, (source, target) in zip(self.maps, net.ends, strict=True):
+        part_of = {source: part for source, _, part in net.feedback_slices}
+        for m, (source, target) in zip(self.maps, net.edges, strict=True):
             if source >= target:
-                m.adjoint(delta[:, net.place(target)], y[:, part_of[source]])
+                m.adjoint(delta[:, net.slice_of(target)], y[:, part_of[source]])
         return y
 
 
@@ -280,7 +280,7 @@ class Equilibrium:
     ----------
     network : Network
     a : (B, n) array
-        a* of all populations in cell order.
+        a* of all populations in channels-last order.
     p : (B, n) array
         Pre-activations there; a = σ(p / V_th), on the feedback sources up to the residual.
     x_mean : (B, *input_shape) array
@@ -336,7 +336,7 @@ class Equilibrium:
         return of_population(self.network, self.a, population)
 
     @property
-    def pieces(self) -> NDArray[np.int8]:
+    def branch(self) -> NDArray[np.int8]:
         """(B, n) which piece of σ each neuron is on: −1 below 0, 0 on the slope, 1 above V_th (clip alone)."""
         v_th = self.network.neuron.v_th if self.sigma == "clip" else np.inf
         return (self.p > v_th).astype(np.int8) - (self.p < 0).astype(np.int8)
@@ -421,8 +421,8 @@ def find_equilibrium(
             a = after.a
     # The rates that were judged, not those one sweep further, and what the other populations make of them.
     a = after.a.copy()
-    for _, place, part in net.feedback_places:
-        a[:, place] = z[:, part]
+    for _, columns, part in net.feedback_slices:
+        a[:, columns] = z[:, part]
     if verdict.status != "converged" and not allow_unconverged:
         steps = f"{n_sweeps} sweeps" if method == "iterate" else f"{k} steps of {method}"
         reach = float(np.max(verdict.rounding, initial=0.0))
@@ -484,7 +484,7 @@ def _newton(frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float
     if net.feedback_size <= DENSE_SIZE and not certificates.coupled(frozen.maps, net):
         matrices = [
             m.synapse.apply(m.folded_taps, np.eye(m.synapse.n_in, dtype=frozen.dtype)).T if source >= 0 else None
-            for m, (source, _) in zip(frozen.maps, net.ends, strict=True)
+            for m, (source, _) in zip(frozen.maps, net.edges, strict=True)
         ]
     z = gather_sources(net, a)
     now, r = there(z)
@@ -530,7 +530,7 @@ def _newton(frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float
 def _solve_active(frozen: Frozen, matrices: list[NDArray | None], slope: NDArray, sample: int, r: NDArray) -> NDArray:
     """(I − J) step = r of one sample, by a dense solve on the feedback sources that are on σ's slope."""
     net = frozen.network
-    given = {source: part for source, _, part in net.feedback_places}
+    given = {source: part for source, _, part in net.feedback_slices}
     reach: list[NDArray] = []
     for target in range(len(net.populations)):
         rows = np.zeros((net.populations[target].size, net.feedback_size), r.dtype)
@@ -542,7 +542,7 @@ def _solve_active(frozen: Frozen, matrices: list[NDArray | None], slope: NDArray
                     rows += W @ reach[source]
                 else:
                     rows[:, given[source]] += W
-        reach.append(slope[sample, net.place(target)][:, None] * rows)
+        reach.append(slope[sample, net.slice_of(target)][:, None] * rows)
     J = np.concatenate([reach[source] for source in net.feedback_sources])
     active = np.flatnonzero(np.any(J != 0, axis=1))
     still = np.setdiff1d(np.arange(len(J)), active)

@@ -123,12 +123,12 @@ def _error(accuracy: float) -> float:
 
 
 def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Sequence[str | Path]) -> None:
-    """‖a[t] − a*‖ over t beside the bounds of (ERR), log-log, a panel a neuron.
+    """‖a[t] − a*‖ over t beside the bounds of (ERR), log-log, a panel per neuron.
 
     Parameters
     ----------
     panels : sequence of mapping
-        ``name``, ``times`` (K,), ``error``, ``one_step`` and ``iterated`` (B, K) (a line a sample; the median is
+        ``name``, ``times`` (K,), ``error``, ``one_step`` and ``iterated`` (B, K) (a line per sample; the median is
         drawn, and the range of the errors), ``slope`` of the error from time ``slope_from`` on (NaN for none), and
         ``limit`` (K,), its floor or envelope, or None where no condition holds. A panel without ``error`` has
         ``residual`` (B, K), how far the rates are from solving (FP), and nothing of a* is drawn.
@@ -179,7 +179,7 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Seque
         ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left")
     drawn = {"distance from a*, in " if panel.get("error") is not None else "residual of (FP), in " for panel in panels}
     # Where the panels differ, their legends say what each shows.
-    axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes a step", color=MUTED)
+    axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes per step", color=MUTED)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     save(figure, *paths)
 
@@ -299,13 +299,13 @@ def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path)
 def roofline(
     points: Sequence[tuple[str, float, float]], *, limits: Mapping[str, float], dense: float, path: str | Path
 ) -> None:
-    """Multiplications a second that events stand for, against the share of neurons that fire.
+    """Multiplications per second that events stand for, against the share of neurons that fire.
 
     Parameters
     ----------
-    points : sequence of (label, share, events a second and thread)
+    points : sequence of (label, share, events per second and thread)
     limits : mapping of str to float
-        Most synaptic events a second and thread, by the size of the weights.
+        Most synaptic events per second and thread, by the size of the weights.
     dense : float
         Multiply-adds a second and thread of a dense matrix product.
     path : path
@@ -321,7 +321,7 @@ def roofline(
     ax.axhline(dense / 1e9, color=ACCENT, linewidth=1, label="dense matrix product")
     for (label, share, rate), marker in zip(points, "os^Dv<>PX*" * len(points), strict=False):
         ax.loglog([share], [rate / share / 1e9], marker, color=MUTED, markersize=6, label=label)
-    ax.set_xlabel("spikes a neuron and step", color=MUTED)
+    ax.set_xlabel("spikes per neuron and step", color=MUTED)
     ax.set_ylabel("10⁹ dense multiply-adds a second and thread", color=MUTED)
     ax.legend(frameon=False, fontsize=7, labelcolor=MUTED)
     ax.set_title("Event-driven rollouts, counted as dense products", loc="left", fontsize=11)

@@ -21,7 +21,7 @@ from ide_ref.network import Params
 from ide_ref.neurons import MaskRule
 from ide_ref.simulation import Rates
 from ide_ref.solvers import Image, Solution
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Backward:
     statistics : dict
         Running statistics after this batch, to merge into the parameters.
     beta : (B, n) array
-        β of all populations, cell order.
+        β of all populations, channels-last order.
     solution : Solution
         How (BETA) was solved on the feedback sources, with its residuals.
     frozen : Frozen
@@ -108,11 +108,11 @@ def right_hand_side(jacobian: Linearisation, g: NDArray) -> tuple[NDArray, NDArr
     """
     net = jacobian.frozen.network
     b = gather_sources(net, g)
-    if not any(g[:, net.place(i)].any() for i in range(len(net.populations)) if i not in net.feedback_sources):
+    if not any(g[:, net.slice_of(i)].any() for i in range(len(net.populations)) if i not in net.feedback_sources):
         return b, None
     others = g.copy()
-    for _, place, _ in net.feedback_places:
-        others[:, place] = 0
+    for _, columns, _ in net.feedback_slices:
+        others[:, columns] = 0
     return b + jacobian.sweep_back(np.zeros_like(b), others)[0], others
 
 
@@ -182,16 +182,16 @@ def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> tu
     """
     frozen = linearisation.frozen
     net = frozen.network
-    cells = to_cells(x_mean, net.input_shape)
+    cells = to_channels_last(x_mean, net.input_shape)
     grads: Params = {}
     statistics: Params = {}
-    for i, (source, target) in enumerate(net.ends):
+    for i, (source, target) in enumerate(net.edges):
         sent = cells
         if source >= 0:
             rates = linearisation.forward if source < target else linearisation.feedback
-            sent = rates[:, net.place(source)]
+            sent = rates[:, net.slice_of(source)]
         found, updated = frozen.pullbacks[i].gradients(
-            linearisation.maps[i], delta[:, net.place(target)], sent, linearisation.caches[i]
+            linearisation.maps[i], delta[:, net.slice_of(target)], sent, linearisation.caches[i]
         )
         grads.update(found)
         statistics.update(updated)
@@ -247,8 +247,8 @@ def backward(
     expected = (state.a.shape[0], frozen.network.n_classes)
     if d_logits.shape != expected or d_logits.dtype.kind not in "fiu":
         raise ValueError(
-            f"d_logits has shape {d_logits.shape} and dtype {d_logits.dtype}; expected {expected}, a row a sample, of "
-            "real numbers"
+            f"d_logits has shape {d_logits.shape} and dtype {d_logits.dtype}; expected {expected}, a row per "
+            "sample, of real numbers"
         )
     if not np.all(np.isfinite(d_logits)):
         raise ValueError("d_logits has values that are NaN or infinite; expected finite derivatives")

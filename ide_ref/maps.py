@@ -20,7 +20,7 @@ from ide_ref._kernels import layout, memory
 from ide_ref.constraints import BatchNorm, SingularPair
 from ide_ref.network import INPUT, Connection, Network, Params, clamped, finite
 from ide_ref.norms import Norm, operator_norm
-from ide_ref.synapses import Dense, Synapse, accumulate, to_cells
+from ide_ref.synapses import Dense, Synapse, accumulate, to_channels_last
 
 DROWNED = 0.01
 """Error of normalised values, from the rounding of what is normalised, from which on a warning tells of it."""
@@ -285,7 +285,7 @@ class HasRates(Protocol):
 
     @property
     def a(self) -> NDArray:
-        """(B, n) rates in cell order."""
+        """(B, n) rates in channels-last order."""
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,7 @@ class Frozen:
         net = self.network
         links = [
             layout.Link(source, target, m.synapse, m.folded_taps, m.keep)
-            for m, (source, target) in zip(self.simulated, net.ends, strict=True)
+            for m, (source, target) in zip(self.simulated, net.edges, strict=True)
             if source >= 0 or with_input
         ]
         return layout.plan(links, len(net.populations), self.dtype)
@@ -379,39 +379,39 @@ class Frozen:
     def drive(self, x_mean: NDArray, out: NDArray | None = None) -> NDArray:
         """F x̄ + b of the input connections: (B, *input_shape) to (B, n); added to ``out`` where it is given."""
         net = self.network
-        cells = to_cells(x_mean, net.input_shape)
+        cells = to_channels_last(x_mean, net.input_shape)
         out = memory.zeros((x_mean.shape[0], net.state_size), self.dtype) if out is None else out
         # The batch's own z was computed when its statistics were taken.
         known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
-        for m, (source, target) in zip(self.maps, net.ends, strict=True):
+        for m, (source, target) in zip(self.maps, net.edges, strict=True):
             if source < 0:
-                m.normalise(m.z if known and m.z is not None else m.pre_activation(cells), out[:, net.place(target)])
+                m.normalise(m.z if known and m.z is not None else m.pre_activation(cells), out[:, net.slice_of(target)])
         return out
 
     def constants(self, n_batch: int, *, with_input: bool) -> NDArray:
         """What the rollout's connections bring without any spike, (B, n); the input's on request."""
         net = self.network
         out = memory.zeros((n_batch, net.state_size), self.dtype)
-        for m, (source, target) in zip(self.simulated, net.ends, strict=True):
+        for m, (source, target) in zip(self.simulated, net.edges, strict=True):
             if source >= 0 or with_input:
-                m.add_constant(out[:, net.place(target)])
+                m.add_constant(out[:, net.slice_of(target)])
         return out
 
     def read_out(self, state: HasRates) -> NDArray:
         """o = W^o a + b^o, (READ): (B, n_classes)."""
         net = self.network
-        a = self.check_state("state.a", state.a)[:, net.place(net.readout.source)]
+        a = self.check_state("state.a", state.a)[:, net.slice_of(net.readout.source)]
         return net.readout.synapse.apply(self.readout, a) + self.params["readout.bias"]
 
     def read_out_pull_back(self, state: HasRates, d_logits: NDArray) -> tuple[NDArray, Params]:
         """g = ∂L/∂a, (B, n), and the readout's gradients, from ∂L/∂o (B, n_classes)."""
         net = self.network
-        place = net.place(net.readout.source)
+        columns = net.slice_of(net.readout.source)
         synapse = net.readout.synapse
         g = memory.zeros(state.a.shape, state.a.dtype)
-        g[:, place] = synapse.adjoint(self.readout, d_logits)
+        g[:, columns] = synapse.adjoint(self.readout, d_logits)
         grads = {
-            "readout.weight": synapse.from_taps(synapse.hebbian(d_logits, state.a[:, place])),
+            "readout.weight": synapse.from_taps(synapse.hebbian(d_logits, state.a[:, columns])),
             "readout.bias": constraints.channel_sums(d_logits, net.n_classes).astype(self.dtype),
         }
         return g, grads
@@ -469,7 +469,7 @@ def freeze(
             raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
         x = network.check_input(x, dtype)
         x_mean = network.mean_input(x)
-        cells = to_cells(x_mean, network.input_shape)
+        cells = to_channels_last(x_mean, network.input_shape)
         if rng is None and any(c.dropout > 0 for c in network.connections):
             name = next(c.name for c in network.connections if c.dropout > 0)
             raise ValueError(f"rng is missing; connection {name!r} has dropout and needs a generator")

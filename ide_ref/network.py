@@ -1,7 +1,7 @@
 """A network is a graph: populations in order, and connections between any two of them.
 
 ``Network`` says what is connected to what and holds no arrays; ``init`` draws its parameters, a flat dict, from which
-:func:`ide_ref.maps.freeze` makes maps. All states are (B, n) arrays in cell order, the populations side by side.
+:func:`ide_ref.maps.freeze` makes maps. States are (B, n) arrays, the populations side by side, each channels last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ide_ref import _checks, constraints
 from ide_ref._kernels import elementwise as _elementwise
 from ide_ref.constraints import Restriction, SingularPair
 from ide_ref.neurons import Neuron
-from ide_ref.synapses import Dense, Shape, Synapse, both_ways, from_cells
+from ide_ref.synapses import Dense, Shape, Synapse, both_ways, from_channels_last
 
 if TYPE_CHECKING:
     from ide_ref.maps import Frozen
@@ -63,7 +63,7 @@ class Connection:
     Parameters
     ----------
     bias, batch_norm : bool
-        Whether the map's output gets a bias a channel, and is then normalised (BN).
+        Whether the map's output gets a bias per channel, and is then normalised (BN).
     restriction : Restriction, optional
         (NORM) on the weight.
     dropout : float
@@ -177,14 +177,14 @@ class Network:
         return math.prod(self.input_shape) + self.state_size
 
     @cached_property
-    def starts(self) -> NDArray[np.int64]:
+    def offsets(self) -> NDArray[np.int64]:
         """(L + 1,) offsets of the populations in a state."""
         return np.concatenate([[0], np.cumsum([p.size for p in self.populations])]).astype(np.int64)
 
     @property
     def state_size(self) -> int:
         """n, the neurons of all populations."""
-        return int(self.starts[-1])
+        return int(self.offsets[-1])
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -196,13 +196,13 @@ class Network:
             raise ValueError(f"population {population!r} is unknown; expected one of {', '.join(self._index)}")
         return self._index[population]
 
-    def place(self, population: str | int) -> slice:
+    def slice_of(self, population: str | int) -> slice:
         """Where a population lies in a state."""
         i = self.index(population) if isinstance(population, str) else population
-        return slice(int(self.starts[i]), int(self.starts[i + 1]))
+        return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
 
     @cached_property
-    def ends(self) -> tuple[tuple[int, int], ...]:
+    def edges(self) -> tuple[tuple[int, int], ...]:
         """(source, target) of each connection as places in the order; source -1 is the input."""
         return tuple((self.index(c.source), self.index(c.target)) for c in self.connections)
 
@@ -213,24 +213,24 @@ class Network:
     @cached_property
     def _into(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         return tuple(
-            tuple((i, source) for i, (source, end) in enumerate(self.ends) if end == target)
+            tuple((i, source) for i, (source, end) in enumerate(self.edges) if end == target)
             for target in range(len(self.populations))
         )
 
     @cached_property
     def feedback_sources(self) -> tuple[int, ...]:
         """Populations that send feedback: the unknowns of (FP) and (BETA)."""
-        return tuple(sorted({s for s, t in self.ends if s >= t}))
+        return tuple(sorted({s for s, t in self.edges if s >= t}))
 
     @cached_property
-    def feedback_places(self) -> tuple[tuple[int, slice, slice], ...]:
+    def feedback_slices(self) -> tuple[tuple[int, slice, slice], ...]:
         """(population, its place in a state, its place in a vector of the feedback sources alone)."""
         result = []
         offset = 0
         for source in self.feedback_sources:
-            place = self.place(source)
-            result.append((source, place, slice(offset, offset + place.stop - place.start)))
-            offset += place.stop - place.start
+            columns = self.slice_of(source)
+            result.append((source, columns, slice(offset, offset + columns.stop - columns.start)))
+            offset += columns.stop - columns.start
         return tuple(result)
 
     @property
@@ -356,7 +356,7 @@ class Network:
 
     # --- input --------------------------------------------------------------------------------------
 
-    def is_train(self, x: NDArray) -> bool:
+    def is_spike_input(self, x: NDArray) -> bool:
         """Whether x is a spike train (B, T, *input_shape) rather than a static input (B, *input_shape)."""
         return x.ndim == len(self.input_shape) + 2
 
@@ -371,7 +371,7 @@ class Network:
         x = np.asarray(x)
         if x.dtype.kind not in "fiub":
             raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
-        ok = x.shape[1:] == self.input_shape or (self.is_train(x) and x.shape[2:] == self.input_shape)
+        ok = x.shape[1:] == self.input_shape or (self.is_spike_input(x) and x.shape[2:] == self.input_shape)
         if not ok or 0 in x.shape:
             raise ValueError(
                 f"x has shape {x.shape}; expected (batch, *{self.input_shape}) for static input or "
@@ -383,7 +383,7 @@ class Network:
 
     def mean_input(self, x: NDArray) -> NDArray:
         """x̄ of (RATE): x itself if static, its weighted average if a spike train. (B, *input_shape)."""
-        return self.neuron.time_average(x) if self.is_train(x) else x
+        return self.neuron.time_average(x) if self.is_spike_input(x) else x
 
     # --- what :mod:`ide_ref.authors` replaces -------------------------------------------------------
 
@@ -432,7 +432,7 @@ def check_norm(c: Connection, pair: SingularPair, dtype: np.dtype) -> None:
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:
     """One population's part of a state (B, n), as (B, *shape)."""
     _checks.kind("population", population, str)
-    place = network.place(population)
+    columns = network.slice_of(population)
     if population == INPUT:
         raise ValueError(f"population is {INPUT!r}; expected one of {', '.join(p.name for p in network.populations)}")
-    return from_cells(state[:, place], network.populations[network.index(population)].shape)
+    return from_channels_last(state[:, columns], network.populations[network.index(population)].shape)

@@ -22,7 +22,9 @@ EXACT_SIZE = 1024
 ROUNDOFF = 2.0**-53
 """Unit roundoff of float64."""
 
-_LAPACK = 8.0  # singular and eigenvalues are off by at most so many roundoffs a row or column, relative to the largest
+_LAPACK = (
+    8.0  # singular and eigenvalues are off by at most so many roundoffs per row or column, relative to the largest
+)
 _PER_DEGREE = 16  # frequencies of the grid for each degree of the symbol
 
 

@@ -28,7 +28,7 @@ class Recipe:
     n_steps : int
         T, time steps of the simulation.
     mean, std : tuple of floats
-        One a channel, in units where the brightest pixel is 1.
+        One per channel, in units where the brightest pixel is 1.
     epochs, batch_size : int
         The last batch of an epoch may be smaller; no sample is dropped.
     lr, milestones, gamma, warmup_steps

@@ -15,7 +15,7 @@ from ide_ref._kernels.layout import N_OUT
 from ide_ref._kernels.propagate import block_of
 from ide_ref.maps import Frozen
 from ide_ref.network import Network, of_population
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Rates:
     ----------
     network : Network
     a : (B, n) array
-        Average firing rates a[T] of all populations in cell order, (RATE).
+        Average firing rates a[T] of all populations in channels-last order, (RATE).
     u : (B, n) array
         Potentials u[T].
     x_mean : (B, *input_shape) array
@@ -97,21 +97,21 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     dtype = frozen.dtype
     x = frozen.check_input(x)
     n_steps = _checks.whole("n_steps", n_steps)
-    is_train = net.is_train(x)
-    if is_train and x.shape[1] != n_steps:
+    is_spike_input = net.is_spike_input(x)
+    if is_spike_input and x.shape[1] != n_steps:
         raise ValueError(f"the spike train has {x.shape[1]} steps but n_steps is {n_steps}; expected the same")
     n_batch = x.shape[0]
     x_mean = frozen.mean_input(x)
-    drive = frozen.constants(n_batch, with_input=is_train)
-    if not is_train:
+    drive = frozen.constants(n_batch, with_input=is_spike_input)
+    if not is_spike_input:
         frozen.drive(x_mean, drive)
-    if is_train:
+    if is_spike_input:
         merged = x.reshape(n_batch * n_steps, *net.input_shape)
-        train = to_cells(merged, net.input_shape).reshape(n_batch, n_steps, -1)
+        train = to_channels_last(merged, net.input_shape).reshape(n_batch, n_steps, -1)
     else:
         train = np.empty((n_batch, 0, 0), dtype)
 
-    plan = frozen.plan_with_input if is_train else frozen.plan
+    plan = frozen.plan_with_input if is_spike_input else frozen.plan
     weights_of_rate = net.neuron.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
     n = net.state_size
     u = memory.empty((n_batch, n), dtype)
@@ -128,7 +128,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         dtype.type(net.neuron.v_th),
         weights_of_rate.astype(dtype),
         prediction_bounds(n_steps).astype(dtype),
-        net.starts,
+        net.offsets,
         *plan,
         u,
         a,

@@ -26,7 +26,7 @@ class Image(NamedTuple):
     aux: Any = None
 
 
-Product = Callable[[NDArray], "NDArray | Image"]
+Matvec = Callable[[NDArray], "NDArray | Image"]
 
 STATUSES = ("converged", "out of iterations", "stagnated", "lost to rounding", "singular", "diverged")
 """How a solver may end, from the best to the worst; the worst of a batch's samples is told."""
@@ -190,9 +190,9 @@ def _grew_from(history: Sequence[float]) -> int | None:
     return least + 1 if 2 * least <= len(history) or not np.isfinite(history[-1]) else None
 
 
-def _taken(product: Product, v: NDArray) -> Image:
+def _taken(matvec: Matvec, v: NDArray) -> Image:
     """The product at v."""
-    image = product(v)
+    image = matvec(v)
     return image if isinstance(image, Image) else Image(image)
 
 
@@ -234,7 +234,7 @@ def hopeless(worst: float, dtype: np.dtype) -> bool:
     return not worst < 1.0 / float(np.finfo(dtype).eps)
 
 
-def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
+def fixed_point(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
     """x^{k+1} = J x^k + b, the iteration of (BETA); converges when the spectral radius of J is below 1."""
     b = np.ascontiguousarray(b)
     size = norms(b)
@@ -243,7 +243,7 @@ def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
     r, norm = np.empty_like(b), np.empty_like(size)
     for k in range(max_iter):
         after = np.empty_like(b)
-        image = _taken(product, x)
+        image = _taken(matvec, x)
         _elementwise.move(np.ascontiguousarray(image.y, b.dtype), b, x, after, r, norm)
         worst = float(np.max(_relative(norm, size), initial=0.0))
         history.append(worst)
@@ -251,11 +251,11 @@ def fixed_point(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
             return _solution(x, image, b, tol, "fixed_point", k, k + 1, history)
         x = after
         del image  # as large as all states, perhaps: it goes before the next one comes
-    return _solution(x, _taken(product, x), b, tol, "fixed_point", max_iter, max_iter + 1, history)
+    return _solution(x, _taken(matvec, x), b, tol, "fixed_point", max_iter, max_iter + 1, history)
 
 
 def gmres(
-    product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 40
+    matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 40
 ) -> Solution:
     """GMRES on (I − J) x = b, every sample with its own Krylov space, restarted when the memory is full.
 
@@ -265,7 +265,7 @@ def gmres(
     n_batch, n = b.shape
     size = norms(b)
     x = np.zeros_like(b) if x0 is None else x0
-    image = Image(np.zeros_like(b)) if x0 is None else _taken(product, x)
+    image = Image(np.zeros_like(b)) if x0 is None else _taken(matvec, x)
     n_products = 0 if x0 is None else 1
     iterations = 0
     history: list[float] = []
@@ -285,7 +285,7 @@ def gmres(
         right = np.zeros((n_batch, n_steps + 1))
         right[:, 0] = length
         for k in range(n_steps):
-            w = basis[k] - _taken(product, basis[k]).y
+            w = basis[k] - _taken(matvec, basis[k]).y
             n_products += 1
             iterations += 1
             before = norms(w)
@@ -322,7 +322,7 @@ def gmres(
         triangle[:, range(used), range(used)] += np.where(none, 1.0, 0.0)
         weights = np.linalg.solve(triangle, np.where(none, 0.0, right[:, :used])[:, :, None])[:, :, 0]
         after = x + np.einsum("bk,kbn->bn", weights.astype(b.dtype), basis[:used])
-        image_after = _taken(product, after)
+        image_after = _taken(matvec, after)
         n_products += 1
         lengths_after = norms(b + image_after.y - after)
         # Each sample keeps the better of its two points.
@@ -332,7 +332,7 @@ def gmres(
             x, image = after, image_after
         elif not stalled:
             x = np.where(better[:, None], after, x)
-            image = _taken(product, x)
+            image = _taken(matvec, x)
             n_products += 1
         target *= 0.1
     # A space that J does not leave holds the solution of every system that is not singular.
@@ -340,7 +340,7 @@ def gmres(
     return _solution(x, image, b, tol, "gmres", iterations, n_products, history, stalled=stalled, singular=singular)
 
 
-def scipy_gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
+def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
     """``scipy.sparse.linalg.gmres`` on (I − J) x = b, the batch as one block-diagonal system.
 
     One Krylov space serves all samples, so what a sample gets depends on the others of its batch; beyond 10,000
@@ -359,7 +359,7 @@ def scipy_gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
     def scaled(rows: NDArray) -> NDArray:
         nonlocal n_products
         n_products += 1
-        return rows - _taken(product, rows * scale).y / scale
+        return rows - _taken(matvec, rows * scale).y / scale
 
     operator = LinearOperator(
         (b.size, b.size), matvec=lambda v: scaled(v.reshape(b.shape).astype(b.dtype, copy=False)).ravel(), dtype=b.dtype
@@ -383,7 +383,7 @@ def scipy_gmres(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: 
         if not stalled:
             x, r = after, r_after
     x = x * scale
-    return _solution(x, _taken(product, x), b, tol, "scipy_gmres", n_products, n_products + 1, history, stalled=stalled)
+    return _solution(x, _taken(matvec, x), b, tol, "scipy_gmres", n_products, n_products + 1, history, stalled=stalled)
 
 
 def _dot(x: NDArray, y: NDArray) -> NDArray:
@@ -391,7 +391,7 @@ def _dot(x: NDArray, y: NDArray) -> NDArray:
 
 
 def anderson(
-    product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 6
+    matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 6
 ) -> Solution:
     """Anderson acceleration (type II) of the fixed-point iteration, every sample with its own weights.
 
@@ -406,7 +406,7 @@ def anderson(
     gram = np.zeros((n_batch, memory, memory))
     ridge = 10.0 * np.finfo(b.dtype).eps
     history: list[float] = []
-    image = Image(np.zeros_like(b)) if x0 is None else _taken(product, x)
+    image = Image(np.zeros_like(b)) if x0 is None else _taken(matvec, x)
     r = b + image.y - x
     n_products = 0 if x0 is None else 1
     r_before = move = r
@@ -436,7 +436,7 @@ def anderson(
             move[relative <= tol] = 0
         after = x + move
         del image  # as large as all states, perhaps: it goes before the next one comes
-        image = _taken(product, after)
+        image = _taken(matvec, after)
         r_before, r = r, b + image.y - after
         n_products += 1
         x = after
@@ -444,11 +444,11 @@ def anderson(
 
 
 def broyden(
-    product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 30
+    matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 30
 ) -> Solution:
     """Broyden's good method on b + J x − x = 0, limited memory, every sample with its own inverse Jacobian.
 
-    The inverse Jacobian starts as −I and gains a rank a step, by Sherman and Morrison; it is forgotten when
+    The inverse Jacobian starts as −I and gains a rank per step, by Sherman and Morrison; it is forgotten when
     the memory is full.
     """
     n_batch, n = b.shape
@@ -458,7 +458,7 @@ def broyden(
     right = np.zeros((n_batch, memory, n), b.dtype)
     used = 0
     history: list[float] = []
-    image = Image(np.zeros_like(b)) if x0 is None else _taken(product, x)
+    image = Image(np.zeros_like(b)) if x0 is None else _taken(matvec, x)
     r = b + image.y - x
     n_products = 0 if x0 is None else 1
 
@@ -476,7 +476,7 @@ def broyden(
             break
         move = -inverse(r, left, right)
         x = x + move
-        image = _taken(product, x)
+        image = _taken(matvec, x)
         r_after = b + image.y - x
         n_products += 1
         if used == memory:
@@ -493,7 +493,7 @@ def broyden(
     return _solution(x, image, b, tol, "broyden", n_products, n_products, history)
 
 
-def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
+def damped(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
     """x ← (x + (J x − x + b))/2, which the authors' program calls iteration.
 
     Its limit is (2I − J)⁻¹ b, about half the solution and slightly turned; the residual reported is that of
@@ -504,14 +504,14 @@ def halved(product: Product, b: NDArray, *, tol: float, max_iter: int, x0: NDArr
     n_products = 0
     moved = np.full_like(size, np.inf)
     while n_products < max_iter and not np.all(moved <= tol * size):
-        after = (_taken(product, x).y + b) / 2
+        after = (_taken(matvec, x).y + b) / 2
         n_products += 1
         moved = norms(after - x)
         x = after
-    return _solution(x, _taken(product, x), b, tol, "halved", n_products, n_products + 1)
+    return _solution(x, _taken(matvec, x), b, tol, "damped", n_products, n_products + 1)
 
 
-def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:
+def direct(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:
     """Dense solve on each sample's active set A, on which M is 1.
 
     (ACTIVE) (I − (1/V_th) W_AAᵀ)(Mβ)_A = g_A
@@ -524,7 +524,7 @@ def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: N
     unit = np.zeros_like(b)
     for j in range(n):
         unit[:, j] = 1
-        columns[j] = _taken(product, unit).y
+        columns[j] = _taken(matvec, unit).y
         unit[:, j] = 0
     x = np.empty_like(b)
     singular = False
@@ -538,7 +538,7 @@ def direct(product: Product, b: NDArray, *, tol: float, max_iter: int = 0, x0: N
             inner = np.full(active.size, np.nan, b.dtype)
             singular = True
         x[sample] = b[sample] + inner @ jt[active]
-    return _solution(x, _taken(product, x), b, tol, "direct", 1, n + 1, singular=singular)
+    return _solution(x, _taken(matvec, x), b, tol, "direct", 1, n + 1, singular=singular)
 
 
 SOLVERS = {
@@ -548,13 +548,13 @@ SOLVERS = {
     "gmres": gmres,
     "scipy_gmres": scipy_gmres,
     "direct": direct,
-    "halved": halved,
+    "damped": damped,
 }
 
 
 def solve(
     method: str,
-    product: Product,
+    matvec: Matvec,
     b: NDArray,
     *,
     tol: float,
@@ -566,7 +566,7 @@ def solve(
 
     Parameters
     ----------
-    method : {"fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct", "halved"}
+    method : {"fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct", "damped"}
     product : callable
         (B, n) ↦ J x, row by row, linear, as an array or an :class:`Image`; may not change its argument.
     b : (B, n) array
@@ -594,8 +594,8 @@ def solve(
     if not is_one_of(method, SOLVERS):
         raise ValueError(f"solver {method!r} is unknown; expected one of {', '.join(SOLVERS)}")
     tol, max_iter = positive("tol", tol), whole("max_iter", max_iter)
-    if not callable(product):
-        raise ValueError(f"product is of type {type(product).__name__}; expected a callable, v to J v")
+    if not callable(matvec):
+        raise ValueError(f"product is of type {type(matvec).__name__}; expected a callable, v to J v")
     b = _system_array("b", b)
     if x0 is not None:
         x0 = _system_array("x0", x0)
@@ -608,31 +608,31 @@ def solve(
             smallest = float(np.min(size[size > 0], initial=np.inf))
             together = float(norms(b.reshape(1, -1))[0])
             found = SOLVERS[method](
-                lambda v: _taken(product, v.reshape(b.shape)).y.reshape(1, -1),
+                lambda v: _taken(matvec, v.reshape(b.shape)).y.reshape(1, -1),
                 b.reshape(1, -1),
                 tol=tol * min(1.0, smallest / together) if together > 0 else tol,
                 max_iter=max_iter,
                 x0=None if x0 is None else x0.reshape(1, -1),
             )
-            return _again(found, found.x.reshape(b.shape), product, b, tol)
+            return _judged_unscaled(found, found.x.reshape(b.shape), matvec, b, tol)
         scale = _scale(b)
         if scale is None:
-            return SOLVERS[method](product, b, tol=tol, max_iter=max_iter, x0=x0)
+            return SOLVERS[method](matvec, b, tol=tol, max_iter=max_iter, x0=x0)
         found = SOLVERS[method](
-            lambda v: _taken(product, v * scale).y / scale,
+            lambda v: _taken(matvec, v * scale).y / scale,
             b / scale,
             tol=tol,
             max_iter=max_iter,
             x0=None if x0 is None else x0 / scale,
         )
-        return _again(found, found.x * scale, product, b, tol)
+        return _judged_unscaled(found, found.x * scale, matvec, b, tol)
 
 
-def _again(found: Solution, x: NDArray, product: Product, b: NDArray, tol: float) -> Solution:
+def _judged_unscaled(found: Solution, x: NDArray, matvec: Matvec, b: NDArray, tol: float) -> Solution:
     """A solution found in another form of the system, judged in its own."""
     return _solution(
         x,
-        _taken(product, x),
+        _taken(matvec, x),
         b,
         tol,
         found.method,

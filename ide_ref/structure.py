@@ -109,7 +109,7 @@ def build(
     n_classes : int
     neuron : Neuron
     dropout : float
-        On the output of every connection, one mask a batch.
+        On the output of every connection, one mask per batch.
     batch_norm : bool
         On the input and the hidden connections.
     restriction : Restriction or None

@@ -7,7 +7,7 @@ plain matrix product, for ``Dense``.
 
 Layouts. Weights are stored as the field stores them (``weight_shape``). States are flat arrays (B, n) in
 *cell* order, channels last: position-major, so that the weights of one tap meet contiguous channels.
-``to_cells`` and ``from_cells`` convert between (B, channels, rows, columns) and cells.
+``to_channels_last`` and ``from_channels_last`` convert between (B, channels, rows, columns) and cells.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from ide_ref._kernels.vector import TILE
 Shape = tuple[int, ...]
 
 
-def to_cells(x: NDArray, shape: Shape) -> NDArray:
-    """(B, *shape) to cell order (B, n): channels last, contiguous."""
+def to_channels_last(x: NDArray, shape: Shape) -> NDArray:
+    """(B, *shape) to channels-last order (B, n): channels last, contiguous."""
     if len(shape) == 3:
         x = x.transpose(0, 2, 3, 1)
     return np.ascontiguousarray(x).reshape(x.shape[0], -1)
 
 
-def from_cells(cells: NDArray, shape: Shape) -> NDArray:
+def from_channels_last(cells: NDArray, shape: Shape) -> NDArray:
     """Cell order (B, n) to (B, *shape); a view, so images come channels-last in memory."""
     if len(shape) == 3:
         channels, rows, columns = shape
@@ -263,7 +263,7 @@ class Dense(Synapse):
     @cached_property
     def _cell_order(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         order_in, order_out = (
-            to_cells(np.arange(math.prod(shape)).reshape(1, *shape), shape)[0]
+            to_channels_last(np.arange(math.prod(shape)).reshape(1, *shape), shape)[0]
             for shape in (self.in_shape, self.out_shape)
         )
         return order_in, order_out

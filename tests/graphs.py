@@ -1,7 +1,7 @@
 """Random networks for the property tests, and the oracle they are compared with.
 
 The oracle knows every connection as a dense matrix a sample and writes the equations out in plain NumPy; of
-the package it uses the structure, the parameters and the drawn dropout masks. States are in cell order.
+the package it uses the structure, the parameters and the drawn dropout masks. States are in channels-last order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ide_ref import IF, LIF, Connection, Dense, Frozen, Network, Population, Readout, Restriction, freeze
-from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Synapse, to_cells
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Synapse, to_channels_last
 
 MAX_THREADS = min(2, numba.config.NUMBA_NUM_THREADS)
 """Threads that are drawn: with two, a batch is divided."""
@@ -45,7 +45,7 @@ class Case:
         )
 
     @property
-    def is_train(self) -> bool:
+    def is_spike_input(self) -> bool:
         return self.x.ndim == len(self.network.input_shape) + 2
 
     @property
@@ -63,8 +63,8 @@ class Case:
 
     def inputs(self) -> NDArray:
         """(B, T, n_in) input of every step."""
-        steps = self.x if self.is_train else np.repeat(self.x[:, None], self.n_steps, axis=1)
-        return np.stack([to_cells(steps[:, t], self.network.input_shape) for t in range(self.n_steps)], axis=1)
+        steps = self.x if self.is_spike_input else np.repeat(self.x[:, None], self.n_steps, axis=1)
+        return np.stack([to_channels_last(steps[:, t], self.network.input_shape) for t in range(self.n_steps)], axis=1)
 
     def mean_input(self, n_steps: int | None = None) -> NDArray:
         """(B, n_in) weighted average of the first steps."""
@@ -151,7 +151,7 @@ class Case:
 
 
 def dense_matrix(synapse: Synapse, weight: NDArray | None) -> NDArray:
-    """(n_out, n_in) matrix of a synapse in cell order, from its products with the unit vectors."""
+    """(n_out, n_in) matrix of a synapse in channels-last order, from its products with the unit vectors."""
     weight = np.empty(()) if weight is None else weight.astype(np.float64)
     return synapse.apply(synapse.to_taps(weight), np.eye(synapse.n_in)).T
 

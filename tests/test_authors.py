@@ -23,8 +23,8 @@ class Vector:
     def __init__(self, path):
         with np.load(path) as file:
             self.arrays = d = dict(file)
-        self.is_train = d["x"].ndim > d["input_weight"].ndim
-        self.x = np.moveaxis(d["x"], -1, 1) if self.is_train else d["x"]
+        self.is_spike_input = d["x"].ndim > d["input_weight"].ndim
+        self.x = np.moveaxis(d["x"], -1, 1) if self.is_spike_input else d["x"]
         self.n_hidden = sum(name.startswith("hidden") and name.endswith("_weight") and "bn" not in name for name in d)
         # Where their power iteration had not converged, the weight it left is the one to use.
         matrix = d["feedback_raw_weight"].reshape(len(d["feedback_raw_weight"]), -1)
@@ -32,7 +32,7 @@ class Vector:
         self.converged = np.allclose(restricted, d["feedback_effective_weight"], rtol=0, atol=1e-10)
         network = build(
             self.structure(),
-            input_shape=self.x.shape[2:] if self.is_train else self.x.shape[1:],
+            input_shape=self.x.shape[2:] if self.is_spike_input else self.x.shape[1:],
             n_classes=len(d["readout_bias"]),
             neuron=IF(float(d["vth"])) if d["leak"] == 1 else LIF(float(d["leak"]), float(d["vth"])),
             restriction=Restriction(norm="kernel") if self.converged else None,
@@ -68,7 +68,7 @@ class Vector:
     def profiles(self):
         """The authors' with converged norms; for one population and static input the paper's agrees with it."""
         yield replace(authors(1 + self.n_hidden), one_power_step=False)
-        if not self.n_hidden and not self.is_train:
+        if not self.n_hidden and not self.is_spike_input:
             yield PAPER
 
 

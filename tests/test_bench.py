@@ -49,7 +49,7 @@ def test_timings_are_of_the_steps_described():
 @given(case=cases(exact=True, dtype=np.float32), room=st.integers(1, 4000))
 def test_the_rollout_with_blas_is_the_same_rollout(case, room):
     """On sums without rounding, whatever the share of the batch that one product takes."""
-    assume(not case.network.is_train(case.x))
+    assume(not case.network.is_spike_input(case.x))
     assume(not any(c.synapse.depthwise and c.source != "input" for c in case.network.connections))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "COLUMNS_BYTES", room)
@@ -120,11 +120,11 @@ def test_the_command_times_each_dtype_and_draws(tmp_path, monkeypatch, capsys):
     assert document["machine"]["threads"] == machine.most_threads()
     assert path.stat().st_size > 10_000
     assert main(words) == 0
-    assert "synaptic events a second a thread at most" in capsys.readouterr().out
+    assert "synaptic events per second and thread at most" in capsys.readouterr().out
 
 
 def test_a_roofline_takes_any_number_of_points(tmp_path):
     points = [(f"network {i}", 0.001 * (i + 1), 1e10) for i in range(15)]
     figures.roofline(points, limits={"16 KiB": 3e10, "4 MiB": 1e10}, dense=4e10, path=tmp_path / "r.svg")
     text = (tmp_path / "r.svg").read_text()
-    assert "spikes a neuron and step" in text
+    assert "spikes per neuron and step" in text

@@ -1,4 +1,4 @@
-"""Spikes a second in continuous time: what is timed, and how the command tells it."""
+"""Spikes per second in continuous time: what is timed, and how the command tells it."""
 
 import json
 import math

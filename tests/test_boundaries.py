@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ide_ref import IF, SGD, backward, build, cross_entropy, find_equilibrium, freeze, read_out, simulate
-from ide_ref.continuous import Pieces, Pulses, simulate_continuous
+from ide_ref.continuous import PiecewiseInput, Pulses, simulate_continuous
 from ide_ref.simulation import Rates
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def digest(*dicts):
 
 def training_step(network, params, x, y, velocity, *, training=True, n_steps=4, solver="fixed_point", tol=1e-5):
     """Digest of all that a training step leaves behind."""
-    n_steps = x.shape[1] if network.is_train(x) else n_steps
+    n_steps = x.shape[1] if network.is_spike_input(x) else n_steps
     frozen = freeze(network, params, x, training=training, rng=np.random.default_rng(0))
     rates = simulate(frozen, x, n_steps)
     loss, d_logits = cross_entropy(read_out(frozen, rates), y)
@@ -111,7 +111,10 @@ def test_rates_logits_and_large_parameters_in_other_layouts(layout):
     x = rng.normal(size=50)
     for plain_x, laid_x in (
         (x, lay(x)),
-        (Pieces(np.array([0.0, 2.0]), np.stack([x, -x])), Pieces(lay(np.array([0.0, 2.0])), lay(np.stack([x, -x])))),
+        (
+            PiecewiseInput(np.array([0.0, 2.0]), np.stack([x, -x])),
+            PiecewiseInput(lay(np.array([0.0, 2.0])), lay(np.stack([x, -x]))),
+        ),
         (Pulses(at / 2, np.array([3, 7])), Pulses(lay(at / 2), lay(np.array([3, 7])))),
     ):
         expected, run = simulate_continuous(frozen, plain_x, at), simulate_continuous(frozen, laid_x, lay(at))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from theorems import ends_of, note_tightness, system_of
 
 from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, continuous, freeze, simulate
-from ide_ref.continuous import Pieces, Pulses, kernel_total, simulate_continuous
+from ide_ref.continuous import PiecewiseInput, Pulses, kernel_total, simulate_continuous
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d
 from ide_ref.theory import conditions, continuous_envelope, continuous_error_bound
 
@@ -189,7 +189,7 @@ def test_of_neurons_at_threshold_the_lowest_fires_all_it_has_first(delay, tau):
 
 
 def test_a_new_drive_takes_effect_at_its_edge():
-    pieces = Pieces(np.array([0.0, 1.0, 3.0]), np.array([[0.5], [0.0], [0.25]]))
+    pieces = PiecewiseInput(np.array([0.0, 1.0, 3.0]), np.array([[0.5], [0.0], [0.25]]))
     run = simulate_continuous(dense(0, 1), pieces, np.array([1.0, 3.0, 4.0, 6.0]))
     np.testing.assert_array_equal(run.spike_times, [5.0])
     np.testing.assert_allclose(run.u[:, 0], [0.5, 0.5, 0.75, 0.25])
@@ -273,7 +273,7 @@ def problems(draw, shape=None):
     else:
         edges = np.arange(0, t_end, 0.5)
         swing = np.sin(np.arange(edges.size)) if kind == "periodic" else 0.9 ** np.arange(edges.size)
-        x = Pieces(edges, x_star + swing[:, None] * rng.normal(size=3))
+        x = PiecewiseInput(edges, x_star + swing[:, None] * rng.normal(size=3))
     times = np.sort(rng.uniform(0.05, t_end, 200))
     delay = draw(st.sampled_from([0.0, 0.0625, 0.7]))
     return system, x, x_star, times, draw(st.sampled_from([INF, 1.0, 10.0])), delay
@@ -686,21 +686,24 @@ def test_a_storm_goes_on_where_it_stopped():
 
 def test_what_does_not_go_on_from_a_run_is_refused():
     frozen = dense(0.3, 1)
-    x = Pieces(np.array([0.0, 3.0, 9.0]), np.array([[1.0], [0.5], [2.0]]))
+    x = PiecewiseInput(np.array([0.0, 3.0, 9.0]), np.array([[1.0], [0.5], [2.0]]))
     run = simulate_continuous(frozen, x, np.array([2.0, 5.0]), delay=0.1)
     ahead = np.array([5.0, 12.0])
 
     def again(frozen=frozen, x=x, times=ahead, tau=INF, delay=0.1):
         return simulate_continuous(frozen, x, times, tau=tau, delay=delay, resume=run)
 
-    other_end = Pieces(x.times, np.array([[1.0], [0.5], [0.7]]))
+    other_end = PiecewiseInput(x.times, np.array([[1.0], [0.5], [0.7]]))
     assert again(x=other_end).spike_times.size < again().spike_times.size
     for change, message in (
         ({"tau": 2.0}, "tau is 2.0; expected that of the run to resume, inf"),
         ({"delay": 0.2}, "delay is 0.2; expected that of the run to resume, 0.1"),
         ({"frozen": dense(0.3, 1, v_th=2.0)}, "frozen has another network than the run to resume"),
         ({"frozen": dense(0.4, 1)}, "frozen or x is not that of the run to resume; .* up to t = 5"),
-        ({"x": Pieces(x.times, np.array([[1.0], [0.6], [2.0]]))}, "frozen or x is not that of the run to resume"),
+        (
+            {"x": PiecewiseInput(x.times, np.array([[1.0], [0.6], [2.0]]))},
+            "frozen or x is not that of the run to resume",
+        ),
         ({"x": np.ones(1)}, "frozen or x is not that of the run to resume"),
         ({"times": np.array([3.0, 12.0])}, r"times has some before t = 5 that the run to resume was not asked for"),
     ):
@@ -725,9 +728,9 @@ def test_what_does_not_go_on_from_a_run_is_refused():
         ({"delay": -1.0}, "delay is -1.0; expected a finite number of at least 0"),
         ({"max_events": 0}, "max_events is 0; expected a whole number of at least 1"),
         ({"x": np.ones(2)}, r"x has shape \(2,\); expected \(1,\), one sample"),
-        ({"x": Pieces(np.array([1.0]), np.ones((1, 1)))}, "x has times that do not begin at 0"),
-        ({"x": Pieces(np.array([0.0, 0.0]), np.ones((2, 1)))}, "do not ascend"),
-        ({"x": Pieces(np.array([0.0]), np.ones((2, 1)))}, r"x has values of shape \(2, 1\); expected \(1, 1\)"),
+        ({"x": PiecewiseInput(np.array([1.0]), np.ones((1, 1)))}, "x has times that do not begin at 0"),
+        ({"x": PiecewiseInput(np.array([0.0, 0.0]), np.ones((2, 1)))}, "do not ascend"),
+        ({"x": PiecewiseInput(np.array([0.0]), np.ones((2, 1)))}, r"x has values of shape \(2, 1\); expected \(1, 1\)"),
         ({"x": Pulses(np.array([1.0]), np.array([0, 0]))}, r"x has \(1,\) times and \(2,\) neurons"),
         ({"x": Pulses(np.array([-1.0]), np.array([0]))}, "x has times that are negative, infinite or not in order"),
         ({"x": Pulses(np.array([2.0, 1.0]), np.array([0, 0]))}, "not in order"),

@@ -98,7 +98,7 @@ def test_the_graph_of_the_networks_page_builds_and_its_gradient_is_right(capsys)
     assert network.n_neurons == 256 + 8 * 256 + 8 * 64 + 10
     # Two feedback paths and a skip, as the page says.
     assert network.feedback_sources == (1, 2)
-    assert (0, 2) in network.ends
+    assert (0, 2) in network.edges
     exec(compile(use, "networks.md", "exec"), names)
     assert names["result"].solution.converged
     assert "passed" in capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_check_your_gradient_from_start_to_end(tmp_path, monkeypatch, capsys):
         exec(compile(block, "check-your-gradient.md", "exec"), names)
         said.append(capsys.readouterr().out)
     assert "tolerance 1e-09: passed" in said[0]
-    assert "linear cell" in said[1]
+    assert "linear region" in said[1]
     assert "looks like: half of beta: beta is half as large as it should be" in said[2]
     assert said[3].count("the parts add up to") == 2
     assert "fixed_point  converged" in said[4]

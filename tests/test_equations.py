@@ -12,7 +12,7 @@ from hypothesis import assume, given
 import ide_ref
 from ide_ref import backward, cross_entropy, equations, find_equilibrium, read_out, simulate
 from ide_ref.equilibrium import fixed_point_map, gather_sources
-from ide_ref.synapses import from_cells
+from ide_ref.synapses import from_channels_last
 from ide_ref.verify.specification import specified
 
 PAGE = Path(ide_ref.__file__).parent / "equations.py"
@@ -77,7 +77,7 @@ def test_a_sweep_and_its_equilibrium_are_the_equations(case):
     given_rates = np.zeros_like(state.a)
     given_rates[:, case.feedback_sources()] = z
     swept, p = equations.sweep(spec.net, split(spec, given_rates), x_mean)
-    x = from_cells(x_mean, case.network.input_shape)
+    x = from_channels_last(x_mean, case.network.input_shape)
     expected = gather_sources(case.network, np.concatenate(swept, axis=1))
     size = max(1.0, *(np.abs(q).max() for q in p))
     np.testing.assert_allclose(fixed_point_map(case.frozen, x, z), expected, rtol=0, atol=1e-13 * size)

@@ -51,7 +51,7 @@ def test_one_sweep_and_its_jacobian_are_the_dense_ones(case, seed):
     v_th = case.network.neuron.v_th
     J = dense_jacobian(case, ((p >= 0) & (p <= v_th)) / v_th)
     size = 1 + np.abs(p).max()
-    if not case.is_train:
+    if not case.is_spike_input:
         np.testing.assert_allclose(fixed_point_map(case.frozen, case.x, z), a[:, sources], atol=1e-13 * size)
     at = linearised(case, given_rates, recompute=True)
     v = np.random.default_rng(seed).normal(size=z.shape)
@@ -74,7 +74,7 @@ def test_vjp_is_the_adjoint_of_jvp(case, seed, recompute, rule):
 @given(case=cases(contractive=True), seed=seeds)
 def test_jvp_is_the_difference_of_the_map(case, seed):
     """σ is piecewise linear: inside a cell the difference is exact, however long the step."""
-    if case.is_train:
+    if case.is_spike_input:
         return
     sources, given_rates = case.feedback_sources(), draw_rates(case, seed)
     z = given_rates[:, sources]
@@ -101,7 +101,7 @@ def test_the_equilibrium_solves_the_equation(case):
     assert found.contraction < 1
     clear = np.minimum(np.abs(p), np.abs(p - case.network.neuron.v_th)) > 1e-9
     pieces = np.where(p < 0, -1, np.where(p > case.network.neuron.v_th, 1, 0))
-    np.testing.assert_array_equal(found.pieces[clear], pieces[clear])
+    np.testing.assert_array_equal(found.branch[clear], pieces[clear])
     again = find_equilibrium(case.frozen, case.x, start=found.a)
     assert again.iterations <= 2
     for population, place in zip(case.network.populations, case.places(), strict=True):

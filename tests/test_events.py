@@ -111,7 +111,7 @@ def test_weights_in_blocks_bring_the_same(c_in, c_out, dtype):
 
 def test_weights_are_laid_out_once_for_all_products_of_a_connection(monkeypatch):
     network = build("70C3 (F70C3)", input_shape=(2, 4, 4), n_classes=2, neuron=IF())
-    c = freeze(network, network.init(np.random.default_rng(0))).connections[1]
+    c = freeze(network, network.init(np.random.default_rng(0))).maps[1]
     x = np.random.default_rng(1).normal(size=(3, c.synapse.n_in))
     forward, back = c.synapse.apply(c.folded_taps, x), c.synapse.adjoint(c.folded_taps, x)
     made = []

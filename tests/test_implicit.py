@@ -28,7 +28,7 @@ from ide_ref.implicit import hebbian, solve_beta
 from ide_ref.solvers import SOLVERS, require
 from ide_ref.verify import check_gradient
 
-HONEST = [name for name in SOLVERS if name != "halved"]
+HONEST = [name for name in SOLVERS if name != "damped"]
 
 
 def loss_gradient(frozen, state, y):
@@ -186,7 +186,7 @@ def test_samples_that_are_done_at_different_times_have_their_own_beta(n, still, 
 def test_under_a_profile_every_solver_finds_the_gradient_of_the_dense_one(profile, case, solver):
     """Two linearisations at once, or samples that are coupled: where a solver claims a solution, it is the same."""
     frozen = case.frozen
-    if not (case.is_train and len(case.x) == 1):  # an unbiased variance takes two samples
+    if not (case.is_spike_input and len(case.x) == 1):  # an unbiased variance takes two samples
         rng = np.random.default_rng(0)
         frozen = freeze(edited(case.network, profile), case.params, case.x, training=True, rng=rng)
     rates = simulate(frozen, case.x, case.n_steps)
@@ -225,7 +225,7 @@ def test_a_residual_is_that_of_beta_where_samples_are_coupled(n_batch, tol, solv
     drive = np.where(rng.random((n_batch, 13)) < share, 1.0, -50.0)
     there = linearise(frozen, rng.random((n_batch, 13)), drive)
     g = np.zeros((n_batch, 13))
-    sources = network.place(network.populations[-1].name)
+    sources = network.slice_of(network.populations[-1].name)
     g[:, sources] = rng.normal(size=(n_batch, 6)) * 10.0 ** rng.uniform(-3, 3, (n_batch, 1))
     beta, _, solution = solve_beta(there, g, solver=solver, tol=tol, max_iter=60, allow_unconverged=True)
     w = solution.x
@@ -386,7 +386,7 @@ def test_running_statistics_follow_the_batch(case, twice):
             name = f"{c.name}.{part}"
             expected.add(name)
             running = running_update(case.params[name], value)
-            if twice and case.training and source < 0 and not case.is_train:
+            if twice and case.training and source < 0 and not case.is_spike_input:
                 running = running_update(running, value)
             np.testing.assert_allclose(back.statistics[name], running, atol=1e-12)
     assert set(back.statistics) == expected

@@ -27,7 +27,7 @@ from ide_ref import (
 from ide_ref.authors import PAPER, Profile, edited
 from ide_ref.constraints import EPSILON
 from ide_ref.network import finite
-from ide_ref.synapses import Conv2d, ConvTranspose2d, to_cells
+from ide_ref.synapses import Conv2d, ConvTranspose2d, to_channels_last
 
 
 def make(*connections, populations=(("a", (4,)), ("b", (3,))), readout=None):
@@ -105,7 +105,7 @@ def test_counts_follow_from_the_parameters(case):
     assert not {name for name in network.trainable if "running" in name or "singular" in name}
     assert network.feedback_size == len(case.feedback_sources())
     assert [(p.start, p.stop) for p in case.places()] == [
-        (network.place(p.name).start, network.place(p.name).stop) for p in network.populations
+        (network.slice_of(p.name).start, network.slice_of(p.name).stop) for p in network.populations
     ]
     network.check_params(case.params)
 
@@ -253,7 +253,7 @@ def test_a_network_frozen_on_one_batch_may_be_used_for_another(case, seed):
     own = case.frozen.mean_input(case.x)
     other = np.random.default_rng(seed).normal(size=own.shape)
     for x_mean in (own, own.copy(), other):
-        cells = to_cells(x_mean, case.network.input_shape)
+        cells = to_channels_last(x_mean, case.network.input_shape)
         expected = np.zeros((len(x_mean), case.network.state_size))
         for (source, target), (A, constant) in zip(case.pairs, case.affine(), strict=True):
             if source < 0:
@@ -425,7 +425,7 @@ def test_spikes_are_normalised_by_the_unbiased_variance_on_request(structure, sc
     frozen = freeze(edited(network, Profile(unbiased_spike_statistics=True)), params, x, training=True)
     connection = network.connections[0]
     z = connection.synapse.apply(
-        connection.synapse.to_taps(params["input.weight"]), to_cells(network.mean_input(x), network.input_shape)
+        connection.synapse.to_taps(params["input.weight"]), to_channels_last(network.mean_input(x), network.input_shape)
     )
     z = z.reshape(-1, connection.synapse.out_shape[0]) + params["input.bias"]
     variance = z.var(axis=0, ddof=1)

@@ -64,7 +64,7 @@ def test_all_methods_find_the_one_equilibrium(system, sigma):
             np.testing.assert_allclose(found.a, truth, atol=1e-10)
         p = found.p
         upper = system.v_th if sigma == "clip" else np.inf
-        np.testing.assert_array_equal(found.pieces, (p > upper).astype(int) - (p < 0))
+        np.testing.assert_array_equal(found.branch, (p > upper).astype(int) - (p < 0))
         np.testing.assert_allclose(found.a, np.clip(p, 0, upper) / system.v_th, atol=1e-13)
 
 
@@ -91,7 +91,7 @@ def test_ends_of_the_slope_are_on_it():
     for sigma, expected in (("clip", [-1, 0, 0, 0, 1]), ("relu", [-1, 0, 0, 0, 0])):
         found = find_equilibrium(frozen, p, sigma=sigma)
         np.testing.assert_array_equal(found.p, p)
-        np.testing.assert_array_equal(found.pieces[0], expected)
+        np.testing.assert_array_equal(found.branch[0], expected)
     slope = linearise(frozen, found.a, frozen.drive(p)).slope
     np.testing.assert_array_equal(slope[0] > 0, [False, True, True, True, False])
 
@@ -127,8 +127,8 @@ def test_relu_has_no_upper_piece():
     open_ended = find_equilibrium(frozen, 3 * abs(x), method="newton", sigma="relu")
     assert clipped.a.max() == 1
     assert open_ended.a.max() > 1
-    assert clipped.pieces.max() == 1
-    assert open_ended.pieces.max() == 0
+    assert clipped.branch.max() == 1
+    assert open_ended.branch.max() == 0
 
 
 def test_a_network_without_feedback_and_coupled_samples():

@@ -37,7 +37,7 @@ from ide_ref import (
     solve_beta,
 )
 from ide_ref.authors import Profile, edited
-from ide_ref.continuous import Pieces, Pulses, simulate_continuous
+from ide_ref.continuous import PiecewiseInput, Pulses, simulate_continuous
 from ide_ref.equilibrium import fixed_point_map
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, matmul
 from ide_ref.theory import block_matrix, conditions, continuous_error_bound, error_bound, fixed_point_residual, split
@@ -136,7 +136,14 @@ CALLS = [
         {"frozen": FROZEN, "x": X[0], "times": np.arange(1.0, 4.0), "tau": 5.0, "delay": 0.1, "max_events": 100},
         {
             "frozen": NO_OBJECT,
-            "x": (*NO_ARRAY, X, X[0] * np.nan, Pieces("a", X), Pieces(np.zeros(1), "a"), Pulses("a", np.zeros(1, int))),
+            "x": (
+                *NO_ARRAY,
+                X,
+                X[0] * np.nan,
+                PiecewiseInput("a", X),
+                PiecewiseInput(np.zeros(1), "a"),
+                Pulses("a", np.zeros(1, int)),
+            ),
             "times": (*NO_ARRAY[:6], NO_ARRAY[7], np.zeros(2), np.array([2.0, 1.0]), np.array([1.0, np.nan]), [[1.0]]),
             "tau": (*NO_NUMBER[:6], *NO_NUMBER[7:], 0, -1.0, -np.inf),
             "delay": (*NO_NUMBER, -1.0),

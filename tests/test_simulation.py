@@ -229,10 +229,10 @@ def test_layers_wider_than_a_tile_follow_the_step(density):
     for t in range(6):
         after = rates.spikes[:, t].astype(float)
         arriving = drive + u
-        for c, (source, target) in zip(frozen.maps, network.ends, strict=True):
+        for c, (source, target) in zip(frozen.maps, network.edges, strict=True):
             if source >= 0:
-                sent = (after if source < target else s)[:, network.place(source)]
-                arriving[:, network.place(target)] += c.synapse.apply(c.folded_taps, sent)
+                sent = (after if source < target else s)[:, network.slice_of(source)]
+                arriving[:, network.slice_of(target)] += c.synapse.apply(c.folded_taps, sent)
         u, s = arriving - 0.5 * after, after
         np.testing.assert_allclose(rates.potentials[:, t], u, rtol=0, atol=1e-12)
         u = rates.potentials[:, t].astype(float)

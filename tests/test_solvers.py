@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ide_ref.solvers import SOLVERS, NotConverged, norms, require, solve
 
-HONEST = [name for name in SOLVERS if name != "halved"]
+HONEST = [name for name in SOLVERS if name != "damped"]
 solvers = pytest.mark.parametrize("method", HONEST)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -154,7 +154,7 @@ def test_finished_samples_stand():
 
 def test_halved_iteration_has_another_limit():
     J, b = system(np.random.default_rng(0), 3, 6, 0.8)
-    solution = solve("halved", product(J), b, tol=1e-14, max_iter=500)
+    solution = solve("damped", product(J), b, tol=1e-14, max_iter=500)
     limit = np.stack([np.linalg.solve(2 * np.eye(6) - A, rhs) for A, rhs in zip(J, b, strict=True)])
     np.testing.assert_allclose(solution.x, limit, atol=1e-12)
     assert not solution.converged
@@ -208,4 +208,4 @@ def test_no_sum_over_nothing_is_asked_of_einsum(method, monkeypatch):
     monkeypatch.setattr(np, "einsum", guarded)
     b = np.random.default_rng(3).normal(size=(4, 1))
     solution = solve(method, lambda v: 0.5 * v, b, tol=1e-11)
-    np.testing.assert_allclose(solution.x, 2 * b if method != "halved" else b * 2 / 3, atol=1e-10)
+    np.testing.assert_allclose(solution.x, 2 * b if method != "damped" else b * 2 / 3, atol=1e-10)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ide_ref.constraints import channel_sums
-from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Dense, from_cells, matmul, to_cells
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Dense, from_channels_last, matmul, to_channels_last
 
 pytestmark = pytest.mark.kernels
 
@@ -155,8 +155,8 @@ def draw_synapse(data, kind):
 @given(data=st.data())
 def test_apply_is_the_loop(kind, data):
     synapse, loop, weight, pre, _ = draw_synapse(data, kind)
-    out = from_cells(synapse.apply(synapse.to_taps(weight), pre), synapse.out_shape)
-    np.testing.assert_allclose(out, loop(synapse, weight, from_cells(pre, synapse.in_shape)), atol=1e-12)
+    out = from_channels_last(synapse.apply(synapse.to_taps(weight), pre), synapse.out_shape)
+    np.testing.assert_allclose(out, loop(synapse, weight, from_channels_last(pre, synapse.in_shape)), atol=1e-12)
 
 
 @kinds
@@ -174,7 +174,7 @@ def test_adjoint_is_the_transpose(kind, data):
 def test_hebbian_is_the_sum_over_contacts(kind, outer, data):
     synapse, _, _, pre, post = draw_synapse(data, kind)
     gradient = synapse.from_taps(synapse.hebbian(post, pre))
-    expected = outer(synapse, from_cells(post, synapse.out_shape), from_cells(pre, synapse.in_shape))
+    expected = outer(synapse, from_channels_last(post, synapse.out_shape), from_channels_last(pre, synapse.in_shape))
     np.testing.assert_allclose(gradient, expected, atol=1e-12)
 
 
@@ -268,11 +268,11 @@ def test_counts_and_channels(kind, data):
     channels = synapse.out_shape[0]
     np.testing.assert_allclose(
         channel_sums(post, channels),
-        from_cells(post, synapse.out_shape).reshape(len(post), channels, -1).sum(axis=(0, 2)),
+        from_channels_last(post, synapse.out_shape).reshape(len(post), channels, -1).sum(axis=(0, 2)),
         atol=1e-13,
     )
     spread = synapse.out_channels(np.arange(channels))
-    image = from_cells(spread[None], synapse.out_shape)[0].reshape(channels, -1)
+    image = from_channels_last(spread[None], synapse.out_shape)[0].reshape(channels, -1)
     np.testing.assert_array_equal(image, np.arange(channels)[:, None] * np.ones_like(image))
 
 
@@ -303,9 +303,9 @@ def test_windows_that_do_not_fit_are_refused(make, message):
 @given(shape=flat_or_image())
 def test_cells_go_and_come_back(shape):
     x = np.arange(2.0 * np.prod(shape)).reshape(2, *shape)
-    cells = to_cells(x, shape)
+    cells = to_channels_last(x, shape)
     assert cells.flags.c_contiguous
-    np.testing.assert_array_equal(from_cells(cells, shape), x)
+    np.testing.assert_array_equal(from_channels_last(cells, shape), x)
     if len(shape) == 3:
         np.testing.assert_array_equal(cells[0, : shape[0]], x[0, :, 0, 0])
 

@@ -308,7 +308,7 @@ def test_conditions_are_what_they_say(system):
     np.testing.assert_allclose(theory.block_matrix(system.frozen), B, atol=1e-14)
     n = len(B)
     sweep = np.linalg.solve(np.eye(n) - abs(system.forward) / system.v_th, abs(system.feedback) / system.v_th)
-    if len({(s, t) for s, t in system.frozen.network.ends}) == len(system.frozen.network.ends):
+    if len({(s, t) for s, t in system.frozen.network.edges}) == len(system.frozen.network.edges):
         assert found.elementwise == pytest.approx(np.abs(np.linalg.eigvals(sweep)).max(), rel=1e-8, abs=1e-12)
         L, U = system.norms()
         np.testing.assert_allclose(found.propagation, np.linalg.solve(np.eye(len(L)) - L, U), atol=1e-11)
@@ -337,7 +337,7 @@ def test_iterated_norms_keep_to_their_stated_error(monkeypatch):
     frozen = freeze(network, network.init(rng), rng.normal(size=(2, 2, 5, 5)), training=True, rng=rng)
     exact = conditions(frozen)
     assert all(0 < norm.error < 1e-12 * norm.value for norm in (*exact.norms, exact.stacked))
-    B, places = theory.block_matrix(frozen), [network.place(0), network.place(1)]
+    B, places = theory.block_matrix(frozen), [network.slice_of(0), network.slice_of(1)]
     for norm, (target, source) in zip(exact.norms, ((1, 0), (0, 1)), strict=True):
         assert norm.value == pytest.approx(np.linalg.norm(B[places[target], places[source]], 2), rel=1e-12)
     for module in (theory, norms_):

@@ -21,7 +21,7 @@ def note_tightness(time: str, frozen: Frozen, tightness: float, *, leaky: bool) 
     net = frozen.network
     n = len(net.populations)
     layers = {(t - 1, t) for t in range(n)} | {(n - 1, 0)}
-    shape = "single" if n == 1 else "layers" if sorted(net.ends) == sorted(layers) else "graph"
+    shape = "single" if n == 1 else "layers" if sorted(net.edges) == sorted(layers) else "graph"
     TIGHTNESS.setdefault((time, shape, "LIF" if leaky else "IF"), []).append(tightness)
 
 
@@ -46,7 +46,7 @@ class System:
     def _repr_pretty_(self, printer, cycle) -> None:
         net = self.frozen.network
         sizes = [p.size for p in net.populations]
-        printer.text(f"{net.neuron}, {sizes}, {net.ends}, T={self.n_steps}, x{self.x.shape}")
+        printer.text(f"{net.neuron}, {sizes}, {net.edges}, T={self.n_steps}, x{self.x.shape}")
 
     @property
     def neuron(self) -> Neuron:
@@ -59,7 +59,7 @@ class System:
     @property
     def places(self) -> list[slice]:
         net = self.frozen.network
-        return [net.place(i) for i in range(len(net.populations))]
+        return [net.slice_of(i) for i in range(len(net.populations))]
 
     def inputs(self) -> NDArray:
         """(B, T, n_in) of every step."""

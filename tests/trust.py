@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ide_ref import IF, Connection, Dense, Network, Population, Readout, backward, find_equilibrium, freeze
 from ide_ref.certificates import contraction_bound
 from ide_ref.solvers import SOLVERS, solve
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 
-HONEST = tuple(name for name in SOLVERS if name != "halved")
+HONEST = tuple(name for name in SOLVERS if name != "damped")
 Rational = list[list[Fraction]]
 
 
@@ -67,11 +67,11 @@ class Exact:
         self.v_th = Fraction(net.neuron.v_th)
         self.block = [[Fraction(0)] * n for _ in range(n)]
         self.drive = [Fraction(0)] * n
-        x = [Fraction(float(v)) for v in to_cells(x_mean, net.input_shape)[sample]]
-        for c, (source, target) in zip(frozen.maps, net.ends, strict=True):
+        x = [Fraction(float(v)) for v in to_channels_last(x_mean, net.input_shape)[sample]]
+        for c, (source, target) in zip(frozen.maps, net.edges, strict=True):
             W = fractions(c.synapse.apply(c.taps.astype(np.float64), np.eye(c.synapse.n_in)).T)
             channels = c.synapse.out_shape[0]
-            first = net.place(target).start
+            first = net.slice_of(target).start
             for i, row in enumerate(W):
                 keep = Fraction(1) if c.keep is None else Fraction(float(c.keep[sample, i]))
                 constant = Fraction(0) if c.bias is None else Fraction(float(c.bias[i % channels]))
@@ -85,7 +85,7 @@ class Exact:
                     constant += sum((w * v for w, v in zip(row, x, strict=True)), Fraction(0))
                 else:
                     for j, w in enumerate(row):
-                        self.block[first + i][net.place(source).start + j] += keep * scale * w
+                        self.block[first + i][net.slice_of(source).start + j] += keep * scale * w
                 self.drive[first + i] += keep * (scale * constant + shift)
 
     def p(self, a: list[Fraction]) -> list[Fraction]:
@@ -224,7 +224,7 @@ def _judge_network(rng: np.random.Generator) -> list[tuple[str, float, float, fl
         a_star = sample.equilibrium(state.a[b], relu)
         if a_star is not None:
             for i in range(len(frozen.network.populations)):
-                place = frozen.network.place(i)
+                place = frozen.network.slice_of(i)
                 found.append(("a*", gamma, float(state.errors[b, i]), distance(state.a[b, place], a_star[place])))
     if relu:
         return found
@@ -239,7 +239,7 @@ def _judge_network(rng: np.random.Generator) -> list[tuple[str, float, float, fl
             beta = sample.beta(mask[b], g[b])
             if beta is not None and np.all(np.isfinite(back.beta[b])):
                 for i in range(len(frozen.network.populations)):
-                    place = frozen.network.place(i)
+                    place = frozen.network.slice_of(i)
                     found.append((method, gamma, float(back.errors[b, i]), distance(back.beta[b, place], beta[place])))
     return found
 

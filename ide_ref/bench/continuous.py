@@ -1,4 +1,4 @@
-"""Spikes a second in continuous time."""
+"""Spikes per second in continuous time."""
 
 from __future__ import annotations
 

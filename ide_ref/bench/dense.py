@@ -44,7 +44,7 @@ def dense_rollout(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
     net, dtype, n_batch = frozen.network, frozen.dtype, len(x)
     drive = frozen.drive(x, frozen.constants(n_batch, with_input=False))
     maps = []
-    for c, (source, target) in zip(frozen.maps, net.ends, strict=True):
+    for c, (source, target) in zip(frozen.maps, net.edges, strict=True):
         if source >= 0:
             c_in, c_out = c.synapse.channels
             n_positions = net.populations[source].size // c_in
@@ -63,7 +63,7 @@ def dense_rollout(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
         v *= leak
         v += drive
         for population in range(len(net.populations)):
-            place = net.place(population)
+            place = net.slice_of(population)
             here = v[:, place]
             for _, target, seen, weights, keep, sent, columns, product in maps:
                 for first in range(0, n_batch if target == population else 0, len(columns)):

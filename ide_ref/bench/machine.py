@@ -42,7 +42,7 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def matrix_rate() -> float:
-    """Floating-point operations a second of NumPy's float32 matrix product, n = 2048."""
+    """Floating-point operations per second of NumPy's float32 matrix product, n = 2048."""
     a = np.random.default_rng(0).standard_normal((MATRIX, MATRIX), dtype=np.float32)
     return 2.0 * MATRIX**3 / median_seconds(lambda: a @ a, 7)
 
@@ -52,7 +52,7 @@ EVENT_LIMITS = {"16 KiB": 64, "256 KiB": 1024, "4 MiB": 16384}
 
 
 def event_limits() -> dict[str, float]:
-    """Synaptic events a second of one thread where nothing but weights is read, by the size of the weights.
+    """Synaptic events per second of one thread where nothing but weights is read, by the size of the weights.
 
     The kernel of the rollout, on 40 events in every output position.
     """

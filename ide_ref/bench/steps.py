@@ -49,7 +49,7 @@ class Timing:
     matrix_rate : float
         Multiply-adds a second times two of the float32 matrix product.
     firing_rate : float
-        Spikes a neuron and step in the last step.
+        Spikes per neuron and step in the last step.
     events_per_second : float
         Synaptic events of the rollout: spikes times receivers.
     sent_per_second : float
@@ -91,17 +91,17 @@ class Timing:
 
     @property
     def forward_ratio(self) -> float:
-        """Samples a second forward, over those of the dense products."""
+        """Samples per second forward, over those of the dense products."""
         return self.dense_forward / self.forward
 
     @property
     def blas_ratio(self) -> float | None:
-        """Samples a second forward, over those of the rollout with BLAS."""
+        """Samples per second forward, over those of the rollout with BLAS."""
         return None if self.dense_rollout is None else self.dense_rollout / self.forward
 
     @property
     def samples_per_second(self) -> float:
-        """Trained samples a second."""
+        """Trained samples per second."""
         return self.batch_size / self.step
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _timing(
     stages = {name: float(np.median([lap.seconds[name] for lap in laps])) for name in STAGES}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
     dense = None
-    if threads == most_threads() and not network.is_train(x):
+    if threads == most_threads() and not network.is_spike_input(x):
         dense = median_seconds(lambda: dense_rollout(frozen, x, n_steps), 1 if forward > 1 else len(laps))
     return Timing(
         preset=preset.name,
@@ -275,7 +275,7 @@ def _timing(
 def _events(network: Network, sent: NDArray) -> float:
     """Synaptic events of a rollout: each population's spikes, or events, times the mean receivers of its neurons."""
     total = 0.0
-    for c, (source, _) in zip(network.connections, network.ends, strict=True):
+    for c, (source, _) in zip(network.connections, network.edges, strict=True):
         if source >= 0:
             total += float(sent[:, source].sum()) * c.synapse.n_multiplications / c.synapse.n_in
     return total
@@ -303,5 +303,5 @@ def table(timings: list[Timing], limits: Mapping[str, float]) -> str:
     if timings:
         lines.append(f"matrix product (float32, n = {MATRIX}): {timings[0].matrix_rate / 1e9:.0f} GFLOP/s")
     found = ", ".join(f"{rate / 1e9:.1f} from weights of {size}" for size, rate in limits.items())
-    lines.append(f"10⁹ synaptic events a second a thread at most (float32): {found}")
+    lines.append(f"10⁹ synaptic events per second and thread at most (float32): {found}")
     return "\n".join(lines)

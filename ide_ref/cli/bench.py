@@ -23,7 +23,7 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--seed", type=_common.seed, default=0)
     p.add_argument("--threads", dest="thread_counts", type=_common.count, metavar="N", nargs="+", default=[])
     p.add_argument("--figure", metavar="FILE", help="draw the rates of events against the machine's limits (PNG, SVG)")
-    p.add_argument("--continuous", action="store_true", help="spikes a second in continuous time instead")
+    p.add_argument("--continuous", action="store_true", help="spikes per second in continuous time instead")
     p.set_defaults(run=run)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ide_ref.simulation import Rates
     from ide_ref.theory import Conditions, ErrorBound
 
-_RECORDED = 2**26  # numbers kept of a run, two a neuron and step
+_RECORDED = 2**26  # numbers kept of a run, two per neuron and step
 _POINTS = 160
 _STATISTICS = 64  # images whose statistics normalise a freshly drawn network
 
@@ -202,14 +202,14 @@ def _observed(frozen: Frozen, x: NDArray, rates: Rates, name: str, problem: str)
 def _populations(found: Equilibrium) -> dict[str, dict[str, float]]:
     """a* of each population: mean, and the shares that never fire and that fire at every step."""
     net = found.network
-    places = {p.name: net.place(i) for i, p in enumerate(net.populations)}
+    places = {p.name: net.slice_of(i) for i, p in enumerate(net.populations)}
     return {
         name: {
-            "mean_rate": float(found.a[:, place].mean()),
-            "silent": float((found.a[:, place] == 0).mean()),
-            "saturated": float((found.a[:, place] == 1).mean()),
+            "mean_rate": float(found.a[:, columns].mean()),
+            "silent": float((found.a[:, columns] == 0).mean()),
+            "saturated": float((found.a[:, columns] == 1).mean()),
         }
-        for name, place in places.items()
+        for name, columns in places.items()
     }
 
 
@@ -243,7 +243,7 @@ def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int,
             lines += [
                 "",
                 f"{p['name']}: no a* was found ({p['problem']}). Observed: ‖f(a[t])−a[t]‖ went from {middle[0]:.3e} at "
-                f"t = 1 to {middle[-1]:.3e} at t = {n_steps}; spikes a neuron and step: {rates}",
+                f"t = 1 to {middle[-1]:.3e} at t = {n_steps}; spikes per neuron and step: {rates}",
             ]
     if known:
         lines += ["", "population  mean a*   silent  every step"]

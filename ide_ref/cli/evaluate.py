@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
         "condition_holds": gamma < 1,
         "equilibrium_problem": problem,
     }
-    rates = "\n".join(f"  {name:<6} {rate:.4f} spikes a neuron and step" for name, rate in result.firing_rates.items())
+    rates = "\n".join(
+        f"  {name:<6} {rate:.4f} spikes per neuron and step" for name, rate in result.firing_rates.items()
+    )
     text = (
         f"{state.preset.name} after {len(state.history)} {'epoch' if len(state.history) == 1 else 'epochs'}, "
         f"{result.n_samples:,} test {'images' if data.n_frames is None else 'recordings'}\n"

@@ -33,7 +33,7 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--solver", help=f"of (BETA): {', '.join(_common.SOLVERS)}")
     p.add_argument("--tol", type=_common.positive, help="relative residual of (BETA)")
     p.add_argument(
-        "--max-iter", type=_common.count, metavar="N", help="most products with the transposed Jacobian a step"
+        "--max-iter", type=_common.count, metavar="N", help="most products with the transposed Jacobian per step"
     )
     p.add_argument(
         "--allow-unconverged", action="store_true", default=None, help="take (BETA) as it is after --max-iter"
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     files = [loop.RUN, loop.METRICS, loop.CHECKPOINT, *([_CURVES] if drawn else [])]
     text = (
         f"test accuracy {summary['last_accuracy']:.2%} (best {summary['best_accuracy']:.2%} in epoch "
-        f"{summary['best_epoch']}), {summary['seconds_per_epoch']:.1f} s an epoch\n"
+        f"{summary['best_epoch']}), {summary['seconds_per_epoch']:.1f} s per epoch\n"
         f"{_condition(summary)}"
         f"written: {out}/{{{', '.join(files)}}}"
     )

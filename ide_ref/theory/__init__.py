@@ -1,6 +1,6 @@
 """The theorems as functions: u⁺, the one-step bound (ERR) along a run, its sums and limits, the conditions.
 
-Nothing is a scalar here that a graph makes a vector: E[t] is the vector of ‖a_l[t] − a*_l‖₂, one entry a
+Nothing is a scalar here that a graph makes a vector: E[t] is the vector of ‖a_l[t] − a*_l‖₂, one entry per
 population. With L and U the non-negative matrices of ‖W_lk‖₂/V_th of forward and of feedback connections and
 r[t] the vector of what disturbs each population,
 

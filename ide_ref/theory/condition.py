@@ -58,7 +58,7 @@ class Conditions:
     block : float
         Spectral radius of G, the sharpest that norms alone can say. Equal to ``paper`` for layers.
     elementwise : float or None
-        Spectral radius of the same matrix built from |W_ij| instead of norms, one row a neuron. Neither
+        Spectral radius of the same matrix built from |W_ij| instead of norms, one row per neuron. Neither
         implies the other: 0 for a feedback without cycles, however large its norm. None for large networks.
     stacked : OperatorNorm
         ‖B‖₂/V_th of the block matrix B of all connections. Below 1, a* is unique; it is γ itself where every
@@ -152,7 +152,7 @@ def conditions(frozen: Frozen) -> Conditions:
 def of_rollout(frozen: Frozen) -> Frozen:
     """The network as the rollout has it: the theorems are about what is simulated."""
     _checks.kind("frozen", frozen, Frozen)
-    for m, (source, _) in zip(frozen.maps, frozen.network.ends, strict=True):
+    for m, (source, _) in zip(frozen.maps, frozen.network.edges, strict=True):
         if m.coupled and source >= 0:
             raise ValueError(
                 f"connection {m.name!r} couples the samples of a batch; the theorems need affine connections"
@@ -182,7 +182,7 @@ def block_matrix(frozen: Frozen, part: str = "all") -> NDArray:
     for m, (source, target) in inner(frozen):
         if part == "all" or part == ("forward" if source < target else "feedback"):
             block = along(replace(m, keep=None), np.eye(m.synapse.n_in)[None])[0].T
-            B[net.place(target), net.place(source)] += largest_factor(m) * block
+            B[net.slice_of(target), net.slice_of(source)] += largest_factor(m) * block
     return B
 
 
@@ -199,8 +199,8 @@ def _stacked_norm(frozen: Frozen, norms: NDArray) -> OperatorNorm:
         out = np.zeros(n, v.dtype)
         for m, factor, (source, target) in parts:
             reads, writes = (target, source) if transposed else (source, target)
-            part = v[None, net.place(reads)]
-            out[net.place(writes)] += factor * (m.adjoint(part) if transposed else m.linear(part))[0]
+            part = v[None, net.slice_of(reads)]
+            out[net.slice_of(writes)] += factor * (m.adjoint(part) if transposed else m.linear(part))[0]
         return out
 
     start = np.random.default_rng(0).standard_normal(n).astype(frozen.dtype)
@@ -218,7 +218,7 @@ def largest_factor(m: AffineMap) -> float:
 
 def inner(frozen: Frozen) -> Iterator[tuple[AffineMap, tuple[int, int]]]:
     """Maps between populations with their ends."""
-    return ((m, ends) for m, ends in zip(frozen.maps, frozen.network.ends, strict=True) if ends[0] >= 0)
+    return ((m, ends) for m, ends in zip(frozen.maps, frozen.network.edges, strict=True) if ends[0] >= 0)
 
 
 def along(m: AffineMap, cells: NDArray) -> NDArray:
@@ -246,7 +246,7 @@ def above(x: NDArray, n: float) -> NDArray:
 
 def population_norms(net: Network, state: NDArray) -> NDArray:
     """(B, m, n) to (B, m, N)."""
-    return np.stack([np.linalg.norm(state[:, :, net.place(i)], axis=2) for i in range(len(net.populations))], axis=2)
+    return np.stack([np.linalg.norm(state[:, :, net.slice_of(i)], axis=2) for i in range(len(net.populations))], axis=2)
 
 
 def median_ratio(error: NDArray, bound: NDArray) -> float:

@@ -13,13 +13,13 @@ from ide_ref.continuous import ContinuousRun, constant_drive, time_constant
 from ide_ref.equilibrium import Equilibrium, find_equilibrium
 from ide_ref.maps import Frozen
 from ide_ref.norms import ROUNDOFF, raised
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 from ide_ref.theory.condition import Conditions, above, check_run, conditions, median_ratio, population_norms
 
 
 @dataclass(frozen=True)
 class ContinuousBound:
-    """(ERR) in continuous time at the requested times of a run, a column a population.
+    """(ERR) in continuous time at the requested times of a run, a column per population.
 
     All connections between populations carry the delay there, so that with N = L + U, E(t) = ‖a_l(t) − a*_l‖₂
     and a* = ReLU((W a* + F x* + b)/V_th),
@@ -141,7 +141,7 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
         else:
             one_step = np.full_like(r, np.inf)
         stacked = certificates.certified(whole, gamma)
-    c = np.array([np.abs(run.u_plus[:, net.place(i)]).max(initial=0.0) for i in range(n)])
+    c = np.array([np.abs(run.u_plus[:, net.slice_of(i)]).max(initial=0.0) for i in range(n)])
     c = above(c + float(run.kernel_total.max(initial=0.0)) * lost.max(axis=0, initial=0.0), 8)
     return ContinuousBound(
         error,
@@ -163,14 +163,14 @@ def _sizes_of_p(frozen: Frozen, star: NDArray, run: ContinuousRun, made_of: NDAr
     """(M, n) what p and its parts are sums of, without signs."""
     net = frozen.network
     out = made_of.copy()
-    for m, (source, target) in zip(frozen.maps, net.ends, strict=True):
+    for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
         sizes = Map(m, slice(None)).absolute()
         if source < 0:
-            x = Near.exactly(to_cells(np.abs(star)[None].astype(np.float64), net.input_shape))
-            out[:, net.place(target)] += sizes.output(x).value
+            x = Near.exactly(to_channels_last(np.abs(star)[None].astype(np.float64), net.input_shape))
+            out[:, net.slice_of(target)] += sizes.output(x).value
         else:
             for a in (run.a, run.a_delayed):
-                out[:, net.place(target)] += sizes.linear(Near.exactly(a[:, net.place(source)])).value
+                out[:, net.slice_of(target)] += sizes.linear(Near.exactly(a[:, net.slice_of(source)])).value
     return out
 
 

@@ -15,7 +15,7 @@ from ide_ref.maps import Frozen
 from ide_ref.network import Network
 from ide_ref.norms import ROUNDOFF
 from ide_ref.simulation import Rates
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 from ide_ref.theory.condition import (
     Conditions,
     above,
@@ -51,13 +51,13 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
         raise ValueError("rates has no recording of every step; expected one from simulate(..., record=True)")
     x = frozen.check_input(x).astype(np.float64)
     n_batch, n_steps, n = rates.spikes.shape
-    if x.shape[0] != n_batch or (net.is_train(x) and x.shape[1] != n_steps):
+    if x.shape[0] != n_batch or (net.is_spike_input(x) and x.shape[1] != n_steps):
         raise ValueError(f"x has shape {x.shape}; expected the input of the run, {n_batch} samples and {n_steps} steps")
     constant = _constants(frozen, n_batch)[:, None]
     n_in = int(np.prod(net.input_shape))
     weight = np.zeros((n_batch, n))
     weight_x = np.zeros((n_batch, n_in))
-    still = None if net.is_train(x) else _input_part(frozen, to_cells(x, net.input_shape)[:, None])
+    still = None if net.is_spike_input(x) else _input_part(frozen, to_channels_last(x, net.input_shape)[:, None])
     size = max(1, _CHUNK // (n_batch * max(n, n_in)))
     for lo in range(0, n_steps, size):
         hi = min(lo + size, n_steps)
@@ -73,7 +73,7 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
         if still is None:
             x_mean = np.empty((n_batch, hi - lo, n_in))
             for t in range(lo, hi):
-                weight_x = neuron.leak * weight_x + to_cells(x[:, t], net.input_shape)
+                weight_x = neuron.leak * weight_x + to_channels_last(x[:, t], net.input_shape)
                 x_mean[:, t - lo] = weight_x
             inputs = _input_part(frozen, x_mean / total)
         else:
@@ -82,7 +82,7 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
         feedback = np.zeros_like(a)
         for m, (source, target) in inner(frozen):
             into, sent = (forward, a) if source < target else (feedback, before)
-            into[:, :, net.place(target)] += along(m, sent[:, :, net.place(source)])
+            into[:, :, net.slice_of(target)] += along(m, sent[:, :, net.slice_of(source)])
         ratio = before_total / total
         yield _Stretch(lo, hi, total, ratio, a, forward + ratio * feedback + inputs + constant, feedback, inputs)
 
@@ -91,19 +91,19 @@ def _constants(frozen: Frozen, n_batch: int) -> NDArray:
     """What arrives without any spike or input, (B, n), in float64."""
     net = frozen.network
     out = np.zeros((n_batch, net.state_size))
-    for m, (_, target) in zip(frozen.maps, net.ends, strict=True):
+    for m, (_, target) in zip(frozen.maps, net.edges, strict=True):
         none = Near.exactly(np.zeros((n_batch, m.synapse.n_in)))
-        out[:, net.place(target)] += Map(m, slice(None)).output(none).value
+        out[:, net.slice_of(target)] += Map(m, slice(None)).output(none).value
     return out
 
 
 def _rounding_of_p(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
     """(B, N) bounds, in the norm, of what the p[t] of ``_replay`` have lost to rounding, for any rates in [0, 1]."""
     net = frozen.network
-    largest = np.abs(x).max(axis=1) if net.is_train(x) else np.abs(x)
-    sizes = to_cells(largest.astype(np.float64), net.input_shape)
+    largest = np.abs(x).max(axis=1) if net.is_spike_input(x) else np.abs(x)
+    sizes = to_channels_last(largest.astype(np.float64), net.input_shape)
     total = [Near.exactly(np.zeros((len(x), p.size))) for p in net.populations]
-    for m, (source, target) in zip(frozen.maps, net.ends, strict=True):
+    for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
         sent = sizes if source < 0 else np.ones((len(x), net.populations[source].size))
         # Averages over time are sums of as many terms, none of them negative but for inputs.
         given = Near(sent, (n_steps + 8.0) * ROUNDOFF * sent)
@@ -116,9 +116,9 @@ def _input_part(frozen: Frozen, cells: NDArray) -> NDArray:
     """F x of the input connections without constants, (B, m, n_in) to (B, m, n)."""
     net = frozen.network
     out = np.zeros((*cells.shape[:2], net.state_size))
-    for m, (source, target) in zip(frozen.maps, net.ends, strict=True):
+    for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
         if source < 0:
-            out[:, :, net.place(target)] += along(m, cells)
+            out[:, :, net.slice_of(target)] += along(m, cells)
     return out
 
 
@@ -189,7 +189,7 @@ def _potentials(rates: Rates, s: _Stretch) -> NDArray:
 
 @dataclass(frozen=True)
 class ErrorBound:
-    """(ERR) along a run, a column a population.
+    """(ERR) along a run, a column per population.
 
     What is bounded: E_l[t] = ‖a_l[t] − a*_l‖₂, entry by entry, and so their root of squares ‖a[t] − a*‖₂ too. The
     bounds hold in floating point: they are about the exact a* where ``certificate`` is finite, and about a* as it was
@@ -352,7 +352,7 @@ def error_bound(
     # Where (COND) holds there is one a*. Beyond it the run's own rates lead to one, mostly, when zero rates do not.
     equilibrium = find_equilibrium(frozen, star, method="newton", start=rates.a)
     a_star = equilibrium.a[:, None].astype(np.float64)
-    input_star = _input_part(frozen, to_cells(star, net.input_shape)[:, None].astype(np.float64))
+    input_star = _input_part(frozen, to_channels_last(star, net.input_shape)[:, None].astype(np.float64))
     columns = []
     c = np.zeros((len(rates.a), len(net.populations)))
     for s in _replay(frozen, x, rates):
@@ -362,7 +362,7 @@ def error_bound(
         of_input = population_norms(net, s.inputs - input_star)
         potential = population_norms(net, u_plus) / s.total
         columns.append((population_norms(net, s.a - a_star), drift, of_input, potential))
-        sups = [np.abs(u_plus[:, :, net.place(i)]).max(axis=(1, 2)) for i in range(len(net.populations))]
+        sups = [np.abs(u_plus[:, :, net.slice_of(i)]).max(axis=(1, 2)) for i in range(len(net.populations))]
         c = np.maximum(c, np.stack(sups, axis=1))
     error, drift, of_input, potential = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
     n_steps = rates.n_steps

@@ -32,7 +32,7 @@ class Evaluation:
     accuracy : float
         Share of samples whose largest logit is the label's, 0 to 1.
     firing_rates : dict of str to float
-        Spikes a neuron and step of each population.
+        Spikes per neuron and step of each population.
     """
 
     n_samples: int

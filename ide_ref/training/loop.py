@@ -1,6 +1,6 @@
 """The training loop: batches, metrics, files, interruption.
 
-A training is a walk from one `Checkpoint` to the next, a batch a step. Nothing else is carried along, so a
+A training is a walk from one `Checkpoint` to the next, a batch per step. Nothing else is carried along, so a
 training stopped between any two batches and resumed goes the same way, bit for bit.
 """
 
@@ -68,7 +68,7 @@ class Training:
         return 1 + accuracies.index(max(accuracies)) if accuracies else 0
 
     def summary(self) -> dict[str, Any]:
-        """Last and best test accuracy (0 to 1), mean seconds an epoch, γ and (COND) in words; None before any epoch."""
+        """Last and best test accuracy (0 to 1), seconds per epoch, γ and (COND) in words; None before any epoch."""
         history = self.checkpoint.history
         return {
             "epochs": len(history),
@@ -113,13 +113,13 @@ def train(
     """Train a network and log its course.
 
     Writes into the folder `out`: ``run.json`` (what is needed to repeat it, and the outcome),
-    ``metrics.jsonl`` (a line an epoch) and ``checkpoint.safetensors`` (at the start, after each epoch, and
+    ``metrics.jsonl`` (a line per epoch) and ``checkpoint.safetensors`` (at the start, after each epoch, and
     when interrupted). Each file is replaced as a whole. The first SIGINT or SIGTERM ends the training after
     the current batch, a second SIGINT at once.
 
     A line of the metrics has: ``epoch`` (from 1), ``lr``; ``train_loss`` and ``train_accuracy``, averaged
     over the batches as they were met, with dropout; ``test_loss``, ``test_accuracy``; ``firing_rate``
-    (spikes a neuron and step while training); ``solver_iterations`` (mean a batch) and ``solver_residual``
+    (spikes per neuron and step while training); ``solver_iterations`` (mean per batch) and ``solver_residual``
     (largest relative residual of (BETA) in the epoch); ``certificate`` and ``contraction`` of the epoch's
     last batch ((CERT), largest of its samples, and (COND), dropout included; null for infinite);
     ``contraction_without_dropout``, γ of the network after the epoch, and ``condition_holds``, whether that is
@@ -138,7 +138,7 @@ def train(
     command : sequence of str
         For ``run.json``.
     log : text stream, optional
-        Gets a progress bar and a line an epoch, which says so where (COND) does not hold.
+        Gets a progress bar and a line per epoch, which says so where (COND) does not hold.
 
     Returns
     -------

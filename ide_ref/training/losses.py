@@ -25,7 +25,7 @@ def check_labels(y: ArrayLike, *, n_samples: int, n_classes: int) -> NDArray[np.
     """
     labels = np.asarray(y)
     if labels.shape != (n_samples,):
-        raise ValueError(f"y has shape {labels.shape}, expected ({n_samples},): one label a sample")
+        raise ValueError(f"y has shape {labels.shape}, expected ({n_samples},): one label per sample")
     if labels.dtype.kind not in "iu":
         raise ValueError(f"y has dtype {labels.dtype}, expected integers")
     if n_samples and not (labels.min() >= 0 and labels.max() < n_classes):

@@ -396,15 +396,15 @@ def explain_over_time(
     A spike train is cut to its first T frames, so every T must be at most its length.
     """
     x = np.asarray(x)
-    is_train = network.is_train(x)
-    if not n_steps or min(n_steps) < 1 or (is_train and max(n_steps) > x.shape[1]):
-        expected = f"numbers from 1 to {x.shape[1]}, the frames of x" if is_train else "numbers of at least 1"
+    is_spike_input = network.is_spike_input(x)
+    if not n_steps or min(n_steps) < 1 or (is_spike_input and max(n_steps) > x.shape[1]):
+        expected = f"numbers from 1 to {x.shape[1]}, the frames of x" if is_spike_input else "numbers of at least 1"
         raise ValueError(f"n_steps is {tuple(n_steps)}; expected {expected}")
     return tuple(
         explain_gradient(
             network,
             params,
-            x[:, :t] if is_train else x,
+            x[:, :t] if is_spike_input else x,
             y,
             t,
             solver=solver,
@@ -419,7 +419,7 @@ def explain_over_time(
 
 
 def table_over_time(budgets: Sequence[Budget]) -> str:
-    """The result of :func:`explain_over_time` as text: a line a T, a column a part.
+    """The result of :func:`explain_over_time` as text: a line per T, a column a part.
 
     Numbers are norms relative to the exact gradient; ``cosine`` is that of the training gradient with it. Parts that
     are 0 throughout are left out.

@@ -21,7 +21,7 @@ from ide_ref.implicit import hebbian, solve_beta
 from ide_ref.maps import AffineMap, BatchNormCache, Frozen, Pullback
 from ide_ref.network import Params
 from ide_ref.simulation import Rates, simulate
-from ide_ref.synapses import Dense, accumulate, to_cells
+from ide_ref.synapses import Dense, accumulate, to_channels_last
 from ide_ref.verify.gradient import RESOLUTION
 
 DECISIVE = 30.0
@@ -107,11 +107,11 @@ class Context:
         return replace(self.linearisation, frozen=replace(self.frozen, pullbacks=pullbacks))
 
     def averaged(self, weights: Callable[[int], NDArray], n_steps: int | None = None) -> NDArray | None:
-        """(B, n) rates with other weights a step, from a repeated rollout; None without a rollout."""
+        """(B, n) rates with other weights per step, from a repeated rollout; None without a rollout."""
         if not isinstance(self.state, Rates) or self.x is None:
             return None
         n_steps = self.state.n_steps if n_steps is None else n_steps
-        x = self.x[:, :n_steps] if self.frozen.network.is_train(self.x) else self.x
+        x = self.x[:, :n_steps] if self.frozen.network.is_spike_input(self.x) else self.x
         spikes = simulate(self.frozen, x, n_steps, record=True).spikes
         return None if spikes is None else np.einsum("btn,t->bn", spikes.astype(self.frozen.dtype), weights(n_steps))
 
@@ -246,8 +246,8 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
     mask = lin.slope != 0
 
     maps = tuple(
-        m if source < 0 else _MaskedAfter(**_fields(m, AffineMap), mask=mask[:, net.place(source)])
-        for m, (source, _) in zip(lin.maps, net.ends, strict=True)
+        m if source < 0 else _MaskedAfter(**_fields(m, AffineMap), mask=mask[:, net.slice_of(source)])
+        for m, (source, _) in zip(lin.maps, net.edges, strict=True)
     )
     moved = replace(_without_mask(lin), maps=maps)
     return ctx.wrong(at=moved, beta=lambda delta: mask * delta)
@@ -294,10 +294,10 @@ def _plain_average(ctx: Context) -> Params | None:
 
 def _input_as(pick: Callable[[Context, NDArray], NDArray]) -> Callable[[Context], Params | None]:
     def plant(ctx: Context) -> Params | None:
-        if ctx.x is None or not ctx.frozen.network.is_train(np.asarray(ctx.x)):
+        if ctx.x is None or not ctx.frozen.network.is_spike_input(np.asarray(ctx.x)):
             return None
         x_mean = pick(ctx, np.asarray(ctx.x, ctx.frozen.dtype))
-        cells = to_cells(x_mean, ctx.frozen.network.input_shape)
+        cells = to_channels_last(x_mean, ctx.frozen.network.input_shape)
 
         # z of the batch belongs to the right x̄; with a wrong one it is recomputed where it enters.
         def change(m: AffineMap) -> AffineMap:
@@ -340,9 +340,9 @@ MISTAKES: tuple[Mistake, ...] = (
         lambda ctx: _scaled_delta(ctx, 0.5),
     ),
     Mistake(
-        "halved iteration",
+        "damped iteration",
         "(BETA) was iterated as x <- (x + J'x - x + g)/2, whose limit is (2I - J')^-1 g: about half of beta, turned",
-        lambda ctx: ctx.wrong(solver="halved"),
+        lambda ctx: ctx.wrong(solver="damped"),
     ),
     Mistake(
         "no feedback in beta",

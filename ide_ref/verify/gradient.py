@@ -1,7 +1,7 @@
 """The implicit gradient against differences of the exact equilibrium.
 
 Two ways to evaluate the loss. ``central`` solves (FP) anew for every perturbed parameter and asks that no
-neuron changes its piece of σ. ``cell`` stays inside the linear cell: the pieces are held, so (FP) is a linear
+neuron changes its piece of σ. ``cell`` stays inside the linear region: the pieces are held, so (FP) is a linear
 system and the loss a smooth function without kinks.
 
 Inside a cell the loss is analytic but not linear: ‖W̄‖ of (NORM) bends where two singular values are close,
@@ -253,7 +253,7 @@ class StepSweep:
     steps : (K,) array
         Step lengths along a direction of length 1; of an extrapolated difference the longest.
     errors : dict of str to (K,) array
-        Of ``"second order"``, ``"fourth order"`` (both of the exact equilibrium) and ``"linear cell"`` (eighth).
+        Of ``"second order"``, ``"fourth order"`` (both of the exact equilibrium) and ``"linear region"`` (eighth).
         Left of the V rounding rules, right of it the difference's own order, or a kink.
     crossed : dict of str to (K,) bool array
         Where a perturbation moved a neuron onto another piece of σ, or crossed a kink of (NORM).
@@ -324,7 +324,7 @@ def _refine(before: Sequence[Any], difference: Any, *, order: int) -> list[Any]:
     return row
 
 
-def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
+def solve_region(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     """(FP) with every neuron held on the piece of σ it has in ``base``: a linear system.
 
     Where no neuron would leave its piece this is the equilibrium itself; elsewhere its smooth continuation.
@@ -339,8 +339,8 @@ def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     """
     net = frozen.network
     v_th = net.neuron.v_th
-    slope = (base.pieces == 0) / v_th
-    above = (base.pieces > 0).astype(slope.dtype)
+    slope = (base.branch == 0) / v_th
+    above = (base.branch > 0).astype(slope.dtype)
     x_mean = frozen.mean_input(frozen.check_input(x))
     drive = frozen.drive(x_mean)
 
@@ -348,11 +348,11 @@ def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
         given = spread_sources(net, z)
         a, p = np.empty_like(drive), drive.copy()
         for target in range(len(net.populations)):
-            place = net.place(target)
+            columns = net.slice_of(target)
             for i, source in net.into(target):
                 if source >= 0:
-                    frozen.maps[i].apply_at((a if source < target else given)[:, net.place(source)], p[:, place])
-            a[:, place] = slope[:, place] * p[:, place] + above[:, place]
+                    frozen.maps[i].apply_at((a if source < target else given)[:, net.slice_of(source)], p[:, columns])
+            a[:, columns] = slope[:, columns] * p[:, columns] + above[:, columns]
         return a, p
 
     jacobian = Linearisation(frozen, frozen.maps, slope, base.a, base.a)
@@ -368,7 +368,7 @@ def solve_cell(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     converged = bool(np.all(residual <= 1e-12 * (1.0 + solvers.norms(z))))
     if not converged:
         raise solvers.NotConverged(
-            f"linear cell: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is close to singular"
+            f"linear region: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is nearly singular"
         )
     return Equilibrium(net, a, p, x_mean, residual, 3, "converged", frozen)
 
@@ -430,12 +430,12 @@ class _Problem:
                 turned |= abs(float(here.singular.right @ there.singular.right)) < _ALIGNED
         if method == "cell":
             try:
-                return _Point(self.fine_loss(solve_cell(frozen, base, self.x)), clamped, turned)
+                return _Point(self.fine_loss(solve_region(frozen, base, self.x)), clamped, turned)
             except solvers.NotConverged:
                 # So far out the continuation of the cell has a pole: as good as a kink.
                 return _Point(np.longdouble(np.nan), True, turned)
         state = self.solve(frozen, base.a)
-        return _Point(self.fine_loss(state), clamped or not np.array_equal(state.pieces, base.pieces), turned)
+        return _Point(self.fine_loss(state), clamped or not np.array_equal(state.branch, base.branch), turned)
 
     def rounding(self, base: Equilibrium, method: Method) -> float:
         """Rounding of the loss, as second differences show it whose steps are too short for anything else."""
@@ -544,11 +544,11 @@ def nearest_kink(state: Equilibrium) -> Kink:
     if any(c.keep is not None for c in state.frozen.maps):
         distance = np.where(state.p == 0, np.inf, distance)
     sample, cell = np.unravel_index(int(np.argmin(distance)), distance.shape)
-    index = int(np.searchsorted(net.starts, cell, side="right")) - 1
+    index = int(np.searchsorted(net.offsets, cell, side="right")) - 1
     population = net.populations[index]
     # Cells are channels last, (rows, columns, channels); the index is told as (channel, row, column).
     shape = (*population.shape[1:], population.shape[0]) if len(population.shape) == 3 else population.shape
-    where = np.unravel_index(int(cell - net.starts[index]), shape)
+    where = np.unravel_index(int(cell - net.offsets[index]), shape)
     neuron = (where[-1], *where[:-1]) if len(shape) == 3 else where
     return Kink(float(distance[sample, cell]), int(sample), population.name, tuple(int(i) for i in neuron))
 
@@ -809,7 +809,7 @@ def sweep_steps(
     curves: dict[str, tuple[int, Method]] = {
         "second order": (1, "central"),
         "fourth order": (2, "central"),
-        "linear cell": (4, "cell"),
+        "linear region": (4, "cell"),
     }
     errors = {name: np.empty(len(steps)) for name in curves}
     crossed = {name: np.zeros(len(steps), bool) for name in curves}

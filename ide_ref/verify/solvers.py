@@ -17,10 +17,10 @@ from ide_ref.implicit import right_hand_side
 from ide_ref.maps import Frozen
 from ide_ref.norms import ROUNDOFF
 from ide_ref.simulation import Rates
-from ide_ref.solvers import Product
+from ide_ref.solvers import Matvec
 
-METHODS = tuple(name for name in solvers.SOLVERS if name != "halved")
-"""All solvers of (BETA); ``halved`` solves another equation and is examined on request."""
+METHODS = tuple(name for name in solvers.SOLVERS if name != "damped")
+"""All solvers of (BETA); ``damped`` solves another equation and is examined on request."""
 
 SINGULAR = 1e-12
 """I − J counts as singular below this ratio of its smallest to its largest singular value."""
@@ -33,7 +33,7 @@ class System:
     Attributes
     ----------
     size : int
-        Unknowns a sample.
+        Unknowns per sample.
     gamma : float
         γ, a bound of ‖J‖ from operator norms; NaN where none was given.
     radius : float
@@ -78,7 +78,7 @@ class SolverRow:
     Attributes
     ----------
     method, verdict : str
-        The verdict is the solution's status, one of :data:`ide_ref.solvers.STATUSES`; for ``halved`` it is ``another
+        The verdict is the solution's status, one of :data:`ide_ref.solvers.STATUSES`; for ``damped`` it is ``another
         equation``.
     iterations, n_products : int
     residual : float
@@ -110,8 +110,8 @@ class SolverReport:
 
     @property
     def agree(self) -> bool:
-        """Whether every solver but ``halved`` converged."""
-        return all(row.verdict == "converged" for row in self.rows if row.method != "halved")
+        """Whether every solver but ``damped`` converged."""
+        return all(row.verdict == "converged" for row in self.rows if row.method != "damped")
 
     def row(self, method: str) -> SolverRow:
         """The row of one solver."""
@@ -127,7 +127,7 @@ class SolverReport:
             )
         s = self.system
         lines.append(
-            f"{s.size} unknowns a sample, tolerance {self.tol:.0e}; gamma {s.gamma:.4f}, spectral radius "
+            f"{s.size} unknowns per sample, tolerance {self.tol:.0e}; gamma {s.gamma:.4f}, spectral radius "
             f"{s.radius:.4f}, condition {s.condition:.2e}"
         )
         return "\n".join([*lines, *(f"warning: {text}" for text in s.warnings)])
@@ -148,7 +148,7 @@ class SolverReport:
 
 
 def examine(
-    product: Product,
+    product: Matvec,
     b: NDArray,
     *,
     gamma: float = float("nan"),
@@ -178,7 +178,7 @@ def examine(
 
 
 def _examine(
-    product: Product,
+    product: Matvec,
     b: NDArray,
     gamma: float,
     methods: Sequence[str],
@@ -222,8 +222,8 @@ def _examine(
         rows.append(
             SolverRow(
                 method,
-                # The halved iteration has a limit, of another equation.
-                "another equation" if method == "halved" else solution.status,
+                # The damped iteration has a limit, of another equation.
+                "another equation" if method == "damped" else solution.status,
                 solution.iterations,
                 solution.n_products,
                 float(np.max(solution.relative, initial=0.0)),
@@ -246,7 +246,7 @@ def _residual_above(matrices: NDArray, b: NDArray, x: NDArray) -> NDArray:
         return certificates.norm_above(np.abs((b + y) - x) + off + terms * GRAIN)
 
 
-def _matrices(product: Product, n_batch: int, n: int) -> NDArray:
+def _matrices(product: Matvec, n_batch: int, n: int) -> NDArray:
     """(B, n, n) J of every sample, from its products with the unit vectors."""
     columns = np.empty((n_batch, n, n))
     for j in range(n):
@@ -287,7 +287,7 @@ def cross_examine(
     d_logits = np.asarray(d_logits, frozen.dtype)
     expected = (state.a.shape[0], frozen.network.n_classes)
     if d_logits.shape != expected:
-        raise ValueError(f"d_logits has shape {d_logits.shape}; expected {expected}, a row a sample")
+        raise ValueError(f"d_logits has shape {d_logits.shape}; expected {expected}, a row per sample")
     net = frozen.network
     if not net.feedback_sources:
         raise ValueError("the network has no feedback connection; expected one, or there is no (BETA) to solve")

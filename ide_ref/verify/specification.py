@@ -1,4 +1,4 @@
-"""Any network as :mod:`ide_ref.equations` reads it: every connection a dense matrix, states in cell order.
+"""Any network as :mod:`ide_ref.equations` reads it: every connection a dense matrix, states in channels-last order.
 
 What is taken from the package is the structure, the parameters and the dropout masks that were drawn; restriction,
 normalisation, spikes, rates, β and gradients are computed by the equations alone.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ide_ref import equations
 from ide_ref.maps import Frozen
 from ide_ref.network import Network, Params
-from ide_ref.synapses import Synapse, to_cells
+from ide_ref.synapses import Synapse, to_channels_last
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Specified:
     net : equations.Network
         With frozen maps.
     connections, params : list
-        Structure and parameters, one entry a connection.
+        Structure and parameters, one entry per connection.
     readout : tuple
         Index of the population read out, W^o and b^o.
     names : list of str
@@ -108,18 +108,18 @@ def specify(
     n_steps : int
         T of a static input.
     masks : mapping of str to (B, n_to) array
-        Dropout masks of connections by name, in cell order.
+        Dropout masks of connections by name, in channels-last order.
     training : bool
         Whether input connections are normalised with the batch's own statistics.
     method : module
         The equations, or a copy of them with a mistake.
     """
-    steps = x if network.is_train(x) else np.repeat(x[:, None], n_steps, axis=1)
-    inputs = np.stack([to_cells(steps[:, t], network.input_shape) for t in range(steps.shape[1])], axis=1)
+    steps = x if network.is_spike_input(x) else np.repeat(x[:, None], n_steps, axis=1)
+    inputs = np.stack([to_channels_last(steps[:, t], network.input_shape) for t in range(steps.shape[1])], axis=1)
     inputs = inputs.astype(np.float64)
     x_mean = method.average(inputs, network.neuron.leak)
     connections, owned, maps = [], [], []
-    for c, (source, target) in zip(network.connections, network.ends, strict=True):
+    for c, (source, target) in zip(network.connections, network.edges, strict=True):
         own = {
             name.rsplit(".", 1)[1]: np.asarray(value, np.float64)
             for name, value in params.items()
@@ -141,7 +141,7 @@ def specify(
     net = equations.Network(
         [population.size for population in network.populations], maps, network.neuron.leak, network.neuron.v_th
     )
-    # The readout's matrix in cell order.
+    # The readout's matrix in channels-last order.
     order = tie(network.readout.synapse)
     W_o = equations.tied(params["readout.weight"].astype(np.float64), order)
     readout = (network.index(network.readout.source), W_o, params["readout.bias"].astype(np.float64))

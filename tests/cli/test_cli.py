@@ -59,7 +59,7 @@ def test_train_evaluate_and_resume(run, named, tmp_path):
     assert status == 0
     said = r"contraction gamma = 0\.\d{4} in operator norms; \(COND\) holds: the average rates converge to the .*\n"
     share = r"\d+\.\d\d%"
-    assert re.match(rf"test accuracy {share} \(best {share} in epoch [12]\), \d+\.\d s an epoch\n{said}written:", text)
+    assert re.match(rf"test accuracy {share} \(best {share} in epoch [12]\), \d+\.\d s per epoch\n{said}written:", text)
     assert len(log.splitlines()) == 2
     assert {p.name for p in out.iterdir()} == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "curves.png"}
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
@@ -155,7 +155,7 @@ def test_gradcheck_draws_the_steps(run, drawn, tmp_path):
     status, text, _ = run(*words)
     assert status == 0
     assert f"written: {figure}" in text
-    assert "linear cell" in text
+    assert "linear region" in text
     assert figure.read_bytes().startswith(b"\x89PNG")
     status, text, _ = run(*words, "--parameter", "input.weight", "--json")
     sweep = json.loads(text)["sweep"]

@@ -51,7 +51,7 @@ def test_no_logit_is_too_large(dtype):
 @pytest.mark.parametrize(
     ("logits", "y", "message"),
     [
-        (np.zeros((2, 3)), [0], "y has shape (1,), expected (2,): one label a sample"),
+        (np.zeros((2, 3)), [0], "y has shape (1,), expected (2,): one label per sample"),
         (np.zeros((2, 3)), [0.0, 1.0], "y has dtype float64, expected integers"),
         (np.zeros((2, 3)), [0, 3], "y holds labels 0 to 3, expected 0 to 2"),
         (np.zeros((2, 3)), [-1, 0], "y holds labels -1 to 0, expected 0 to 2"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ide_ref import simulate
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 
 
 def matrix(synapse, weight):
@@ -32,10 +32,10 @@ def gradient(frozen, state, x, d_logits, mistake=None):
     forward, feedback = net.connections
     v_th, leak = net.neuron.v_th, net.neuron.leak
     n_batch, n_steps = len(x), state.n_steps
-    frames = x if net.is_train(x) else np.repeat(x[:, None], n_steps, axis=1)
+    frames = x if net.is_spike_input(x) else np.repeat(x[:, None], n_steps, axis=1)
     weights = leak ** np.arange(n_steps - 1.0, -1, -1)
     weights /= weights.sum()
-    x_mean = to_cells(np.einsum("t,bt...->b...", weights, frames), net.input_shape)
+    x_mean = to_channels_last(np.einsum("t,bt...->b...", weights, frames), net.input_shape)
     a = state.a
 
     # the maps
@@ -61,9 +61,9 @@ def gradient(frozen, state, x, d_logits, mistake=None):
         "rates not normalised": lambda: a * sum(leak**i for i in range(n_steps)),
     }.get(mistake, lambda: a)()
     means = {
-        "last frame for the mean input": lambda: to_cells(frames[:, -1], net.input_shape),
+        "last frame for the mean input": lambda: to_channels_last(frames[:, -1], net.input_shape),
         "input summed": lambda: x_mean * sum(leak**i for i in range(n_steps)),
-        "plain mean of the input": lambda: to_cells(frames.mean(axis=1), net.input_shape),
+        "plain mean of the input": lambda: to_channels_last(frames.mean(axis=1), net.input_shape),
     }.get(mistake, lambda: x_mean)()
     d_logits = d_logits * {"sum loss": n_batch, "sign": -1}.get(mistake, 1)
     g = d_logits @ matrix(net.readout.synapse, params["readout.weight"])
@@ -88,7 +88,7 @@ def gradient(frozen, state, x, d_logits, mistake=None):
         if mistake == "no feedback in beta":
             J = 0 * J
         beta[i] = np.linalg.solve(eye - J.T, g[i])
-        if mistake == "halved iteration":
+        if mistake == "damped iteration":
             beta[i] = np.linalg.solve(2 * eye - J.T, g[i])
         if mistake == "one iteration of beta":
             beta[i] = g[i] + J.T @ g[i]
@@ -145,7 +145,7 @@ def gradient(frozen, state, x, d_logits, mistake=None):
 
 def average(frozen, x, n_steps, leak):
     """Rates of the first steps, by hand."""
-    cut = x[:, :n_steps] if frozen.network.is_train(x) else x
+    cut = x[:, :n_steps] if frozen.network.is_spike_input(x) else x
     spikes = simulate(frozen, cut, n_steps, record=True).spikes.astype(float)
     weights = leak ** np.arange(n_steps - 1.0, -1, -1)
     return np.einsum("t,btn->bn", weights / weights.sum(), spikes)

@@ -42,7 +42,7 @@ def test_each_part_vanishes_without_its_cause():
     assert budget.part("solver").norm < 1e-10
     assert budget.part("finite T").norm < 2e-2
     assert {part.name for part in budget.parts} == {"restriction norm", "finite T", "masks", "solver"}
-    coarse = explain_gradient(*args, 4000, solver="halved", tol=1e-12)
+    coarse = explain_gradient(*args, 4000, solver="damped", tol=1e-12)
     assert coarse.part("solver").norm > 0.05
     kernel = problem("mnist-64c5", ide_ref.IF(), restriction=ide_ref.Restriction(norm="kernel"))
     assert explain_gradient(*kernel, 10).part("restriction norm").norm > 1e-3

@@ -19,7 +19,7 @@ WHERE = {
     "factor V_th missing": DENSE,
     "V_th missing in beta": DENSE,
     "half of beta": DENSE,
-    "halved iteration": DENSE,
+    "damped iteration": DENSE,
     "no feedback in beta": DENSE,
     "one iteration of beta": DENSE,
     "mask missing": DENSE,

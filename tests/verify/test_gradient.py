@@ -11,7 +11,7 @@ from small import STRUCTURES, problem
 import ide_ref
 from ide_ref.synapses import Conv2d
 from ide_ref.verify import check_gradient, sweep_steps
-from ide_ref.verify.gradient import _Point, _Problem, _Task, extrapolate, solve_cell
+from ide_ref.verify.gradient import _Point, _Problem, _Task, extrapolate, solve_region
 
 
 @pytest.mark.parametrize("neuron", [ide_ref.IF(), ide_ref.LIF()], ids=["if", "lif"])
@@ -191,11 +191,11 @@ def test_cell_is_the_equilibrium_while_no_neuron_leaves_its_piece():
     moved = {**params, "hidden2.bias": params["hidden2.bias"] + 1e-5}
     frozen = ide_ref.freeze(network, moved)
     there = ide_ref.find_equilibrium(frozen, x)
-    assert np.array_equal(there.pieces, base.pieces)
-    np.testing.assert_allclose(solve_cell(frozen, base, x).a, there.a, rtol=0, atol=1e-14)
+    assert np.array_equal(there.branch, base.branch)
+    np.testing.assert_allclose(solve_region(frozen, base, x).a, there.a, rtol=0, atol=1e-14)
     # Far away it is the continuation: some rates leave [0, 1].
     far = ide_ref.freeze(network, {**params, "hidden2.bias": params["hidden2.bias"] + 5})
-    assert solve_cell(far, base, x).a.max() > 1
+    assert solve_region(far, base, x).a.max() > 1
 
 
 @pytest.mark.parametrize("method", ["central", "cell"])
@@ -228,9 +228,9 @@ def test_an_alpha_at_its_clamp_does_not_spoil_what_goes_through_all_parameters()
     assert (whole.checked, whole.set_aside) == (2, 0), report.table()
     assert report.passed, report.table()
     sweep = sweep_steps(*args, steps=(1e-3,))
-    assert not sweep.crossed["linear cell"].any()
-    assert sweep.errors["linear cell"][0] < 1e-7
-    assert sweep_steps(*args, steps=(1e-3,), parameter="feedback.alpha").crossed["linear cell"].all()
+    assert not sweep.crossed["linear region"].any()
+    assert sweep.errors["linear region"][0] < 1e-7
+    assert sweep_steps(*args, steps=(1e-3,), parameter="feedback.alpha").crossed["linear region"].all()
 
 
 def test_a_kink_closer_than_every_step_is_never_averaged_over():
@@ -252,7 +252,7 @@ def test_a_kink_closer_than_every_step_is_never_averaged_over():
     row = next(r for r in sided.rows if r.parameter == "input.bias")
     assert (row.checked, row.one_sided, row.set_aside) == (12, n, 0)
     assert sided.passed, sided.table()
-    # In the linear cell there is no kink at all.
+    # In the linear region there is no kink at all.
     cell = check_gradient(*args, method="cell", n_directions=0, tol=1e-9)
     assert (cell.set_aside, cell.passed) == (0, True), cell.table()
 
@@ -275,9 +275,9 @@ def test_sweep_is_a_v():
         best = int(np.argmin(kept))
         assert 0 < best < 4
         assert kept[4] > 100 * kept[best]
-    assert sweep.errors["linear cell"].min() < 1e-10
+    assert sweep.errors["linear region"].min() < 1e-10
     json.dumps(sweep.to_dict(), allow_nan=False)
-    assert "linear cell" in sweep.table()
+    assert "linear region" in sweep.table()
 
 
 def test_report_as_json_and_text():

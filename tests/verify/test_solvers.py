@@ -98,7 +98,7 @@ def test_indefinite_and_out_of_products():
 
 def test_halved_on_request_solves_another_equation():
     product, b = system(np.diag([0.5, 0.25]))
-    row = examine(product, b, methods=("direct", "halved")).row("halved")
+    row = examine(product, b, methods=("direct", "damped")).row("damped")
     assert row.verdict == "another equation"
     assert row.error > 0.1
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ide_ref import equations
 from ide_ref.network import Network, Params
-from ide_ref.synapses import Conv2d, ConvTranspose2d, Shape, from_cells, to_cells
+from ide_ref.synapses import Conv2d, ConvTranspose2d, Shape, from_channels_last, to_channels_last
 from ide_ref.verify.conformance.pack import DISCRETE, RTOL, Case, configs, network_of, stage_of, write
 from ide_ref.verify.specification import Specified, specify
 
@@ -64,7 +64,7 @@ def _draw(config: Mapping[str, Any], network: Network, seed: int) -> tuple[Param
 
 def specify_case(case: Case, *, method: ModuleType = equations) -> Specified:
     """A case's network and input by the equations, or by a copy of them with a mistake."""
-    masks = {name: to_cells(keep, keep.shape[1:]) for name, keep in case.keep.items()}
+    masks = {name: to_channels_last(keep, keep.shape[1:]) for name, keep in case.keep.items()}
     network, n_steps = network_of(case.config), case.config["n_steps"]
     return specify(network, case.params, case.x, n_steps, masks=masks, training=True, method=method)
 
@@ -82,8 +82,8 @@ def _rollout(spec: Specified) -> tuple[list[NDArray], list[NDArray]]:
 
 
 def _shaped(cells: NDArray, shape: Shape) -> NDArray:
-    """(..., n) in cell order as (..., *shape)."""
-    return from_cells(cells.reshape(-1, cells.shape[-1]), shape).reshape(*cells.shape[:-1], *shape)
+    """(..., n) in channels-last order as (..., *shape)."""
+    return from_channels_last(cells.reshape(-1, cells.shape[-1]), shape).reshape(*cells.shape[:-1], *shape)
 
 
 def stages(case: Case, spec: Specified) -> dict[str, NDArray]:

@@ -100,7 +100,7 @@ class Case:
 
     @property
     def keep(self) -> dict[str, NDArray]:
-        """Dropout masks a connection, (B, *shape) of its target, scaled; empty for no dropout."""
+        """Dropout masks per connection, (B, *shape) of its target, scaled; empty for no dropout."""
         return self._under("input/keep/")
 
     @property

@@ -15,7 +15,7 @@ from ide_ref.implicit import backward
 from ide_ref.maps import freeze
 from ide_ref.network import INPUT, of_population
 from ide_ref.simulation import simulate
-from ide_ref.synapses import to_cells
+from ide_ref.synapses import to_channels_last
 from ide_ref.training.losses import cross_entropy
 from ide_ref.training.sgd import SGD
 from ide_ref.verify.conformance.compare import OUTPUTS, CaseResult, ConformanceReport, Divergence, check
@@ -78,7 +78,7 @@ def reference(case: Case) -> dict[str, NDArray]:
     params = net.init(np.random.default_rng(0), dtype=case.x.dtype) | case.params
     frozen = freeze(net, params, case.x, training=True, rng=np.random.default_rng(0))
     # The case's dropout masks in place of drawn ones.
-    masks = {name: to_cells(keep, keep.shape[1:]) for name, keep in case.keep.items()}
+    masks = {name: to_channels_last(keep, keep.shape[1:]) for name, keep in case.keep.items()}
     frozen = replace(frozen, maps=tuple(replace(m, keep=masks.get(m.name)) for m in frozen.maps))
     rates = simulate(frozen, case.x, case.config["n_steps"], record=True)
     drive = frozen.drive(rates.x_mean)
