@@ -127,7 +127,7 @@ class AffineMap:
     def linear(self, cells: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
         if self.norm is None or not self.coupled:
-            out = self.synapse.apply(self.folded_taps, cells, laid=self.laid_out)
+            out = self.synapse.apply(self.laid_out, cells)
         else:
             out = self.norm.linear(self.synapse.apply(self.taps, cells), self.z)
         return out if self.keep is None else constraints.multiply(self.keep, out)
@@ -137,7 +137,7 @@ class AffineMap:
         if self.keep is not None:
             cells = constraints.multiply(self.keep, cells)
         if self.norm is None or not self.coupled:
-            return self.synapse.adjoint(self.folded_taps, cells, out, laid=self.laid_out_in_reverse)
+            return self.synapse.adjoint(self.laid_out_in_reverse, cells, out)
         return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out)
 
     def add_constant(self, out: NDArray) -> None:
@@ -160,12 +160,12 @@ class AffineMap:
         return self.taps * np.tile(scale, self.taps.shape[-1] // scale.size)
 
     @cached_property
-    def laid_out(self) -> NDArray | None:
+    def laid_out(self) -> NDArray:
         """``folded_taps`` as the kernels read them, for ``linear``."""
         return self.synapse.lay_out(self.folded_taps)
 
     @cached_property
-    def laid_out_in_reverse(self) -> NDArray | None:
+    def laid_out_in_reverse(self) -> NDArray:
         """The same for ``adjoint``."""
         return self.synapse.lay_out(self.folded_taps, reverse=True)
 

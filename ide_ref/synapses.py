@@ -120,23 +120,18 @@ class Synapse(ABC):
         """The weight array as the matrix (first axis, rest) whose norm the authors restrict."""
         return weight.reshape(weight.shape[0], -1)
 
-    def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray | None:
-        """Taps as the kernel of ``apply``, or in reverse of ``adjoint``, reads them; None where it takes them as is.
-
-        For products that use the same taps again.
-        """
-        return None
+    def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray:
+        """Taps as the kernel of ``apply``, or in reverse of ``adjoint``, reads them: for many products with them."""
+        return taps
 
     @abstractmethod
-    def apply(self, taps: NDArray, cells: NDArray, *, laid: NDArray | None = None) -> NDArray:
+    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
         """W s.
 
         Parameters
         ----------
-        taps : (K, C_in, C_out) array
+        taps : (K, C_in, C_out) array, or what :meth:`lay_out` made of it
         cells : (B, n_in) array
-        laid : array, optional
-            What :meth:`lay_out` makes of the taps; made anew where it is missing or of another dtype than the result.
 
         Returns
         -------
@@ -145,19 +140,13 @@ class Synapse(ABC):
 
     @abstractmethod
     def adjoint(
-        self,
-        taps: NDArray,
-        cells: NDArray,
-        out: NDArray | None = None,
-        chosen: NDArray | None = None,
-        *,
-        laid: NDArray | None = None,
+        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
     ) -> NDArray:
         """Wᵀ v: (B, n_out) to (B, n_in), ⟨W s, v⟩ = ⟨s, Wᵀ v⟩.
 
         Added to ``out``, of the same dtype, and that returned, where it is given: a new array or columns of one. Then
-        samples may be chosen, (B,) bool; the rows of the others are left alone. ``laid`` is what :meth:`lay_out` makes
-        of the taps in reverse.
+        samples may be chosen, (B,) bool; the rows of the others are left alone. Taps may have been laid
+        out in reverse.
         """
 
     @abstractmethod
@@ -282,17 +271,11 @@ class Dense(Synapse):
         weight[np.ix_(order_out, order_in)] = taps[0].T
         return weight
 
-    def apply(self, taps: NDArray, cells: NDArray, *, laid: NDArray | None = None) -> NDArray:
+    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
         return matmul(cells, taps[0])
 
     def adjoint(
-        self,
-        taps: NDArray,
-        cells: NDArray,
-        out: NDArray | None = None,
-        chosen: NDArray | None = None,
-        *,
-        laid: NDArray | None = None,
+        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
     ) -> NDArray:
         if out is None or chosen is None:
             return matmul(cells, taps[0].T, out)
@@ -396,7 +379,6 @@ class _Convolution(_Windowed):
         cells: NDArray,
         out: NDArray | None = None,
         chosen: NDArray | None = None,
-        laid: NDArray | None = None,
         *,
         reverse: bool = False,
     ) -> NDArray:
@@ -413,32 +395,27 @@ class _Convolution(_Windowed):
         written, out_row = memory.rows(out, written=True)
         if n_batch == 1 and chosen is not None and not chosen[0]:
             return out
-        if laid is None or laid.dtype != dtype:
-            laid = self.lay_out(taps.astype(dtype, copy=False), reverse=reverse)
+        weights = taps.astype(dtype, copy=False)
+        if weights.ndim > 1:
+            weights = self.lay_out(weights, reverse=reverse)
         if n_batch == 1:
             _products.product_one(
-                read, n_positions, c_in, laid, runs.fine, runs.coarse, _products.SHARES, written, c_out, add
+                read, n_positions, c_in, weights, runs.fine, runs.coarse, _products.SHARES, written, c_out, add
             )
         else:
             _products.product(
-                read, row, n_batch, EVERY if chosen is None else chosen, n_positions, c_in, laid, runs.fine,
+                read, row, n_batch, EVERY if chosen is None else chosen, n_positions, c_in, weights, runs.fine,
                 runs.coarse, block_of(n_batch, runs.fine.shape[1]), written, out_row, c_out, add,
             )  # fmt: skip
         return out
 
-    def apply(self, taps: NDArray, cells: NDArray, *, laid: NDArray | None = None) -> NDArray:
-        return self._product(taps, cells, laid=laid)
+    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
+        return self._product(taps, cells)
 
     def adjoint(
-        self,
-        taps: NDArray,
-        cells: NDArray,
-        out: NDArray | None = None,
-        chosen: NDArray | None = None,
-        *,
-        laid: NDArray | None = None,
+        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
     ) -> NDArray:
-        return self._product(taps, cells, out, chosen, laid, reverse=True)
+        return self._product(taps, cells, out, chosen, reverse=True)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
@@ -616,17 +593,11 @@ class AvgPool2d(_Windowed):
         _products.depthwise(cells.astype(out.dtype, copy=False), factors, runs.fine, out)
         return out.reshape(cells.shape[0], n_out)
 
-    def apply(self, taps: NDArray, cells: NDArray, *, laid: NDArray | None = None) -> NDArray:
+    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
         return self._pool(taps, cells, self.runs, self.n_out)
 
     def adjoint(
-        self,
-        taps: NDArray,
-        cells: NDArray,
-        out: NDArray | None = None,
-        chosen: NDArray | None = None,
-        *,
-        laid: NDArray | None = None,
+        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
     ) -> NDArray:
         cells = cells if chosen is None else cells[chosen]
         return accumulate(self._pool(taps, cells, self.runs_back, self.n_in), out, chosen)

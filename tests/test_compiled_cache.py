@@ -63,8 +63,9 @@ def test_every_kernel_is_kept_so(module):
 
 
 @pytest.fixture
-def function(tmp_path):
+def function(tmp_path, monkeypatch):
     """A function of a file of its own, beside which it is kept compiled."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     path = tmp_path / "module.py"
     path.write_text("def twice(x):\n    return 2 * x\n")
     spec = importlib.util.spec_from_file_location("module", path)
