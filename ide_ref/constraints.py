@@ -276,7 +276,7 @@ def multiply(x: NDArray, y: NDArray, out: NDArray | None = None) -> NDArray:
     out = memory.empty(x.shape, dtype) if out is None else out
     (left, row), (right, right_row) = (memory.rows(factor.astype(dtype, copy=False)) for factor in (x, y))
     written, out_row = memory.rows(out, written=True)
-    _elementwise.multiply(left, row, right, right_row, len(x), x.shape[1], _elementwise.EVERY, written, out_row)
+    _elementwise.multiply(left, row, right, right_row, len(x), x.shape[1], written, out_row)
     return out
 
 

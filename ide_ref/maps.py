@@ -101,9 +101,9 @@ class AffineMap:
             return self.bias
         return self.norm.shift if self.bias is None else self.norm.shift + self.norm.scale * self.bias
 
-    def pre_activation(self, cells: NDArray) -> NDArray:
+    def pre_activation(self, s: NDArray) -> NDArray:
         """z = W s + bias, before normalisation."""
-        z = self.synapse.apply(self.taps, cells)
+        z = self.synapse.apply(self.taps, s)
         if self.bias is not None:
             by_channel = z.reshape(len(z), -1, self.synapse.out_shape[0])
             by_channel += self.bias
@@ -124,21 +124,21 @@ class AffineMap:
         self.normalise(z, out)
         return self, z
 
-    def linear(self, cells: NDArray) -> NDArray:
+    def linear(self, s: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
         if self.norm is None or not self.coupled:
-            out = self.synapse.apply(self.laid_out, cells)
+            out = self.synapse.apply(self.laid_out, s)
         else:
-            out = self.norm.linear(self.synapse.apply(self.taps, cells), self.z)
+            out = self.norm.linear(self.synapse.apply(self.taps, s), self.z)
         return out if self.keep is None else constraints.multiply(self.keep, out)
 
-    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+    def adjoint(self, v: NDArray, out: NDArray | None = None) -> NDArray:
         """Transpose of ``linear``; added to ``out`` as by :meth:`Synapse.adjoint`."""
         if self.keep is not None:
-            cells = constraints.multiply(self.keep, cells)
+            v = constraints.multiply(self.keep, v)
         if self.norm is None or not self.coupled:
-            return self.synapse.adjoint(self.laid_out_in_reverse, cells, out)
-        return self.synapse.adjoint(self.taps, self.norm.linear(cells, self.z), out)
+            return self.synapse.adjoint(self.laid_out_in_reverse, v, out)
+        return self.synapse.adjoint(self.taps, self.norm.linear(v, self.z), out)
 
     def add_constant(self, out: NDArray) -> None:
         """Add what arrives without any spike, keep ⊙ shift, to ``out``, (B, n_to)."""
@@ -155,7 +155,7 @@ class AffineMap:
         """scale ⊙ W as taps: what one spike adds."""
         if self.norm is None:
             return self.taps
-        # A dense connection's taps count the cells of all positions as channels.
+        # A dense connection's taps count the neurons of all positions as channels.
         scale = self.norm.scale
         return self.taps * np.tile(scale, self.taps.shape[-1] // scale.size)
 
@@ -379,13 +379,13 @@ class Frozen:
     def drive(self, x_mean: NDArray, out: NDArray | None = None) -> NDArray:
         """F x̄ + b of the input connections: (B, *input_shape) to (B, n); added to ``out`` where it is given."""
         net = self.network
-        cells = to_channels_last(x_mean, net.input_shape)
+        x = to_channels_last(x_mean, net.input_shape)
         out = memory.zeros((x_mean.shape[0], net.state_size), self.dtype) if out is None else out
         # The batch's own z was computed when its statistics were taken.
         known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
         for m, (source, target) in zip(self.maps, net.edges, strict=True):
             if source < 0:
-                m.normalise(m.z if known and m.z is not None else m.pre_activation(cells), out[:, net.slice_of(target)])
+                m.normalise(m.z if known and m.z is not None else m.pre_activation(x), out[:, net.slice_of(target)])
         return out
 
     def constants(self, n_batch: int, *, with_input: bool) -> NDArray:
@@ -463,13 +463,13 @@ def freeze(
     network.check_params(params)
     dtype = params["readout.weight"].dtype.newbyteorder("=")
     theta: Params = {name: _checks.converted(name, params[name], dtype) for name in params}
-    x_mean = cells = None
+    x_mean = inputs = None
     if training:
         if x is None:
             raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
         x = network.check_input(x, dtype)
         x_mean = network.mean_input(x)
-        cells = to_channels_last(x_mean, network.input_shape)
+        x = to_channels_last(x_mean, network.input_shape)
         if rng is None and any(c.dropout > 0 for c in network.connections):
             name = next(c.name for c in network.connections if c.dropout > 0)
             raise ValueError(f"rng is missing; connection {name!r} has dropout and needs a generator")
@@ -494,8 +494,8 @@ def freeze(
             scale, shift, mean, variance = (theta[f"{c.name}.{part}"] for part in parts)
             norm = BatchNorm(scale, shift, mean, variance, from_batch=False)
         m = AffineMap(c.name, c.synapse, c.synapse.to_taps(weight), theta.get(f"{c.name}.bias"), norm, keep)
-        if norm is not None and cells is not None and c.source == INPUT:
-            z, mean, variance = BatchNormCache.of(c.name, m.pre_activation(cells), c.synapse.out_shape[0])
+        if norm is not None and inputs is not None and c.source == INPUT:
+            z, mean, variance = BatchNormCache.of(c.name, m.pre_activation(inputs), c.synapse.out_shape[0])
             m = replace(m, norm=replace(norm, mean=mean, variance=variance, from_batch=True), z=z)
         maps.append(m)
         pullbacks.append(Pullback(c, theta, singular))

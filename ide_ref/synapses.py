@@ -7,7 +7,7 @@ plain matrix product, for ``Dense``.
 
 Layouts. Weights are stored as the field stores them (``weight_shape``). States are flat arrays (B, n) in
 *cell* order, channels last: position-major, so that the weights of one tap meet contiguous channels.
-``to_channels_last`` and ``from_channels_last`` convert between (B, channels, rows, columns) and cells.
+``to_channels_last`` and ``from_channels_last`` convert between (B, channels, rows, columns) and these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from ide_ref import _checks
 from ide_ref._kernels import dense as _dense
 from ide_ref._kernels import memory
 from ide_ref._kernels import products as _products
-from ide_ref._kernels.elementwise import EVERY
 from ide_ref._kernels.layout import Runs, in_blocks
 from ide_ref._kernels.propagate import block_of
 from ide_ref._kernels.vector import TILE
@@ -40,12 +39,12 @@ def to_channels_last(x: NDArray, shape: Shape) -> NDArray:
     return np.ascontiguousarray(x).reshape(x.shape[0], -1)
 
 
-def from_channels_last(cells: NDArray, shape: Shape) -> NDArray:
+def from_channels_last(x: NDArray, shape: Shape) -> NDArray:
     """Cell order (B, n) to (B, *shape); a view, so images come channels-last in memory."""
     if len(shape) == 3:
         channels, rows, columns = shape
-        return cells.reshape(-1, rows, columns, channels).transpose(0, 3, 1, 2)
-    return cells.reshape(-1, *shape)
+        return x.reshape(-1, rows, columns, channels).transpose(0, 3, 1, 2)
+    return x.reshape(-1, *shape)
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Synapse(ABC):
         return int((self.targets >= 0).sum()) * (c_out if self.depthwise else c_in * c_out)
 
     def out_channels(self, values: NDArray) -> NDArray:
-        """Values per receiving channel, (C,), spread over the receiving cells, (n_out,)."""
+        """Values per receiving channel, (C,), spread over the receiving neurons, (n_out,)."""
         return np.tile(values, self.n_out // values.shape[0])
 
     def kernel_matrix(self, weight: NDArray) -> NDArray:
@@ -125,13 +124,13 @@ class Synapse(ABC):
         return taps
 
     @abstractmethod
-    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
+    def apply(self, taps: NDArray, x: NDArray) -> NDArray:
         """W s.
 
         Parameters
         ----------
         taps : (K, C_in, C_out) array, or what :meth:`lay_out` made of it
-        cells : (B, n_in) array
+        x : (B, n_in) array
 
         Returns
         -------
@@ -139,14 +138,11 @@ class Synapse(ABC):
         """
 
     @abstractmethod
-    def adjoint(
-        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
-    ) -> NDArray:
+    def adjoint(self, taps: NDArray, x: NDArray, out: NDArray | None = None) -> NDArray:
         """Wᵀ v: (B, n_out) to (B, n_in), ⟨W s, v⟩ = ⟨s, Wᵀ v⟩.
 
-        Added to ``out``, of the same dtype, and that returned, where it is given: a new array or columns of one. Then
-        samples may be chosen, (B,) bool; the rows of the others are left alone. Taps may have been laid
-        out in reverse.
+        Added to ``out``, of the same dtype, and that returned, where it is given: a new array or columns of one. Taps
+        may have been laid out in reverse.
         """
 
     @abstractmethod
@@ -205,14 +201,11 @@ def both_ways(matrix: NDArray) -> tuple[Callable[[NDArray], NDArray], Callable[[
     return apply, adjoint
 
 
-def accumulate(found: NDArray, out: NDArray | None, chosen: NDArray | None = None) -> NDArray:
-    """What was found, or ``out`` with it added; where rows are chosen, it was found for those alone."""
+def accumulate(found: NDArray, out: NDArray | None) -> NDArray:
+    """What was found, or ``out`` with it added."""
     if out is None:
         return found
-    if chosen is None:
-        out += found
-    else:
-        out[chosen] += found
+    out += found
     return out
 
 
@@ -271,16 +264,11 @@ class Dense(Synapse):
         weight[np.ix_(order_out, order_in)] = taps[0].T
         return weight
 
-    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return matmul(cells, taps[0])
+    def apply(self, taps: NDArray, x: NDArray) -> NDArray:
+        return matmul(x, taps[0])
 
-    def adjoint(
-        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
-    ) -> NDArray:
-        if out is None or chosen is None:
-            return matmul(cells, taps[0].T, out)
-        out[chosen] = matmul(cells[chosen], taps[0].T, out[chosen])
-        return out
+    def adjoint(self, taps: NDArray, x: NDArray, out: NDArray | None = None) -> NDArray:
+        return matmul(x, taps[0].T, out)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         # A view of the weight's own layout, so that from_taps has nothing to copy.
@@ -373,49 +361,37 @@ class _Convolution(_Windowed):
     def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray:
         return in_blocks(taps.transpose(0, 2, 1) if reverse else taps, taps.dtype)
 
-    def _product(
-        self,
-        taps: NDArray,
-        cells: NDArray,
-        out: NDArray | None = None,
-        chosen: NDArray | None = None,
-        *,
-        reverse: bool = False,
-    ) -> NDArray:
+    def _apply(self, taps: NDArray, x: NDArray, out: NDArray | None = None, *, reverse: bool = False) -> NDArray:
         """W s, or in reverse Wᵀ v; added to ``out`` where that is given, see :meth:`Synapse.adjoint`."""
         c_in, c_out = self.channels[::-1] if reverse else self.channels
         runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
-        n_batch, n_positions = len(cells), cells.shape[1] // c_in
-        dtype = np.result_type(cells, taps)
+        n_batch, n_positions = len(x), x.shape[1] // c_in
+        dtype = np.result_type(x, taps)
         add = out is not None
         out = memory.empty((n_batch, n_out), dtype) if out is None else out
         if out.shape != (n_batch, n_out) or out.dtype != dtype:
             raise ValueError(f"out is {out.dtype} of shape {out.shape}; expected {dtype} of {n_batch, n_out}")
-        read, row = memory.rows(cells.astype(dtype, copy=False))
+        read, row = memory.rows(x.astype(dtype, copy=False))
         written, out_row = memory.rows(out, written=True)
-        if n_batch == 1 and chosen is not None and not chosen[0]:
-            return out
         weights = taps.astype(dtype, copy=False)
         if weights.ndim > 1:
             weights = self.lay_out(weights, reverse=reverse)
         if n_batch == 1:
-            _products.product_one(
+            _products.apply_one(
                 read, n_positions, c_in, weights, runs.fine, runs.coarse, _products.SHARES, written, c_out, add
             )
         else:
-            _products.product(
-                read, row, n_batch, EVERY if chosen is None else chosen, n_positions, c_in, weights, runs.fine,
-                runs.coarse, block_of(n_batch, runs.fine.shape[1]), written, out_row, c_out, add,
+            _products.apply(
+                read, row, n_batch, n_positions, c_in, weights, runs.fine, runs.coarse,
+                block_of(n_batch, runs.fine.shape[1]), written, out_row, c_out, add,
             )  # fmt: skip
         return out
 
-    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return self._product(taps, cells)
+    def apply(self, taps: NDArray, x: NDArray) -> NDArray:
+        return self._apply(taps, x)
 
-    def adjoint(
-        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
-    ) -> NDArray:
-        return self._product(taps, cells, out, chosen, reverse=True)
+    def adjoint(self, taps: NDArray, x: NDArray, out: NDArray | None = None) -> NDArray:
+        return self._apply(taps, x, out, reverse=True)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         c_in, c_out = self.channels
@@ -427,10 +403,10 @@ class _Convolution(_Windowed):
             ((pre, post), self._joins, c_in, c_out, self.n_out) if by_senders
             else ((post, pre), self._joins_back, c_out, c_in, self.n_in)
         )  # fmt: skip
-        (cells, row), (others, others_row) = (memory.rows(side.astype(dtype, copy=False)) for side in sides)
+        (x, row), (others, others_row) = (memory.rows(side.astype(dtype, copy=False)) for side in sides)
         rows = memory.empty(_products.shape_of_rows(len(pre), n // depth, depth), dtype)
         out = memory.empty((self.targets.shape[1], c, depth), dtype)
-        _products.hebbian(cells, row, others, others_row, len(pre), *joins, rows, out)
+        _products.hebbian(x, row, others, others_row, len(pre), *joins, rows, out)
         return out if by_senders else out.transpose(0, 2, 1)
 
     def _join(
@@ -585,22 +561,19 @@ class AvgPool2d(_Windowed):
     def from_taps(self, taps: NDArray) -> NDArray:
         return np.empty((), taps.dtype)
 
-    def _pool(self, taps: NDArray, cells: NDArray, runs: Runs, n_out: int) -> NDArray:
+    def _pool(self, taps: NDArray, x: NDArray, runs: Runs, n_out: int) -> NDArray:
         n_channels = self.in_shape[0]
-        cells = np.ascontiguousarray(cells).reshape(len(cells), cells.shape[1] // n_channels, n_channels)
-        out = np.empty((cells.shape[0], n_out // n_channels, n_channels), np.result_type(cells, taps))
+        x = np.ascontiguousarray(x).reshape(len(x), x.shape[1] // n_channels, n_channels)
+        out = np.empty((x.shape[0], n_out // n_channels, n_channels), np.result_type(x, taps))
         factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
-        _products.depthwise(cells.astype(out.dtype, copy=False), factors, runs.fine, out)
-        return out.reshape(cells.shape[0], n_out)
+        _products.depthwise(x.astype(out.dtype, copy=False), factors, runs.fine, out)
+        return out.reshape(x.shape[0], n_out)
 
-    def apply(self, taps: NDArray, cells: NDArray) -> NDArray:
-        return self._pool(taps, cells, self.runs, self.n_out)
+    def apply(self, taps: NDArray, x: NDArray) -> NDArray:
+        return self._pool(taps, x, self.runs, self.n_out)
 
-    def adjoint(
-        self, taps: NDArray, cells: NDArray, out: NDArray | None = None, chosen: NDArray | None = None
-    ) -> NDArray:
-        cells = cells if chosen is None else cells[chosen]
-        return accumulate(self._pool(taps, cells, self.runs_back, self.n_in), out, chosen)
+    def adjoint(self, taps: NDArray, x: NDArray, out: NDArray | None = None) -> NDArray:
+        return accumulate(self._pool(taps, x, self.runs_back, self.n_in), out)
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         n_channels = self.in_shape[0]

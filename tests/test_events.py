@@ -78,7 +78,7 @@ def test_products_bring_what_the_plain_loop_brings(synapse, share, n, seed):
         np.testing.assert_allclose(found[b], plain(cells[b], taps_, synapse.targets, found.shape[1]), atol=1e-12)
         alone = np.empty(synapse.n_out)
         for runs in (synapse.runs.fine, synapse.runs.coarse):
-            products.product_one(
+            products.apply_one(
                 cells[b].ravel(), len(cells[b]), c_in, taps_, synapse.runs.fine, runs, 3, alone, c_out, False
             )
             np.testing.assert_array_equal(alone, found[b].ravel())

@@ -14,8 +14,6 @@ from ide_ref._kernels.dense import dot
 
 SLICES = 16
 
-EVERY = np.zeros(0, np.bool_)  # in place of the samples that are chosen
-
 
 @njit
 def _add(row, total):
@@ -172,11 +170,9 @@ def _multiply(x, y, out):
 
 
 @njit(parallel=True)
-def multiply(x, row, y, y_row, n_batch, n, chosen, out, out_row):
-    """out = x ⊙ y, (B, n) each; where ``chosen`` (B,) is not empty, for the samples where it is True alone."""
+def multiply(x, row, y, y_row, n_batch, n, out, out_row):
+    """out = x ⊙ y, (B, n) each."""
     for b in prange(n_batch):
-        if chosen.shape[0] > 0 and not chosen[b]:
-            continue
         _multiply(x[b * row : b * row + n], y[b * y_row : b * y_row + n], out[b * out_row : b * out_row + n])
 
 

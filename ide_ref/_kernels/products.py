@@ -17,23 +17,20 @@ CHANNELS = 64  # rows of a weight tile, which stays in the first-level cache bes
 
 
 @njit
-def _list_events(cells, cells_at, n, events, values, at):
-    """Events of cells[cells_at:][:n] into events[at:] and values[at:]; returns their number."""
-    n_events = nonzero(cells, cells_at, n, events, at)
+def _list_events(x, x_at, n, events, values, at):
+    """Events of x[x_at:][:n] into events[at:] and values[at:]; returns their number."""
+    n_events = nonzero(x, x_at, n, events, at)
     for e in range(at, at + n_events):
-        values[e] = cells[cells_at + events[e]]
+        values[e] = x[x_at + events[e]]
     return n_events
 
 
 @njit(parallel=True)
-def product(
-    cells, row, n_batch, chosen, n_positions, c_in, weights, fine, coarse, share, out, out_row, c_out, add
-):  # fmt: skip
-    """The map of a batch: cells (B, P, C_in) to out (B, Q, C_out), weights as ``propagate`` has them.
+def apply(x, row, n_batch, n_positions, c_in, weights, fine, coarse, share, out, out_row, c_out, add):
+    """The map of a batch: x (B, P, C_in) to out (B, Q, C_out), weights as ``propagate`` has them.
 
-    Cells that are 0 are passed over: Mβ and rates are sparse, (ACTIVE). ``fine`` and ``coarse`` say the same with
-    short runs and with long ones. A task takes ``share`` samples, see ``block_of``. Overwrites out, or adds to it;
-    where ``chosen`` (B,) is not empty, for the samples where it is True alone.
+    Numbers that are 0 are passed over: Mβ and rates are sparse, (ACTIVE). ``fine`` and ``coarse`` say the same with
+    short runs and with long ones. A task takes ``share`` samples, see ``block_of``. Overwrites out, or adds to it.
     """
     n_out = fine.shape[1]
     n = n_positions * c_in
@@ -43,41 +40,35 @@ def product(
         b_first = block * share
         size = min(share, n_batch - b_first)
         events = np.empty(size * n, np.uint32)
-        values = np.empty(size * n, cells.dtype)
+        values = np.empty(size * n, x.dtype)
         places = np.empty(size, np.int64)
         first = np.empty((size, n_positions * (c_in // chunk) + 1), np.int32)
         total = 0
-        n_chosen = 0
-        for b in range(b_first, b_first + size):
-            if chosen.shape[0] > 0 and not chosen[b]:
-                continue
-            i = n_chosen
-            n_events = _list_events(cells, b * row, n, events, values, i * n)
+        for i in range(size):
+            n_events = _list_events(x, (b_first + i) * row, n, events, values, i * n)
             locate(events, i * n, n_events, chunk, first[i])
-            places[i] = b * out_row
+            places[i] = (b_first + i) * out_row
             if not add:
                 out[places[i] : places[i] + n_out * c_out] = 0
             total += n_events
-            n_chosen += 1
-        runs = coarse if total < JOIN * n_positions * n_chosen else fine
+        runs = coarse if total < JOIN * n_positions * size else fine
         joined = runs.shape[0] < fine.shape[0]
         propagate(
-            runs, joined, 0, n_out, first, chunk, events, values, n_taps, c_in, weights, 0, c_out, out,
-            places[:n_chosen],
+            runs, joined, 0, n_out, first, chunk, events, values, n_taps, c_in, weights, 0, c_out, out, places
         )  # fmt: skip
 
 
 @njit(parallel=True)
-def product_one(cells, n_positions, c_in, weights, fine, coarse, n_parts, out, c_out, add):
+def apply_one(x, n_positions, c_in, weights, fine, coarse, n_parts, out, c_out, add):
     """The same for one sample, its output positions in n_parts shares."""
     n_out = fine.shape[1]
     n = n_positions * c_in
     n_taps = fine.shape[0]
     events = np.empty(n, np.uint32)
-    values = np.empty(n, cells.dtype)
+    values = np.empty(n, x.dtype)
     chunk = chunk_of(c_in)
     first = np.empty((1, n_positions * (c_in // chunk) + 1), np.int32)
-    n_events = _list_events(cells, 0, n, events, values, 0)
+    n_events = _list_events(x, 0, n, events, values, 0)
     locate(events, 0, n_events, chunk, first[0])
     runs = coarse if n_events < JOIN * n_positions else fine
     joined = runs.shape[0] < fine.shape[0]
@@ -93,12 +84,12 @@ def product_one(cells, n_positions, c_in, weights, fine, coarse, n_parts, out, c
 
 
 @njit
-def _list_by_channel(cells, at, n_channels, part_of, events, starts, following, index, values):
-    """Events of cells (P, C) from cells[at] on by part of the positions, then channel, then position.
+def _list_by_channel(x, at, n_channels, part_of, events, starts, following, index, values):
+    """Events of x (P, C) from x[at] on by part of the positions, then channel, then position.
 
     List i = part C + channel gets index[starts[i]:starts[i + 1]] and values, where starts[0] is given.
     """
-    n_events = nonzero(cells, at, part_of.shape[0] * n_channels, events, 0)
+    n_events = nonzero(x, at, part_of.shape[0] * n_channels, events, 0)
     starts[1:] = 0
     for again in range(2):
         p = 0
@@ -111,7 +102,7 @@ def _list_by_channel(cells, at, n_channels, part_of, events, starts, following, 
                 starts[i + 1] += 1
             else:
                 index[following[i]] = p
-                values[following[i]] = cells[at + cell]
+                values[following[i]] = x[at + cell]
                 following[i] += 1
         if again == 0:
             for i in range(starts.shape[0] - 1):
@@ -130,12 +121,12 @@ def shape_of_rows(n_batch, n_others, depth):
 
 
 @njit(parallel=True)
-def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap, rows, out):
-    """out[k, c, :] = Σ over samples and positions p of cells[b, p, c] others[b, table[k, p], :].
+def hebbian(x, row, others, others_row, n_batch, table, part_of, part_of_tap, rows, out):
+    """out[k, c, :] = Σ over samples and positions p of x[b, p, c] others[b, table[k, p], :].
 
     Parameters
     ----------
-    cells : (B, P, C)  the sparser side, taken event by event.
+    x : (B, P, C)  the sparser side, taken event by event.
     others : (B, Q, D)
     row, others_row : from a sample of either to the next
     table : (K, P) unsigned  position on the other side that tap k joins with p; Q for none.
@@ -160,17 +151,17 @@ def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap
                 rows[j, b, q, :width] = others[at : at + width]
                 rows[j, b, q, width:] = 0
             rows[j, b, n_others] = 0
-        starts[b, n_lists] = np.count_nonzero(cells[b * row : b * row + n_cells])
+        starts[b, n_lists] = np.count_nonzero(x[b * row : b * row + n_cells])
     total = 0
     for b in range(n_batch):
         starts[b, 0] = total
         total += starts[b, n_lists]
     index = np.empty(total, np.uint32)
-    values = np.empty(total, cells.dtype)
+    values = np.empty(total, x.dtype)
     for b in prange(n_batch):
         events = np.empty(n_cells, np.uint32)
         following = np.empty(n_lists, np.int64)
-        _list_by_channel(cells, b * row, n_channels, part_of, events, starts[b], following, index, values)
+        _list_by_channel(x, b * row, n_channels, part_of, events, starts[b], following, index, values)
 
     n_rows = (n_channels + CHANNELS - 1) // CHANNELS
     for task in prange(n_taps * n_rows * n_columns):
@@ -192,14 +183,14 @@ def hebbian(cells, row, others, others_row, n_batch, table, part_of, part_of_tap
 
 
 @njit(parallel=True)
-def depthwise(cells, factors, runs, out):
-    """out[b, q, c] = Σ over taps k of factors[k, c] cells[b, p, c], p what q sees through tap k. Overwrites out."""
-    for b in prange(cells.shape[0]):
+def depthwise(x, factors, runs, out):
+    """out[b, q, c] = Σ over taps k of factors[k, c] x[b, p, c], p what q sees through tap k. Overwrites out."""
+    for b in prange(x.shape[0]):
         out[b] = 0
         for k in range(runs.shape[0]):
             for q in range(runs.shape[1]):
                 if runs[k, q, 0] < runs[k, q, 1]:
-                    x = cells[b, runs[k, q, 0]]
+                    x = x[b, runs[k, q, 0]]
                     o = out[b, q]
                     for c in range(factors.shape[1]):
                         o[c] += factors[k, c] * x[c]
