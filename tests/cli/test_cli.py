@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 import ide_ref
-from ide_ref import presets
+from ide_ref import figures, presets
 from ide_ref.training import checkpoint
 from ide_ref.training.loop import begin
 from ide_ref.verify import gradient
@@ -35,17 +35,6 @@ def test_evaluate_says_so_where_cond_does_not_hold(run, tmp_path):
     # Beyond (COND) the sweep goes on for ever here (γ = 5); Newton's method finds a* from the rates.
     checkpoint.save(path, begin(replace(tiny.preset(limit=20), neuron=ide_ref.IF(0.18)), 0))
     assert json.loads(run("evaluate", path, "--json")[1])["distance_to_equilibrium_rms"] > 0
-
-
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys\nfrom ide_ref.cli import main\n"
-        "try:\n    main(['train', '--help'])\nexcept SystemExit as stop:\n"
-        "    sys.exit(stop.code or {'numpy', 'numba', 'scipy', 'matplotlib'} & set(sys.modules) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--resume" in done.stdout
 
 
 def test_the_module_is_the_command():
@@ -112,7 +101,7 @@ def test_info_counts_what_the_preset_has(run):
 
 
 def test_gradcheck_passes_and_a_wrong_sign_fails(run, drawn, monkeypatch):
-    words = ("gradcheck", drawn, "--coordinates", 2, "--directions", 1, "--samples", 4)
+    words = ("gradcheck", drawn, "--coordinates", 0, "--directions", 1, "--samples", 4)
     status, text, _ = run(*words)
     assert status == 0
     assert "passed" in text
@@ -130,8 +119,7 @@ def test_gradcheck_passes_and_a_wrong_sign_fails(run, drawn, monkeypatch):
         status, text, _ = run(*words, "--json")
         assert status == 1, name
         errors = {row["parameter"]: row["max_rel_error"] for row in json.loads(text)["parameters"] if row["checked"]}
-        wrong = {name for name, error in errors.items() if error > 1e-5}
-        assert wrong - {"(all)"} == {name}
+        assert {name for name, error in errors.items() if error > 1e-5} - {"(all)"} == {name}
 
 
 def test_gradcheck_takes_the_options_of_the_check(run, drawn):
@@ -149,7 +137,7 @@ def test_gradcheck_takes_the_options_of_the_check(run, drawn):
     assert json.loads(run(*words, "--coordinates", 2, "--step", 1e-9)[1])["unresolved"] > 0
 
 
-def test_gradcheck_draws_the_steps(run, drawn, tmp_path):
+def test_gradcheck_draws_the_steps(run, drawn, tmp_path, monkeypatch):
     figure = tmp_path / "new" / "steps.png"
     words = ("gradcheck", drawn, "--samples", 2, "--coordinates", 0, "--directions", 1, "--sweep", figure)
     status, text, _ = run(*words)
@@ -157,6 +145,7 @@ def test_gradcheck_draws_the_steps(run, drawn, tmp_path):
     assert f"written: {figure}" in text
     assert "linear region" in text
     assert figure.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(figures, "step_sweep", lambda *_, **__: None)  # drawn once is enough
     status, text, _ = run(*words, "--parameter", "input.weight", "--json")
     sweep = json.loads(text)["sweep"]
     assert (status, sweep["parameter"], sweep["figure"]) == (0, "input.weight", str(figure))
@@ -168,7 +157,7 @@ def test_gradcheck_draws_the_steps(run, drawn, tmp_path):
         assert errors[0] > 100 * min(kept)
 
 
-def test_gradcheck_draws_the_budget_over_time(run, drawn, tmp_path):
+def test_gradcheck_draws_the_budget_over_time(run, drawn, tmp_path, monkeypatch):
     figure = tmp_path / "new" / "budget.png"
     words = ("gradcheck", drawn, "--samples", 2, "--coordinates", 0, "--directions", 1, "--budget", figure)
     status, text, _ = run(*words, "--times", "40,1,5")
@@ -176,6 +165,7 @@ def test_gradcheck_draws_the_budget_over_time(run, drawn, tmp_path):
     assert f"written: {figure}" in text
     assert "what separates training's gradient" in text
     assert figure.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(figures, "budget_over_time", lambda *_, **__: None)  # drawn once is enough
     status, text, _ = run(*words, "--times", "40,1,5", "--json")
     budget = json.loads(text)["budget"]
     assert (status, budget["figure"]) == (0, str(figure))

@@ -20,9 +20,9 @@ def python(code, *words):
 @pytest.mark.parametrize(
     "code",
     [
-        "import ide_ref",
         "import ide_ref; dir(ide_ref); ide_ref.__version__",
         "from ide_ref.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from ide_ref.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
         "from ide_ref.cli import main\ntry: main(['gradcheck', '--help'])\nexcept SystemExit: pass",
         "from ide_ref.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass",
         "from ide_ref.cli import main\ntry: main(['train', 'digits', '--epochs', '0'])\nexcept SystemExit: pass",

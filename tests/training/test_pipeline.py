@@ -187,7 +187,7 @@ def test_spike_trains_are_trained_on(tmp_path):
     recipe = replace(
         tiny.RECIPE, dataset="nmnist", n_steps=4, mean=(0.0, 0.0), std=(1.0, 1.0), input="spikes", limit=None, crop=0
     )
-    preset = Preset("tiny-events", "2C5s (F2C5)", (2, 34, 34), 10, ide_ref.IF(), 0.0, replace(recipe, epochs=3))
+    preset = Preset("tiny-events", "1C5s (F1C5)", (2, 34, 34), 10, ide_ref.IF(), 0.0, replace(recipe, epochs=3))
     history = loop.train(preset, data, out=tmp_path / "run").checkpoint.history
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     x, y = evaluation.load_batch(preset, data, "train", [0, 11])
