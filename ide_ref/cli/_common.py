@@ -27,6 +27,7 @@ def option_groups() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, a
     preset.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
     preset.add_argument("--profile", choices=("paper", "authors"), default="paper", help="authors: their differences")
     preset.add_argument("--n-steps", type=count, metavar="T", help="time steps (default: the preset's)")
+    preset.add_argument("--seed", type=seed, default=0, metavar="S")
     data.add_argument("--data-dir", metavar="DIR", help="folder that holds the data sets' folders")
     return output, preset, data
 
@@ -70,6 +71,13 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def condition(gamma: float) -> str:
+    """γ, and (COND) in words."""
+    from ide_ref.theory import verdict
+
+    return f"contraction gamma = {gamma:.4f} in operator norms; {verdict(gamma)}"
 
 
 def load_preset(args: argparse.Namespace, name: str) -> Preset:

@@ -20,7 +20,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--dtype", choices=("float32", "float64"), nargs="+", default=["float32"], help="one or both")
     p.add_argument("--solver", help="of (BETA)")
     p.add_argument("--tol", type=_common.positive, help="relative residual of (BETA)")
-    p.add_argument("--seed", type=_common.seed, default=0)
     p.add_argument("--threads", dest="thread_counts", type=_common.count, metavar="N", nargs="+", default=[])
     p.add_argument("--figure", metavar="FILE", help="draw the rates of events against the machine's limits (PNG, SVG)")
     p.add_argument("--continuous", action="store_true", help="spikes per second in continuous time instead")

@@ -31,12 +31,12 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     p = sub.add_parser("equilibrium", parents=parents, help="distance from the equilibrium over time, and its bound")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
-    p.add_argument("--n-steps", type=_common.count, metavar="T", help="time steps (default: up to 1000)")
+    p.add_argument("--n-steps", dest="asked", type=_common.count, metavar="T", help="time steps (default: up to 1000)")
     p.add_argument("--samples", type=_common.count, default=4, metavar="N", help="images (default 4)")
     p.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
     p.add_argument("--out", metavar="DIR", help="output folder (default: runs/NAME-equilibrium)")
     p.add_argument("--seed", type=_common.seed, default=0)
-    p.set_defaults(run=run, neuron="lif", profile="paper")
+    p.set_defaults(run=run, neuron="lif", profile="paper", n_steps=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,11 +106,9 @@ def _network(args: argparse.Namespace) -> tuple[Preset, Params, bool]:
     from ide_ref import presets
 
     fresh = args.network in presets.names()
-    n_steps, args.n_steps = args.n_steps, None
     preset, params = _common.load_network(args, args.network)
-    args.n_steps = n_steps
-    if preset.recipe.input == "spikes" and n_steps is not None:
-        preset = replace(preset, recipe=replace(preset.recipe, n_steps=n_steps))
+    if preset.recipe.input == "spikes" and args.asked is not None:
+        preset = replace(preset, recipe=replace(preset.recipe, n_steps=args.asked))
     preset = replace(preset, dropout=0.0, recipe=replace(preset.recipe, dtype="float64"))
     return preset, {name: np.asarray(value, np.float64) for name, value in params.items()}, fresh
 
@@ -130,7 +128,7 @@ def _n_steps(args: argparse.Namespace, preset: Preset, x: NDArray) -> int:
     if preset.recipe.input == "spikes":
         return int(preset.recipe.n_steps)
     fitting = _RECORDED // (len(x) * preset.network.state_size)
-    return int(args.n_steps or max(preset.recipe.n_steps, min(1000, fitting)))
+    return int(args.asked or max(preset.recipe.n_steps, min(1000, fitting)))
 
 
 def _with_statistics(preset: Preset, params: Params, images: NDArray) -> Params:

@@ -24,7 +24,6 @@ def run(args: argparse.Namespace) -> int:
     from ide_ref.equilibrium import contraction
     from ide_ref.maps import freeze
     from ide_ref.solvers import NotConverged
-    from ide_ref.theory import verdict
     from ide_ref.training import checkpoint, evaluation
 
     state = checkpoint.load(args.checkpoint)
@@ -63,6 +62,5 @@ def run(args: argparse.Namespace) -> int:
         text += f"{distance.rms:.4f} a neuron (root mean square, {len(x)} images)"
     else:
         text += f"unknown ({problem})"
-    text += f"\ncontraction gamma = {gamma:.4f} in operator norms; {verdict(gamma)}"
-    _common.print_result(args, document, text)
+    _common.print_result(args, document, f"{text}\n{_common.condition(gamma)}")
     return 0

@@ -47,7 +47,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--times", metavar="T,T", help="of the budget (default: 14 from 1 to 200; for trains, to their length)"
     )
     p.add_argument("--parameter", metavar="NAME", help="of the sweep's direction (default: all together)")
-    p.add_argument("--seed", type=_common.seed, default=0)
     p.set_defaults(run=run)
 
 

@@ -12,7 +12,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     p = sub.add_parser("info", parents=parents, help="structure, sizes and norms of an initialised network")
     p.add_argument("preset", metavar="PRESET")
-    p.add_argument("--seed", type=_common.seed, default=0)
     p.set_defaults(run=run)
 
 
@@ -20,7 +19,6 @@ def run(args: argparse.Namespace) -> int:
     """``ide-ref info``."""
     from ide_ref.equilibrium import contraction
     from ide_ref.maps import freeze
-    from ide_ref.theory import verdict
 
     preset, params = _common.load_network(args, args.preset)
     network = preset.network
@@ -52,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
     for c in network.connections:
         shapes = f"{'x'.join(map(str, c.synapse.in_shape))} -> {'x'.join(map(str, c.synapse.out_shape))}"
         lines.append(f"{c.name:<12}{c.source:>7}  {c.target:<6}{shapes:>26}  {norms[c.name]:.4f}")
-    lines += ["", f"contraction gamma = {gamma:.4f} in operator norms; {verdict(gamma)}."]
+    lines += ["", f"{_common.condition(gamma)}."]
     _common.print_result(args, document, "\n".join(lines))
     return 0

@@ -20,7 +20,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("preset", metavar="PRESET")
     p.add_argument("--epochs", type=_common.count, metavar="N")
     p.add_argument("--milestones", metavar="E,E", help="epochs after which the learning rate falls, e.g. 30,60,90")
-    p.add_argument("--seed", type=_common.seed, default=0, metavar="S")
     p.add_argument("--out", metavar="DIR", help="output folder (default: runs/PRESET-NEURON-sSEED)")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     p.add_argument(
@@ -85,18 +84,13 @@ def run(args: argparse.Namespace) -> int:
             _common.print_result(args, summary, "")
         return 128 + result.stopped_by
     files = [loop.RUN, loop.METRICS, loop.CHECKPOINT, *([_CURVES] if drawn else [])]
+    # A training of an earlier version did not note γ.
+    said = "" if summary["contraction"] is None else _common.condition(summary["contraction"]) + "\n"
     text = (
         f"test accuracy {summary['last_accuracy']:.2%} (best {summary['best_accuracy']:.2%} in epoch "
         f"{summary['best_epoch']}), {summary['seconds_per_epoch']:.1f} s per epoch\n"
-        f"{_condition(summary)}"
+        f"{said}"
         f"written: {out}/{{{', '.join(files)}}}"
     )
     _common.print_result(args, summary, text)
     return 0
-
-
-def _condition(summary: dict[str, Any]) -> str:
-    """A line on (COND) after the last epoch; nothing where a training of an earlier version did not note γ."""
-    if summary["contraction"] is None:
-        return ""
-    return f"contraction gamma = {summary['contraction']:.4f} in operator norms; {summary['condition']}\n"
