@@ -225,35 +225,22 @@ def simulate_continuous(
     -----
     Potentials and times are right to rounding for any τ; as it grows, the run tends to that of (IF-C).
     """
-    _checks.kind("frozen", frozen, Frozen)
-    net = frozen.network
-    times = _checks.reals("times", times)
-    if times.ndim != 1 or times.size == 0 or not (times[0] > 0 and np.all(np.diff(times) >= 0) and times[-1] < np.inf):
-        raise ValueError(f"times has shape {times.shape}; expected at least one, positive, finite and ascending")
-    times = np.ascontiguousarray(times)
-    tau = time_constant("tau", tau)
-    if not (_checks.is_real(delay) and delay >= 0):
-        raise ValueError(f"delay is {delay!r}; expected a finite number of at least 0")
-    max_events = _checks.whole("max_events", max_events)
+    times, tau, delay, max_events = _checked(frozen, times, tau, delay, max_events)
     if resume is not None:
         _checks.kind("resume", resume, ContinuousRun)
-    if frozen.batch_size is not None or frozen.dtype != np.float64:
-        kind = "evaluation" if frozen.batch_size is None else "a training batch"
-        raise ValueError(f"frozen is {frozen.dtype} and made for {kind}; expected float64 for evaluation")
+    net = frozen.network
     edges, drives, input_times, input_sources = _inputs(frozen, x)
-    blocks = _blocks(frozen, input_times.size > 0)
+    blocks, weights = _blocks(frozen, input_times.size > 0)
     n, v_th = net.state_size, float(net.neuron.v_th)
-    if not v_th / tau < np.inf:
-        raise ValueError(f"tau is {tau!r}; expected one that is not so short that v_th/tau is beyond float64")
     if resume is None:
         sizes = (n, n, n, n, _continuous.N_CLOCK, _continuous.N_COUNTS)
         arrays = tuple(np.empty(size, dtype) for size, dtype in zip(sizes, "dddqdq", strict=True))
         _continuous.begin(drives[0], tau, v_th, *arrays)
         n_sampled = 0
     else:
-        n_sampled = _check_resumed(resume, net, tau, float(delay), times)
+        n_sampled = _check_resumed(resume, net, tau, delay, times)
         arrays = tuple(array.copy() for array in resume.state.arrays)
-        if resume.state.digest != _digest(arrays[-1], blocks[-1], edges, drives, input_times, input_sources):
+        if resume.state.digest != _digest(arrays[-1], weights, edges, drives, input_times, input_sources):
             raise ValueError(
                 f"frozen or x is not that of the run to resume; expected its weights, and its input up to t = "
                 f"{resume.t_end:.6g}"
@@ -271,21 +258,9 @@ def simulate_continuous(
         room = min(budget, max(2 * room, _ROOM))
         spike_times, spike_neurons = _with_room(spike_times, room), _with_room(spike_neurons, room)
         _continuous.run(
-            *blocks,
-            drives,
-            edges,
-            input_times,
-            input_sources + n,
-            tau,
-            v_th,
-            float(delay),
-            times[n_sampled:],
-            spike_times,
-            spike_neurons,
-            u_samples[n_sampled:],
-            u,
-            *arrays,
-        )
+            blocks, weights, drives, edges, input_times, input_sources + n, tau, v_th, delay, times[n_sampled:],
+            spike_times, spike_neurons, u_samples[n_sampled:], u, *arrays,
+        )  # fmt: skip
         if counts[_continuous.STATUS] == _continuous.DONE or room == budget:
             break
         # At the instant where the room ended spikes are still to come, so a sample there has not been taken.
@@ -305,11 +280,11 @@ def simulate_continuous(
         into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.slice_of(source)])
         into[:, net.slice_of(target)] += c.linear(sent)
     message = "" if completed else _storm(net, spike_times, spike_neurons, t_end, times[-1], n_before)
-    digest = _digest(counts, blocks[-1], edges, drives, input_times, input_sources)
+    digest = _digest(counts, weights, edges, drives, input_times, input_sources)
     return ContinuousRun(
         net,
         tau,
-        float(delay),
+        delay,
         reached,
         spike_times,
         spike_neurons,
@@ -326,6 +301,27 @@ def simulate_continuous(
         message,
         SimulatorState(arrays, digest),
     )
+
+
+def _checked(
+    frozen: Frozen, times: NDArray, tau: float, delay: float, max_events: int
+) -> tuple[NDArray, float, float, int]:
+    """The arguments of a run as they are computed with; ValueError, by name, for what does not fit."""
+    _checks.kind("frozen", frozen, Frozen)
+    times = _checks.reals("times", times)
+    if times.ndim != 1 or times.size == 0 or not (times[0] > 0 and np.all(np.diff(times) >= 0) and times[-1] < np.inf):
+        raise ValueError(f"times has shape {times.shape}; expected at least one, positive, finite and ascending")
+    times = np.ascontiguousarray(times)
+    tau = time_constant("tau", tau)
+    if not (_checks.is_real(delay) and delay >= 0):
+        raise ValueError(f"delay is {delay!r}; expected a finite number of at least 0")
+    max_events = _checks.whole("max_events", max_events)
+    if frozen.batch_size is not None or frozen.dtype != np.float64:
+        kind = "evaluation" if frozen.batch_size is None else "a training batch"
+        raise ValueError(f"frozen is {frozen.dtype} and made for {kind}; expected float64 for evaluation")
+    if not float(frozen.network.neuron.v_th) / tau < np.inf:
+        raise ValueError(f"tau is {tau!r}; expected one that is not so short that v_th/tau is beyond float64")
+    return times, tau, float(delay), max_events
 
 
 def time_constant(name: str, value: float) -> float:
@@ -436,7 +432,7 @@ def _averages(times: NDArray, neurons: NDArray, samples: NDArray, tau: float, n:
     return out / np.where(since > 0, kernel_total(np.maximum(since, 0.0), tau), 1.0)[:, None]
 
 
-def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+def _blocks(frozen: Frozen, with_input: bool) -> tuple[tuple[NDArray, NDArray, NDArray, NDArray], NDArray]:
     """The sparse matrix of all connections, by sending neuron, in blocks of neighbouring receivers."""
     net = frozen.network
     n = net.state_size
@@ -469,7 +465,7 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[NDArray, NDArray, NDArray
     n_sources = n + (int(np.prod(net.input_shape)) if with_input else 0)
     starts = np.concatenate([[0], np.cumsum(np.bincount(sender, minlength=n_sources))]).astype(np.int64)
     targets, offsets, lengths = (np.ascontiguousarray(column[order], np.int64) for column in columns)
-    return starts, targets, offsets, lengths, np.concatenate(weights)
+    return (starts, targets, offsets, lengths), np.concatenate(weights)
 
 
 def _storm(net: Network, times: NDArray, neurons: NDArray, t_end: float, wanted: float, n_before: int) -> str:

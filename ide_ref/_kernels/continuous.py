@@ -118,11 +118,12 @@ def _order(heap, place, key, c, drive, y, rheobase):
 
 
 @njit
-def _deliver(source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, rheobase, tau):
+def _deliver(source, y, blocks, weights, heap, place, key, c, lost, drive, rheobase, tau):
     """One spike reaches its receivers. Returns how many there are.
 
     A key is a lower bound of its neuron's next crossing: what holds a neuron back needs no look at the heap.
     """
+    starts, targets, offsets, lengths = blocks
     reached = 0
     factor = 1.0 + y / tau
     for s in range(starts[source], starts[source + 1]):
@@ -139,6 +140,38 @@ def _deliver(source, y, starts, targets, offsets, lengths, weights, heap, place,
                     _rise(heap, place, key, i)
         reached += lengths[s]
     return reached
+
+
+@njit
+def _next_arrival(sample, delay, delivered, spikes, arrived, input_times, edge, edges):
+    """What comes next by itself, not by a neuron at threshold, and when: a sample after all else of its instant."""
+    kind, t = SAMPLE, sample
+    if delay > 0 and delivered < spikes.shape[0] and spikes[delivered] + delay <= t:
+        kind, t = DELIVERY, spikes[delivered] + delay
+    if arrived < input_times.shape[0] and input_times[arrived] <= t:
+        kind, t = INPUT, input_times[arrived]
+    if edge < edges.shape[0] and edges[edge] <= t:
+        kind, t = EDGE, edges[edge]
+    return kind, t
+
+
+@njit
+def _next_crossing(heap, place, key, c, drive, rheobase, y):
+    """The neuron that fires next, and where in the frame: the top of the heap, once its bound is its crossing."""
+    i = heap[0]
+    crossing = _crossing(c[i], drive[i] - rheobase, y)
+    while crossing > key[i]:
+        key[i] = crossing
+        _sink(heap, place, key, i)
+        i = heap[0]
+        crossing = _crossing(c[i], drive[i] - rheobase, y)
+    return i, crossing
+
+
+@njit
+def _potentials(c, lost, drive, rheobase, y, v_th, tau, u):
+    for j in range(u.shape[0]):
+        u[j] = _potential(c[j], lost[j], drive[j] - rheobase, y, v_th, tau)
 
 
 @njit
@@ -159,37 +192,16 @@ def begin(drive, tau, v_th, c, lost, key, heap, clock, counts):
 
 @njit
 def run(
-    starts,
-    targets,
-    offsets,
-    lengths,
-    weights,
-    drives,
-    edges,
-    input_times,
-    input_sources,
-    tau,
-    v_th,
-    delay,
-    samples,
-    spike_times,
-    spike_neurons,
-    u_samples,
-    u,
-    c,
-    lost,
-    key,
-    heap,
-    clock,
-    counts,
-):
+    blocks, weights, drives, edges, input_times, input_sources, tau, v_th, delay, samples, spike_times, spike_neurons,
+    u_samples, u, c, lost, key, heap, clock, counts,
+):  # fmt: skip
     """Go on from where ``begin`` or an earlier run stopped, to the last of ``samples`` or until the spikes are full.
 
     Parameters
     ----------
-    starts : (n_sources + 1,)  blocks starts[i]:starts[i + 1] belong to source i; neurons first, then inputs.
-    targets, offsets, lengths : (n_blocks,)  a block reaches ``lengths`` neurons in a row from ``targets``, with
-        the weights from ``offsets`` on.
+    blocks : starts (n_sources + 1,), targets, offsets, lengths (n_blocks,)  blocks starts[i]:starts[i + 1] belong to
+        source i, neurons first, then inputs; one reaches ``lengths`` neurons in a row from ``targets``, with the
+        weights from ``offsets`` on.
     weights : flat.
     drives, edges : (K, n), (K,)  drive[k] holds from edges[k] on; edges[0] = 0.
     input_times, input_sources : (E,)  arriving input spikes, ascending; sources count from n.
@@ -210,15 +222,9 @@ def run(
     """
     n = u.shape[0]
     place = np.empty(n, np.int64)
-    for at in range(n):
-        place[heap[at]] = at
-    t = clock[NOW]
-    origin = clock[ORIGIN]
-    y = clock[FRAME]
-    arrived = counts[INPUTS]
-    delivered = counts[DELIVERED]
-    edge = counts[EDGES]
-    work = counts[WORK]
+    place[heap] = np.arange(n)
+    t, origin, y = clock[NOW], clock[ORIGIN], clock[FRAME]
+    arrived, delivered, edge, work = counts[INPUTS], counts[DELIVERED], counts[EDGES], counts[WORK]
     drive = drives[edge - 1]
     # The drive that just holds a neuron at threshold.
     rheobase = v_th / tau
@@ -226,94 +232,57 @@ def run(
     counts[STATUS] = DONE
     sampled = 0
     while sampled < samples.shape[0]:
-        kind = SAMPLE
-        t_next = samples[sampled]
-        # A sample comes after everything else of its instant, an edge before.
-        if delay > 0 and delivered < counts[SPIKES] and spike_times[delivered] + delay <= t_next:
-            kind = DELIVERY
-            t_next = spike_times[delivered] + delay
-        if arrived < input_times.shape[0] and input_times[arrived] <= t_next:
-            kind = INPUT
-            t_next = input_times[arrived]
-        if edge < edges.shape[0] and edges[edge] <= t_next:
-            kind = EDGE
-            t_next = edges[edge]
-        i = heap[0]
-        crossing = _crossing(c[i], drive[i] - rheobase, y)
-        while crossing > key[i]:
-            key[i] = crossing
-            _sink(heap, place, key, i)
-            i = heap[0]
-            crossing = _crossing(c[i], drive[i] - rheobase, y)
+        kind, t_next = _next_arrival(
+            samples[sampled], delay, delivered, spike_times[: counts[SPIKES]], arrived, input_times, edge, edges
+        )
+        i, crossing = _next_crossing(heap, place, key, c, drive, rheobase, y)
         # The time that will be noted decides, not y, which rounds otherwise: a sample at a spike's very time must see
         # it. Nor may y round a crossing to before the last event's time.
-        t_fires = t
-        if crossing > y:
-            t_fires = max(t, origin + _time_of(crossing, tau))
+        t_fires = max(t, origin + _time_of(crossing, tau)) if crossing > y else t
+        source = -1  # of a spike that arrives now
         if t_fires < t_next or (kind == SAMPLE and t_fires <= t_next):
-            y = crossing
-            t = t_fires
+            t, y = t_fires, crossing
             if counts[SPIKES] == spike_times.shape[0]:
                 counts[STATUS] = BUDGET
                 break
             _add(c, lost, i, v_th * (1.0 + y / tau))
             key[i] = _crossing(c[i], drive[i] - rheobase, y)
             _sink(heap, place, key, i)
-            spike_times[counts[SPIKES]] = t
-            spike_neurons[counts[SPIKES]] = i
+            spike_times[counts[SPIKES]], spike_neurons[counts[SPIKES]] = t, i
             counts[SPIKES] += 1
-            if delay == 0:
-                reached = _deliver(
-                    i, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, rheobase, tau
-                )
-                counts[DELIVERIES] += reached
-                work += reached
             work += 1
+            if delay == 0:
+                source = i
         else:
-            t = t_next
-            y = max(y, _frame_of(t - origin, tau))
+            t, y = t_next, max(y, _frame_of(t_next - origin, tau))
             # Beyond the range of exp, or with a new drive, the frame has to move.
             if kind == EDGE or y / tau > far:
                 _move(c, lost, drive, rheobase, t - origin, tau)
-                origin = t
-                y = 0.0
+                origin, y, work = t, 0.0, 0
                 if kind == EDGE:
                     drive = drives[edge]
                     edge += 1
                 _order(heap, place, key, c, drive, y, rheobase)
-                work = 0
             if kind == SAMPLE:
-                for j in range(n):
-                    u_samples[sampled, j] = _potential(c[j], lost[j], drive[j] - rheobase, y, v_th, tau)
+                _potentials(c, lost, drive, rheobase, y, v_th, tau, u_samples[sampled])
                 sampled += 1
-            elif kind != EDGE:
-                if kind == INPUT:
-                    source = input_sources[arrived]
-                    arrived += 1
-                else:
-                    source = spike_neurons[delivered]
-                    delivered += 1
-                reached = _deliver(
-                    source, y, starts, targets, offsets, lengths, weights, heap, place, key, c, lost, drive, rheobase,
-                    tau,
-                )  # fmt: skip
-                counts[DELIVERIES] += reached
-                work += reached
+            elif kind == INPUT:
+                source = input_sources[arrived]
+                arrived += 1
+            elif kind == DELIVERY:
+                source = spike_neurons[delivered]
+                delivered += 1
+        if source >= 0:
+            reached = _deliver(source, y, blocks, weights, heap, place, key, c, lost, drive, rheobase, tau)
+            counts[DELIVERIES] += reached
+            work += reached
         if work > 16 * n or y / tau > far:
             _move(c, lost, drive, rheobase, t - origin, tau)
-            origin = t
-            y = 0.0
+            origin, y, work = t, 0.0, 0
             _order(heap, place, key, c, drive, y, rheobase)
-            work = 0
-    for j in range(n):
-        u[j] = _potential(c[j], lost[j], drive[j] - rheobase, y, v_th, tau)
-    clock[NOW] = t
-    clock[ORIGIN] = origin
-    clock[FRAME] = y
-    counts[INPUTS] = arrived
-    counts[DELIVERED] = delivered
-    counts[EDGES] = edge
-    counts[WORK] = work
+    _potentials(c, lost, drive, rheobase, y, v_th, tau, u)
+    clock[NOW], clock[ORIGIN], clock[FRAME] = t, origin, y
+    counts[INPUTS], counts[DELIVERED], counts[EDGES], counts[WORK] = arrived, delivered, edge, work
 
 
 @njit
