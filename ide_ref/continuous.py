@@ -271,14 +271,7 @@ def simulate_continuous(
     completed = bool(counts[_continuous.STATUS] == _continuous.DONE)
     # At the instant of the stop itself spikes are still to come.
     reached = times if completed else times[times < t_end]
-    a = _averages(spike_times, spike_neurons, reached, tau, n)
-    a_delayed = _averages(spike_times, spike_neurons, reached, tau, n, delay)
-    recurrent = np.zeros_like(a)
-    drive = np.repeat(frozen.constants(1, with_input=True), reached.size, axis=0)
-    x_mean = _mean_input(net, x, reached, tau)
-    for c, (source, target) in zip(frozen.maps, net.edges, strict=True):
-        into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.slice_of(source)])
-        into[:, net.slice_of(target)] += c.linear(sent)
+    a, a_delayed, drive, recurrent = _sums(frozen, x, reached, spike_times, spike_neurons, tau, delay)
     message = "" if completed else _storm(net, spike_times, spike_neurons, t_end, times[-1], n_before)
     digest = _digest(counts, weights, edges, drives, input_times, input_sources)
     return ContinuousRun(
@@ -301,6 +294,28 @@ def simulate_continuous(
         message,
         SimulatorState(arrays, digest),
     )
+
+
+def _sums(
+    frozen: Frozen,
+    x: NDArray | PiecewiseInput | Pulses,
+    times: NDArray,
+    spike_times: NDArray,
+    spike_neurons: NDArray,
+    tau: float,
+    delay: float,
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Average rates, those of the spikes that have arrived, F x̄ + b and W a of the latter, (M, n) each."""
+    net = frozen.network
+    a = _averages(spike_times, spike_neurons, times, tau, net.state_size)
+    a_delayed = _averages(spike_times, spike_neurons, times, tau, net.state_size, delay)
+    recurrent = np.zeros_like(a)
+    drive = np.repeat(frozen.constants(1, with_input=True), times.size, axis=0)
+    x_mean = _mean_input(net, x, times, tau)
+    for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
+        into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.slice_of(source)])
+        into[:, net.slice_of(target)] += m.linear(sent)
+    return a, a_delayed, drive, recurrent
 
 
 def _checked(

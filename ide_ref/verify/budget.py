@@ -193,6 +193,15 @@ def _part(name: str, says: str, gradients: Params, exact: Params) -> Part:
     return Part(name, says, gradients, norms, cosines, whole / size if size > 0 else 0.0, _angle(whole, size, dot))
 
 
+def _parts(exact: Params, chain: Sequence[tuple[str, str, Params]]) -> tuple[Part, ...]:
+    """What each change of a chain of gradients, from the exact one on, adds."""
+    before = [exact, *(found for _, _, found in chain)]
+    return tuple(
+        _part(name, says, {key: np.asarray(after[key] - since[key]) for key in exact}, exact)
+        for since, (name, says, after) in zip(before[:-1], chain, strict=True)
+    )
+
+
 def _with_operator_norm(network: Network) -> Network:
     def change(c: Connection) -> Connection:
         return c if c.restriction is None else replace(c, restriction=Restriction(c.restriction.c, "operator"))
@@ -292,8 +301,7 @@ def explain_gradient(
     profile = profile_of(network) if profile is None else profile
     theta: Params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     network.check_params(theta)
-    inputs = network.check_input(np.asarray(x), np.float64)
-    setting = _Setting(theta, inputs, np.asarray(y), training, seed)
+    setting = _Setting(theta, network.check_input(np.asarray(x), np.float64), np.asarray(y), training, seed)
     chain: list[tuple[str, str, Params]] = []
 
     # At the equilibrium, from the paper's network to the one that is trained.
@@ -319,13 +327,8 @@ def explain_gradient(
     # From a* to a[T].
     at_rest = linearise(frozen, state.a, frozen.drive(state.x_mean))
     rates = simulate(frozen, setting.x, n_steps)
-    chain.append(
-        (
-            "finite T",
-            "outer products, readout and loss at a[T], masks at a*",
-            _with_masks_of(at_rest, setting, frozen, rates),
-        )
-    )
+    says = "outer products, readout and loss at a[T], masks at a*"
+    chain.append(("finite T", says, _with_masks_of(at_rest, setting, frozen, rates)))
     chain.append(("masks", "the mask of a[T] is not that of a*", setting.exact(frozen, rates).gradients))
 
     # How it is differentiated there.
@@ -346,18 +349,12 @@ def explain_gradient(
     trained = backward(frozen, rates, d_logits, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=True)
     chain.append(("solver", f"(BETA) was solved by {solver} to a residual, not to rounding", trained.gradients))
 
-    parts = []
-    before = exact
-    for name, says, after in chain:
-        gap = {key: np.asarray(after[key] - before[key]) for key in exact}
-        parts.append(_part(name, says, gap, exact))
-        before = after
     gamma = contraction(frozen)
     distance = solvers.norms(rates.a - state.a)
     return Budget(
         {key: np.asarray(value) for key, value in exact.items()},
         {key: np.asarray(trained.gradients[key]) for key in exact},
-        tuple(parts),
+        _parts(exact, chain),
         n_steps,
         float(np.max(distance)),
         float(np.max(state.certificate)),
