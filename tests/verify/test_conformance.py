@@ -61,8 +61,8 @@ def test_every_combination_is_there(whole_pack):
     assert names > {"-".join(parts) for parts in itertools.product(structures, *options)}
 
 
-def test_no_spike_is_within_rounding_and_margins_are_true(cases):
-    for made in cases.values():
+def test_no_spike_is_within_rounding_and_margins_are_true(whole_pack):
+    for made in conformance.load(whole_pack):
         v_th = made.config["neuron"]["v_th"]
         smallest = np.full(made.config["n_steps"], np.inf)
         for population, unit in made.config["rounding"].items():
@@ -77,6 +77,23 @@ def test_no_spike_is_within_rounding_and_margins_are_true(cases):
             axes = (0, *range(2, margin.ndim))
             smallest = np.minimum(smallest, abs(margin).min(axis=axes))
         np.testing.assert_allclose(made.config["smallest_margin"], smallest, rtol=1e-4)
+
+
+def test_rounding_is_bounded_by_the_terms_of_the_sum():
+    (made,) = conformance.cases(["fashion-mnist-400-if-static-float64-plain"])
+    F, b, W = (made.params[name] for name in ("input.weight", "input.bias", "feedback.weight"))
+    u = made.arrays["margin/a1"] + 2 * (1 - made.expected["spikes/a1"].astype(np.float64))
+    terms = np.abs(made.expected["weight/feedback"]).sum(axis=1).max()
+    terms += (np.abs(F) @ np.abs(made.x).max(axis=0) + np.abs(b)).max()
+    assert np.abs(made.x).max() > 1
+    bound = 2**-52 * (8 + F.shape[1] + 1 + W.shape[1] + 1) * (np.abs(u).max() + 2 + terms)
+    assert made.config["rounding"]["a1"] == pytest.approx(bound, rel=1e-5, abs=0)
+
+
+def test_alpha_stays_inside_its_bounds_after_a_step(cases):
+    made = next(c for c in cases.values() if c.expected["grad/feedback.alpha"] < 0)
+    at_the_end = Case(made.config, {**made.arrays, "param/feedback.alpha": np.ones((), made.x.dtype)})
+    assert stages(at_the_end, specify_case(at_the_end))["new/feedback.alpha"] == 1
 
 
 def test_single_precision_expects_the_equations_in_double_precision_rounded(cases):
@@ -244,6 +261,8 @@ def test_wrong_number_is_located(case, name, index):
     d = result.divergence
     assert (d.kind, d.stage, d.array, d.index, d.rounding) == ("value", stage, array, index, False)
     assert d.got - d.expected == pytest.approx(0.5)
+    sizes = {k: np.abs(v).max() for k, v in case.expected.items() if k.split("/")[0] == stage}
+    assert d.allowed == 1e-9 * max(sizes[name], 1e-2 * max(sizes.values()))
     assert result.compared == tuple(s for s in STAGES[: STAGES.index(stage)])
     # Rounding is let pass.
     assert add(1e-13).passed
