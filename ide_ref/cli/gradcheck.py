@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ide_ref.network import Params
     from ide_ref.presets import Preset
 
+    Problem = tuple[Params, NDArray, NDArray]  # parameters, inputs and labels
+
 _TOL = {"central": 1e-7, "cell": 1e-9}
 _TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 
@@ -103,25 +105,23 @@ def run(args: argparse.Namespace) -> int:
     document = {"preset": preset.name, "samples": len(y), **report.to_dict()}
     text = report.table()
     if figure is not None:
-        document["sweep"], said = _draw_sweep(args, preset, params, x, y, figure)
+        document["sweep"], said = _draw_sweep(args, preset, (params, x, y), figure)
         text += said
     if budget is not None:
         times = times or tuple(t for t in _TIMES if longest is None or t <= longest)
-        document["budget"], said = _draw_budget(args, preset, params, x, y, times, budget)
+        document["budget"], said = _draw_budget(args, preset, (params, x, y), times, budget)
         text += said
     _common.print_result(args, document, text)
     return 0 if report.passed else 1
 
 
-def _draw_sweep(
-    args: argparse.Namespace, preset: Preset, params: Params, x: NDArray, y: NDArray, path: Path
-) -> tuple[dict[str, Any], str]:
+def _draw_sweep(args: argparse.Namespace, preset: Preset, problem: Problem, path: Path) -> tuple[dict[str, Any], str]:
     """The error over the step as a figure, a part of the document and a part of the text."""
     from ide_ref import figures
     from ide_ref.verify import sweep_steps
 
     sweep = sweep_steps(
-        preset.network, params, x, y, parameter=args.parameter, seed=args.seed, training=not args.evaluation
+        preset.network, *problem, parameter=args.parameter, seed=args.seed, training=not args.evaluation
     )
     title = f"{preset.name}, {args.parameter or 'all parameters'}"
     figures.step_sweep(sweep, title=title, path=path)
@@ -130,13 +130,7 @@ def _draw_sweep(
 
 
 def _draw_budget(
-    args: argparse.Namespace,
-    preset: Preset,
-    params: Params,
-    x: NDArray,
-    y: NDArray,
-    times: tuple[int, ...],
-    path: Path,
+    args: argparse.Namespace, preset: Preset, problem: Problem, times: tuple[int, ...], path: Path
 ) -> tuple[dict[str, Any], str]:
     """The error budget of training's gradient over T, in the same three forms."""
     from ide_ref import figures
@@ -145,9 +139,7 @@ def _draw_budget(
     recipe = preset.recipe
     budgets = explain_over_time(
         preset.network,
-        params,
-        x,
-        y,
+        *problem,
         times,
         solver=recipe.solver,
         tol=recipe.tol,
@@ -155,7 +147,7 @@ def _draw_budget(
         training=not args.evaluation,
         seed=args.seed,
     )
-    title = f"{preset.name} ({preset.neuron.name.upper()}), {len(y)} samples"
+    title = f"{preset.name} ({preset.neuron.name.upper()}), {len(problem[2])} samples"
     figures.budget_over_time(budgets, title=title, path=path)
     text = (
         f"\n\nwhat separates training's gradient ({recipe.solver}, tolerance {recipe.tol:g}) from the exact one\n"

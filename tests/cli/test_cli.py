@@ -100,6 +100,13 @@ def test_info_counts_what_the_preset_has(run):
     assert found["contraction"] == pytest.approx(0.45, rel=1e-3)
 
 
+def test_info_tells_the_norms_of_the_network_as_the_profile_freezes_it(run, named):
+    preset = presets.load("tiny", profile="authors")
+    frozen = ide_ref.freeze(preset.network, begin(preset, 0).params, profile=preset.profile)
+    found = json.loads(run("info", "tiny", "--profile", "authors", "--json")[1])
+    assert found["contraction"] == ide_ref.contraction(frozen) > 0.5
+
+
 def test_gradcheck_passes_and_a_wrong_sign_fails(run, drawn, monkeypatch):
     words = ("gradcheck", drawn, "--coordinates", 0, "--directions", 1, "--samples", 4)
     status, text, _ = run(*words)
