@@ -210,6 +210,7 @@ def test_data_lists_what_is_there_and_how_to_get_the_rest(run):
         ("", "the following arguments are required: COMMAND"),
         ("fly", "invalid choice: 'fly'"),
         ("train digts", "no preset is called 'digts': did you mean 'digits'?"),
+        ("equilibrium digitz --out {tmp}/run", "no preset is called 'digitz': did you mean 'digits'?"),
         ("info digits --neuron hh", "invalid choice: 'hh'"),
         ("info digits --n-steps 0", "is '0', expected a whole number of at least 1"),
         ("train digits --seed -1", "is '-1', expected a whole number of at least 0"),

@@ -99,8 +99,3 @@ def test_where_no_equilibrium_is_found_the_report_says_what_was_observed(tmp_pat
     drawn = (tmp_path / "equilibrium.svg").read_text()
     assert "(COND) 90: the theorems do not apply, this is what was observed; no a* was found for IF and LIF" in drawn
     assert "residual of (FP), in spikes a step" in drawn
-
-
-def test_wrong_use_is_one_line(tmp_path, capsys):
-    assert main(["equilibrium", "digitz", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

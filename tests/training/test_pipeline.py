@@ -163,6 +163,7 @@ def test_the_first_number_that_is_not_finite_is_named(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(loop.Diverged, match=r"^epoch 1, batch 1: input.weight has left the range of float32"):
         loop.train(tiny.preset(lr=1e30, warmup_steps=0), data, out=tmp_path / "weight")
+    assert [checkpoint.load(tmp_path / name / loop.CHECKPOINT).epoch for name in ("loss", "weight")] == [1, 0]
 
 
 def test_each_file_alone_protects_a_folder(tmp_path):
