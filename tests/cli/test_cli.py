@@ -102,7 +102,7 @@ def test_info_counts_what_the_preset_has(run):
 
 def test_info_tells_the_norms_of_the_network_as_the_profile_freezes_it(run, named):
     preset = presets.load("tiny", profile="authors")
-    frozen = ide_ref.freeze(preset.network, begin(preset, 0).params, profile=preset.profile)
+    frozen = ide_ref.freeze(preset.network, begin(preset, 0).params)
     found = json.loads(run("info", "tiny", "--profile", "authors", "--json")[1])
     assert found["contraction"] == ide_ref.contraction(frozen) > 0.5
 
