@@ -98,15 +98,10 @@ def specify(
     training: bool,
     method: ModuleType = equations,
 ) -> Specified:
-    """A network, its parameters and its input by the equations, in float64.
+    """A network that is not frozen by the equations; ``params`` need no vectors that a search for ‖W̄‖ starts from.
 
     Parameters
     ----------
-    params : dict of arrays
-        Vectors that a search for ‖W̄‖ starts from are not needed.
-    x : (B, *input_shape) or (B, T, *input_shape) array
-    n_steps : int
-        T of a static input.
     masks : mapping of str to (B, n_to) array
         Dropout masks of connections by name, in channels-last order.
     training : bool

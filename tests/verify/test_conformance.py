@@ -122,25 +122,15 @@ def test_draws_with_a_narrow_gap_below_the_norm_are_left_out(gap, steady, monkey
 
 
 # What is replaced in the equations, by what, and the stage where it must show.
-def reset_to_zero(net, u, s, x):
-    u, s = equations.step(net, u, s, x)
-    return [(v + net.v_th * spike) * (1 - spike) for v, spike in zip(u, s, strict=True)], s
+def reset_to_zero(*given):
+    u, s = equations.step(*given)
+    return [potential * (1 - spike) for potential, spike in zip(u, s, strict=True)], s
 
 
 def unbiased(z, channel):
     mean, variance = equations.moments(z, channel)
     count = len(z) * np.bincount(channel)[channel]
     return mean, variance * count / (count - 1)
-
-
-def summed(o, y):
-    value, d_o = equations.loss(o, y)
-    return len(y) * value, len(y) * d_o
-
-
-def mask_with_one_end(net, a, x):
-    p = [equations.arriving(net, i, x, a, a) for i in range(len(net.sizes))]
-    return [np.where(q >= 0, 1.0, 0.0) for q in p]
 
 
 def kernel_not_flipped(net):
@@ -162,8 +152,8 @@ MISTAKES = {
         "arriving", lambda net, i, x, before, now: equations.arriving(net, i, x, before, before), "spikes",
     ),
     "reset to zero": ("step", reset_to_zero, "spikes"),
-    "sum over the batch": ("loss", summed, "d_logits"),
-    "mask on one end": ("mask", mask_with_one_end, "mask"),
+    "sum over the batch": ("loss", lambda o, y: [len(y) * v for v in equations.loss(o, y)], "d_logits"),
+    "mask on one end": ("mask", lambda net, *at: equations.mask(net._replace(v_th=np.inf), *at), "mask"),
     "kernel not flipped": ("block_matrix", kernel_not_flipped, "beta"),
     "V_th missing in (BETA)": ("beta", lambda net, m, g: equations.beta(net._replace(v_th=1.0), m, g), "beta"),
     "W for its transpose": (

@@ -32,7 +32,6 @@ def test_port_passes_all_cases(Port, whole_pack):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_port_passes_all_cases_on_cuda(Port, whole_pack):
-
     def port(case):
         return {name: value.cpu() for name, value in Port(case, "cuda").run().items()}
 

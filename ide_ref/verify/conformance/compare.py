@@ -56,22 +56,18 @@ class Divergence:
         return self.error <= self.allowed if self.kind == "value" else None
 
     def __str__(self) -> str:
-        where = ", ".join([f"case {self.case}", *([f"stage {self.stage}"] if self.stage else [])])
+        where = f"case {self.case}" + (f", stage {self.stage}" if self.stage else "")
         where += f", {self.array}" if self.array else ""
         if self.kind != "value":
             return f"{where}: {self.detail}"
         if self.step is not None:
             where += f", step {self.step}"
         if self.index:
-            first = "sample" if self.stage not in ("weight", "grad", "new") else "index"
-            rest = f" {self.index}" if first == "index" else f" {self.index[0]}, neuron {self.index[1:]}"
-            where += f", {first}{rest}"
+            of_weights = self.stage in ("weight", "grad", "new")
+            where += f", index {self.index}" if of_weights else f", sample {self.index[0]}, neuron {self.index[1:]}"
         explained = "rounding can explain it" if self.rounding else "rounding cannot explain it"
-        tail = f"; {self.detail}" if self.detail else ""
-        return (
-            f"{where}: expected {self.expected:.9g}, got {self.got:.9g} (error {self.error:.1e}, allowed "
-            f"{self.allowed:.1e}): {explained}{tail}"
-        )
+        size = f"(error {self.error:.1e}, allowed {self.allowed:.1e})"
+        return f"{where}: expected {self.expected:.9g}, got {self.got:.9g} {size}: {explained}; {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -335,9 +331,8 @@ def compare(
         if name not in known and name not in elsewhere:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected cases such as {known[0]!r}"
-            results.append(
-                CaseResult(name, Divergence(name, "", "", "unknown", detail=f"no such case; {hint}"), (), False)
-            )
+            unknown = Divergence(name, "", "", "unknown", detail=f"no such case; {hint}")
+            results.append(CaseResult(name, unknown, (), False))
     for case in pack:
         if case.name in given:
             arrays = given[case.name]

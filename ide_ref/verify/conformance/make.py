@@ -27,9 +27,8 @@ def _describe(network: Network) -> dict[str, Any]:
     for c in network.connections:
         kind = {Conv2d: "conv", ConvTranspose2d: "conv_transpose"}.get(type(c.synapse), "dense")
         row: dict[str, Any] = {"name": c.name, "source": c.source, "target": c.target, "kind": kind}
-        for part in ("kernel", "stride", "padding", "output_padding"):
-            if hasattr(c.synapse, part):
-                row[part] = getattr(c.synapse, part)
+        geometry = ("kernel", "stride", "padding", "output_padding")
+        row |= {part: getattr(c.synapse, part) for part in geometry if hasattr(c.synapse, part)}
         restriction = None if c.restriction is None else {"c": c.restriction.c, "norm": c.restriction.norm}
         connections.append({**row, "bias": c.bias, "batch_norm": c.batch_norm, "restriction": restriction})
     return {
@@ -104,8 +103,7 @@ def stages(case: Case, spec: Specified) -> dict[str, NDArray]:
     found = {"x_mean": _shaped(x_mean, network.input_shape), "logits": logits, "d_logits": d_logits}
     for c, p, name in zip(spec.connections, spec.params, spec.names, strict=True):
         if c.restriction is not None:
-            w = p["weight"]
-            found[f"weight/{name}"] = method.restrict(w, float(p["alpha"]), method.norm(c, w)[0])
+            found[f"weight/{name}"] = method.restrict(p["weight"], float(p["alpha"]), method.norm(c, p["weight"])[0])
     for i, population in enumerate(network.populations):
         states = {"u": u[i][:, -1], "spikes": spikes[i], "rates": a[i], "mask": mask[i], "g": g[i], "beta": beta[i]}
         driving = [m for m in net.maps if m.source < 0 and m.target == i]
@@ -191,9 +189,8 @@ def _make_case(config: dict[str, Any]) -> Case:
             if _steady(spec, expected):
                 break
     else:
-        raise RuntimeError(
-            f"case {config['name']}: no draw in {_N_DRAWS} keeps its spikes and its norm clear of rounding"
-        )
+        told = f"no draw in {_N_DRAWS} keeps its spikes and its norm clear of rounding"
+        raise RuntimeError(f"case {config['name']}: {told}")
     smallest = np.min([np.abs(margin).min(axis=(0, 2)) for margin in margins], axis=0)
     config = {
         **config,

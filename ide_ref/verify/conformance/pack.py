@@ -211,9 +211,8 @@ def load(directory: str | Path) -> tuple[Case, ...]:
         raise PackError(f"{path}: no manifest of a conformance pack; expected schema {SCHEMA!r}")
     version = manifest.get("version")
     if type(version) is not int or version != VERSION:
-        raise PackError(
-            f"{path}: schema version {version!r}; this ide_ref reads version {VERSION}, make a new pack with: {command}"
-        )
+        told = f"this ide_ref reads version {VERSION}, make a new pack with: {command}"
+        raise PackError(f"{path}: schema version {version!r}; {told}")
     rows = manifest.get("cases")
     if not isinstance(rows, list) or not rows:
         raise PackError(f"{path}: no list of cases under 'cases'; make the pack again")
@@ -256,10 +255,9 @@ def _check_row(path: Path, number: int, row: Any) -> None:
         raise PackError(f"{what}: 'name' is no file name; make the pack again")
     if row["dtype"] not in RTOL:
         raise PackError(f"{what}: 'dtype' is {row['dtype']!r}; expected one of {', '.join(RTOL)}")
-    if row["rtol"] != RTOL[row["dtype"]]:
-        raise PackError(
-            f"{what}: 'rtol' is {row['rtol']!r}; expected {RTOL[row['dtype']]} for {row['dtype']}, make the pack again"
-        )
+    dtype, rtol = row["dtype"], row["rtol"]
+    if rtol != RTOL[dtype]:
+        raise PackError(f"{what}: 'rtol' is {rtol!r}; expected {RTOL[dtype]} for {dtype}, make the pack again")
     for p in row["populations"]:
         if not isinstance(p, dict) or not isinstance(p.get("name"), str) or p["name"] not in row["rounding"]:
             raise PackError(f"{what}: population {p!r} has no name or no rounding; make the pack again")

@@ -67,8 +67,8 @@ def run_port(
         except Exception as error:
             detail = f"the port raised {type(error).__name__}: {error}"
             results.append(CaseResult(case.name, Divergence(case.name, "port", "", "error", detail=detail), (), False))
-            continue
-        results.append(check(case, outputs, stages=stages))
+        else:
+            results.append(check(case, outputs, stages=stages))
     return ConformanceReport(tuple(results))
 
 
@@ -81,8 +81,7 @@ def reference(case: Case) -> dict[str, NDArray]:
     masks = {name: to_channels_last(keep, keep.shape[1:]) for name, keep in case.keep.items()}
     frozen = replace(frozen, maps=tuple(replace(m, keep=masks.get(m.name)) for m in frozen.maps))
     rates = simulate(frozen, case.x, case.config["n_steps"], record=True)
-    drive = frozen.drive(rates.x_mean)
-    logits = frozen.read_out(rates)
+    drive, logits = frozen.drive(rates.x_mean), frozen.read_out(rates)
     _, d_logits = cross_entropy(logits, case.y)
     back = backward(frozen, rates, d_logits, solver="gmres", tol=case.config["solver_tol"], max_iter=2000)
     g, _ = frozen.read_out_pull_back(rates, d_logits)
