@@ -90,12 +90,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 
 def test_info_counts_what_the_preset_has(run):
-    status, text, _ = run("info", "fashion-mnist-400", "--json")
+    status, text, _ = run("info", "digits", "--json")
     found = json.loads(text)
     assert status == 0
-    assert found["neurons"] == 784 + 400
+    assert found["neurons"] == 64 + 256
     # Weight, bias and batch norm of the input; weight and α of the feedback; the readout.
-    assert found["parameters"] == (784 * 400 + 3 * 400) + (400 * 400 + 1) + (400 * 10 + 10)
+    assert found["parameters"] == (64 * 256 + 3 * 256) + (256 * 256 + 1) + (256 * 10 + 10)
     assert found["operator_norms"]["feedback"] == pytest.approx(0.9, rel=1e-3)
     assert found["contraction"] == pytest.approx(0.45, rel=1e-3)
 
