@@ -121,7 +121,7 @@ def test_weights_are_laid_out_once_for_all_products_of_a_connection(monkeypatch)
         np.testing.assert_array_equal(c.adjoint(x), back)
     assert len(made) == 2
     # Numbers of another dtype meet weights of theirs.
-    c32 = freeze(network, network.init(np.random.default_rng(0), dtype=np.float32)).connections[1]
+    c32 = freeze(network, network.init(np.random.default_rng(0), dtype=np.float32)).maps[1]
     np.testing.assert_array_equal(c32.synapse.apply(c32.laid_out, x), c32.synapse.apply(c32.folded_taps, x))
 
 
