@@ -469,7 +469,7 @@ def freeze(
             raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
         x = network.check_input(x, dtype)
         x_mean = network.mean_input(x)
-        x = to_channels_last(x_mean, network.input_shape)
+        inputs = to_channels_last(x_mean, network.input_shape)
         if rng is None and any(c.dropout > 0 for c in network.connections):
             name = next(c.name for c in network.connections if c.dropout > 0)
             raise ValueError(f"rng is missing; connection {name!r} has dropout and needs a generator")

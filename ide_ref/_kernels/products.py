@@ -190,7 +190,7 @@ def depthwise(x, factors, runs, out):
         for k in range(runs.shape[0]):
             for q in range(runs.shape[1]):
                 if runs[k, q, 0] < runs[k, q, 1]:
-                    x = x[b, runs[k, q, 0]]
+                    sent = x[b, runs[k, q, 0]]
                     o = out[b, q]
                     for c in range(factors.shape[1]):
-                        o[c] += factors[k, c] * x[c]
+                        o[c] += factors[k, c] * sent[c]
