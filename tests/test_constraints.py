@@ -15,8 +15,8 @@ from ide_ref.constraints import (
     channel_sums,
     dropout_mask,
     leading_singular_pair,
+    multiply,
     power_step,
-    product,
     restrict_pull_back,
     running_update,
     singular_tolerance,
@@ -316,11 +316,11 @@ def test_cells_are_scaled_masked_multiplied_and_summed_by_channel(n, n_positions
     expected = x * np.tile(scale, n_positions) + np.tile(shift, n_positions)
     expected = keep * expected if masked else expected
     np.testing.assert_allclose(affine(x, scale, shift, keep if masked else None), expected, atol=1e-14)
-    np.testing.assert_array_equal(product(x, y), x * y)
+    np.testing.assert_array_equal(multiply(x, y), x * y)
     np.testing.assert_allclose(channel_sums(x, 3), x.reshape(n, n_positions, 3).sum(axis=(0, 1)), atol=1e-12)
     after = wide.copy()
     assert affine(x, scale, shift, keep if masked else None, after[2][:, inside]).shape == x.shape
-    product(x, y, after[3][:, inside])
+    multiply(x, y, after[3][:, inside])
     expected_wide = wide.copy()
     expected_wide[2][:, inside] += expected
     expected_wide[3][:, inside] *= x

@@ -1,4 +1,4 @@
-"""Where arrays lie in memory: at cache lines, and rows of a wider array where they are."""
+"""Memory that is used again: whose it is, when it comes back, and how much of it is kept."""
 
 import numpy as np
 import pytest
@@ -10,35 +10,85 @@ from ide_ref._kernels import memory
 pytestmark = pytest.mark.kernels
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(memory, "_spare", {})
+    monkeypatch.setattr(memory, "_sizes", [0, 0])
+
+
 def address(array):
     return array.__array_interface__["data"][0]
 
 
-@given(
-    shape=st.one_of(st.integers(0, 300), st.lists(st.integers(0, 40), max_size=3).map(tuple)),
-    dtype=st.sampled_from([np.float32, np.float64, np.uint8]),
-)
-def test_new_arrays_begin_at_a_cache_line(shape, dtype):
-    source = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    for array in (
-        memory.empty(shape, dtype),
-        memory.zeros(shape, dtype),
-        memory.copied(source),
-        memory.aligned(source),
-    ):
-        assert address(array) % memory.LINE == 0
-        assert (array.shape, array.dtype) == (source.shape, source.dtype)
-    assert not memory.zeros(shape, dtype).any()
-    np.testing.assert_array_equal(memory.copied(source.T), source.T)
-    np.testing.assert_array_equal(memory.aligned(source.T, np.float64), source.T)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+def test_memory_comes_back_when_the_last_array_on_it_is_gone(dtype):
+    n = memory.LARGE // np.dtype(dtype).itemsize
+    array = memory.empty((2, n), dtype)
+    array[:] = 1
+    where, size = address(array), array.nbytes
+    assert where % memory.LINE == 0
+    assert (array.shape, array.dtype) == ((2, n), dtype)
+    view = array[1:, 3:].T
+    del array
+    assert memory.spare() == 0
+    another = memory.empty((2, n), dtype)
+    assert not np.shares_memory(another, view)
+    assert np.all(view == 1)
+    del view
+    assert memory.spare() == size
+    again = memory.empty(2 * n, dtype)
+    assert address(again) == where
+    assert memory.spare() == 0
 
 
-def test_arrays_that_lie_well_are_not_copied():
-    array = memory.empty((4, 16), np.float32)
-    assert memory.aligned(array) is array
-    assert memory.copied(array) is not array
-    for other in (array[:, 1:], array.T, array[:, ::2]):
-        assert not np.shares_memory(memory.aligned(other), array)
+def test_small_arrays_are_not_kept():
+    array = memory.empty(memory.LARGE - 1, np.uint8)
+    assert address(array) % memory.LINE == 0
+    del array
+    assert memory.spare() == 0
+
+
+def test_what_is_kept_is_bounded_and_what_came_last(monkeypatch):
+    monkeypatch.setattr(memory, "MOST", 3 * memory.LARGE)
+    first, second, third = (memory.empty(memory.LARGE, np.uint8) for _ in range(3))
+    new = memory.empty(2 * memory.LARGE, np.uint8)
+    where = address(third)
+    del first, second, third
+    assert memory.spare() == 3 * memory.LARGE
+    del new
+    assert memory.spare() == 3 * memory.LARGE
+    last = memory.empty(memory.LARGE, np.uint8)
+    assert address(last) == where
+    assert memory.spare() == 2 * memory.LARGE
+
+
+def test_what_is_new_comes_in_exchange_for_what_was_kept():
+    old = memory.empty(4 * memory.LARGE, np.uint8)
+    del old
+    new = memory.empty(3 * memory.LARGE, np.uint8)
+    assert new.size == 3 * memory.LARGE
+    assert memory.spare() == 0
+
+
+def test_what_is_kept_stays_while_all_together_is_no_more_than_there_once_was(monkeypatch):
+    monkeypatch.setattr(memory, "MOST", 3 * memory.LARGE)
+    large, small = memory.empty(3 * memory.LARGE, np.uint8), memory.empty(2 * memory.LARGE, np.uint8)
+    del small, large  # five in all, of which three are kept
+    new = memory.empty(2 * memory.LARGE, np.uint8)
+    assert memory.spare() == 3 * memory.LARGE
+    more = memory.empty(memory.LARGE, np.uint8)
+    assert memory.spare() == 0
+    assert new.size + more.size == 3 * memory.LARGE
+
+
+def test_zeros_and_copies_are_not_what_lay_there_before():
+    array = memory.empty((1024, 1024), np.float32)
+    array[:] = 7
+    del array
+    zeros = memory.zeros((1024, 1024), np.float32)
+    assert not zeros.any()
+    zeros[0] = 1
+    np.testing.assert_array_equal(memory.copied(zeros.T), zeros.T)
 
 
 @given(
@@ -61,3 +111,10 @@ def test_rows_are_the_memory_they_lie_in(n_rows, n, before, after, step):
     if x.size and step == 1:
         flat[-1] = -1
         assert x[-1, -1] == -1
+
+
+def test_small_arrays_cost_nothing_that_is_kept():
+    old = memory.empty(memory.LARGE, np.uint8)
+    del old
+    assert memory.empty(7, np.float32).shape == (7,)
+    assert memory.spare() == memory.LARGE
