@@ -1,10 +1,21 @@
-"""Writing a file whole or not at all."""
+"""Results as files: written whole or not at all, and what JSON can hold of them."""
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+
+def finite(value: Any) -> Any:
+    """The same with null for NaN and infinite, which JSON does not know, and lists for tuples."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -21,34 +21,6 @@ from ide_ref.structure import build
 class Recipe:
     """Everything that decides the course of a training besides network and seed.
 
-    Attributes
-    ----------
-    dataset : str
-        Name in the registry of data sets.
-    n_steps : int
-        T, time steps of the simulation.
-    mean, std : tuple of floats
-        One per channel, in units where the brightest pixel is 1.
-    epochs, batch_size : int
-        The last batch of an epoch may be smaller; no sample is dropped.
-    lr, milestones, gamma, warmup_steps
-        Learning rate, the epochs after which it is multiplied by `gamma`, and the batches of linear warm-up.
-    momentum, weight_decay : float
-        See `ide_ref.training.sgd.SGD`.
-    crop : int
-        Training images are shifted at random by up to so many pixels each way.
-    flip : bool
-        Every second training image, at random, is mirrored left to right.
-    input : {"static", "spikes"}
-        A constant image for all time steps, or a train of frames.
-    solver, tol, max_iter, allow_unconverged
-        How (BETA) is solved: see `ide_ref.backward`. `tol` is the loosest that cost no accuracy where it was measured
-        (docs/results); the library's own default is made for checking.
-    dtype : {"float32", "float64"}
-        Of parameters and of all computation.
-    limit : int or None
-        Keep only the first `limit` samples of each split.
-
     Raises
     ------
     ValueError
@@ -56,26 +28,41 @@ class Recipe:
     """
 
     dataset: str
+    """Name in the registry of data sets."""
     n_steps: int
+    """T, time steps of the simulation."""
     mean: tuple[float, ...]
+    """One per channel, as `std`, in units where the brightest pixel is 1."""
     std: tuple[float, ...]
     epochs: int = 100
     batch_size: int = 128
+    """The last batch of an epoch may be smaller; no sample is dropped."""
     lr: float = 0.05
+    """Learning rate."""
     milestones: tuple[int, ...] = ()
+    """The epochs after which it is multiplied by `gamma`."""
     gamma: float = 0.1
     warmup_steps: int = 0
+    """Batches of linear warm-up."""
     momentum: float = 0.9
+    """See `ide_ref.training.sgd.SGD`."""
     weight_decay: float = 5e-4
     crop: int = 0
+    """Training images are shifted at random by up to so many pixels each way."""
     flip: bool = False
+    """Every second training image, at random, is mirrored left to right."""
     input: Literal["static", "spikes"] = "static"
+    """A constant image for all time steps, or a train of frames."""
     solver: str = "fixed_point"
+    """How (BETA) is solved, with the next three: see `ide_ref.backward`."""
     tol: float = 1e-1
+    """The loosest that cost no accuracy where it was measured (docs/results); the library's default is for checking."""
     max_iter: int = 200
     allow_unconverged: bool = False
     dtype: str = "float32"
+    """Of parameters and of all computation."""
     limit: int | None = None
+    """Keep only the first `limit` samples of each split."""
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "epochs", "batch_size", "max_iter"):
@@ -111,35 +98,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """A network, told by its structure string, and the recipe that trains it.
-
-    Attributes
-    ----------
-    name : str
-    structure : str
-        See `ide_ref.build`.
-    input_shape : tuple of int
-        Shape of one sample, without batch and time.
-    n_classes : int
-    neuron : Neuron
-    dropout : float
-        Probability of a neuron to be left out of a batch.
-    recipe : Recipe
-    norm : {"operator", "kernel"}
-        Of the restriction of the feedback connection, see `ide_ref.Restriction`.
-    profile : Profile
-        Differences of the authors' program to reproduce; none by default.
-    """
+    """A network, told by its structure string, and the recipe that trains it."""
 
     name: str
     structure: str
+    """See `ide_ref.build`."""
     input_shape: tuple[int, ...]
+    """Shape of one sample, without batch and time."""
     n_classes: int
     neuron: Neuron
     dropout: float
+    """Probability of a neuron to be left out of a batch."""
     recipe: Recipe
     norm: Literal["operator", "kernel"] = "operator"
+    """Of the restriction of the feedback connection, see `ide_ref.Restriction`."""
     profile: Profile = PAPER
+    """Differences of the authors' program to reproduce; none by default."""
 
     def __post_init__(self) -> None:
         _checks.kind("name", self.name, str)

@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ide_ref._files import finite
+
 if TYPE_CHECKING:
     from ide_ref.network import Params
     from ide_ref.presets import Preset
@@ -62,15 +64,6 @@ def positive(text: str) -> float:
 def print_result(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
     """The result on stdout: the document with ``--json``, the text without."""
     print(json.dumps(finite(document), ensure_ascii=False, allow_nan=False) if args.json else text)
-
-
-def finite(value: Any) -> Any:
-    """The same with null for NaN and infinite, which JSON does not know."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def condition(gamma: float) -> str:

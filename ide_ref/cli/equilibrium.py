@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import matplotlib  # noqa: F401  what is missing is told before the run
 
     from ide_ref import figures
-    from ide_ref._files import write_atomically
+    from ide_ref._files import finite, write_atomically
     from ide_ref.maps import freeze
     from ide_ref.neurons import IF, LIF
     from ide_ref.simulation import simulate
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         },
         "neurons": [{name: _plain(value) for name, value in panel.items()} for panel in panels],
     }
-    text = json.dumps(_common.finite(document), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(document), ensure_ascii=False, allow_nan=False)
     write_atomically(out / "equilibrium.json", text.encode())
     _common.print_result(args, document, _table(title, found.describe(), panels, n_steps, out))
     return 0

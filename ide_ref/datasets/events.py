@@ -26,22 +26,16 @@ _END_OF_TIME = 1 << 23
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """Events of one recording, in the order of time.
-
-    Attributes
-    ----------
-    x, y : (n,) uint8
-        Column and row, 0 to 33.
-    polarity : (n,) uint8
-        1 where the pixel became brighter (ON), 0 where darker (OFF).
-    t : (n,) int64
-        Time in microseconds, not decreasing.
-    """
+    """Events of one recording, in the order of time."""
 
     x: NDArray[np.uint8]
+    """(n,): column, 0 to 33."""
     y: NDArray[np.uint8]
+    """(n,): row, 0 to 33."""
     polarity: NDArray[np.uint8]
+    """(n,): 1 where the pixel became brighter (ON), 0 where darker (OFF)."""
     t: NDArray[np.int64]
+    """(n,): time in microseconds, not decreasing."""
 
     def __len__(self) -> int:
         return len(self.t)
@@ -181,25 +175,17 @@ def bin_events(
 
 @dataclass(frozen=True, eq=False)
 class EventFrames:
-    """Recordings that are read, binned and handed out as spike trains a batch at a time.
-
-    Attributes
-    ----------
-    paths : tuple of Path
-        One file a recording.
-    n_frames : int
-        T.
-    window : int or None
-        As in :func:`bin_events`.
-    packed : (B, bytes) uint8 or None
-        The binned frames, one bit a pixel, polarity and frame (8.7 kB a recording for T = 30; 520 MB
-        for all of N-MNIST's training set), or ``None`` where every batch reads its files again.
-    """
+    """Recordings that are read, binned and handed out as spike trains a batch at a time."""
 
     paths: tuple[Path, ...]
+    """One file a recording."""
     n_frames: int
+    """T."""
     window: int | None = None
+    """As in :func:`bin_events`."""
     packed: NDArray[np.uint8] | None = None
+    """(B, bytes): the binned frames, one bit a pixel, polarity and frame (8.7 kB a recording for T = 30; 520 MB for all
+    of N-MNIST's training set), or None where every batch reads its files again."""
 
     def __post_init__(self) -> None:
         _checks.kind("paths", self.paths, tuple)

@@ -47,56 +47,36 @@ _MENDELEY = "https://data.mendeley.com/public-files/datasets/468j46mzdv/files/"
 
 @dataclass(frozen=True)
 class Download:
-    """One published file.
-
-    Attributes
-    ----------
-    address : str
-    digest : str
-        ``"sha256:..."``, or ``"md5:..."`` where its publisher gives nothing stronger.
-    file : str
-        Name under which it is kept; ``.tar.gz`` and ``.zip`` are unpacked beside it.
-    """
+    """One published file."""
 
     address: str
     digest: str
+    """``"sha256:..."``, or ``"md5:..."`` where its publisher gives nothing stronger."""
     file: str
+    """Name under which it is kept; ``.tar.gz`` and ``.zip`` are unpacked beside it."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set without reading it.
-
-    Attributes
-    ----------
-    name, title : str
-    form : {"idx", "cifar10", "cifar100", "events"}
-        File format.
-    input_shape : tuple of int
-        (channels, rows, columns) of one image or one frame.
-    n_classes : int
-    scale : float
-        Pixel value that stands for 1.
-    licence, notice, homepage : str
-        Terms, whom to credit, where to read more.
-    inner : str
-        Folder that the published archive unpacks to, empty if none.
-    debian : str
-        Debian package that installs it, empty if none.
-    downloads : tuple of Download
-    """
+    """What is known of a data set without reading it."""
 
     name: str
     title: str
     form: Literal["idx", "cifar10", "cifar100", "events"]
+    """Format of its files."""
     input_shape: tuple[int, ...]
+    """(channels, rows, columns) of one image or one frame."""
     n_classes: int
     scale: float
+    """Pixel value that stands for 1."""
     licence: str
     notice: str
+    """Whom to credit."""
     homepage: str
     inner: str = ""
+    """Folder that the published archive unpacks to, empty if none."""
     debian: str = ""
+    """Debian package that installs it, empty if none."""
     downloads: tuple[Download, ...] = ()
 
     @property
@@ -249,33 +229,22 @@ DATASETS: MappingProxyType[str, DatasetInfo] = MappingProxyType(
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test items with their labels.
-
-    Attributes
-    ----------
-    name : str
-    x_train, x_test : (B, channels, rows, columns) uint8, read-only; or EventFrames
-        Raw images, or spike trains that are handed out a batch at a time.
-    y_train, y_test : (B,) int64, read-only
-        Labels, 0 to ``n_classes - 1``.
-    n_classes : int
-    scale : float
-        Pixel value that stands for 1, for :func:`~ide_ref.datasets.normalise`.
-    source : Path
-        Folder that it was read from.
-    notice : str
-        Whom to credit; says so where the recordings are synthetic.
-    """
+    """Training and test items with their labels."""
 
     name: str
     x_train: NDArray[np.uint8] | EventFrames
+    """(B, channels, rows, columns) raw images, read-only; or spike trains that are handed out a batch at a time."""
     y_train: NDArray[np.int64]
+    """(B,) labels, 0 to ``n_classes - 1``, read-only."""
     x_test: NDArray[np.uint8] | EventFrames
     y_test: NDArray[np.int64]
     n_classes: int
     scale: float
+    """Pixel value that stands for 1, for :func:`~ide_ref.datasets.normalise`."""
     source: Path
+    """Folder that it was read from."""
     notice: str
+    """Whom to credit; says so where the recordings are synthetic."""
 
     @property
     def n_frames(self) -> int | None:
@@ -313,24 +282,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a data set was found.
-
-    Attributes
-    ----------
-    info : DatasetInfo
-    path : Path or None
-        Its folder, ``None`` where there is none.
-    n_train, n_test : int
-        Numbers of items that its files announce, 0 where not found.
-    problem : str
-        One line if its folder is there but cannot be used, otherwise empty.
-    """
+    """Whether a data set was found."""
 
     info: DatasetInfo
     path: Path | None
+    """Its folder, ``None`` where there is none."""
     n_train: int
+    """Items that its files announce, 0 where not found."""
     n_test: int
     problem: str
+    """One line if its folder is there but cannot be used, otherwise empty."""
 
     @property
     def found(self) -> bool:

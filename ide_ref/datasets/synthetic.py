@@ -37,36 +37,24 @@ _CHUNK = 32
 
 @dataclass(frozen=True)
 class Sensor:
-    """The simulated camera and its movement.
-
-    Attributes
-    ----------
-    threshold : float
-        Change of log-intensity that makes an event.
-    mismatch : float
-        Relative standard deviation of the threshold between pixels.
-    floor : float
-        Intensity of a black pixel relative to a white one's; bounds the contrast.
-    refractory : int
-        Silence of a pixel after an event in microseconds. Crossings meanwhile are lost.
-    noise_rate : float
-        Background events per pixel and second.
-    saccade : int
-        Duration of one of the three saccades in microseconds.
-    amplitude : float
-        Length of the triangle's base and its height in pixels, at most 5.
-    sub_frames : int
-        Images computed per saccade; between them log-intensity is interpolated linearly.
-    """
+    """The simulated camera and its movement."""
 
     threshold: float = 0.35
+    """Change of log-intensity that makes an event."""
     mismatch: float = 0.03
+    """Relative standard deviation of the threshold between pixels."""
     floor: float = 0.1
+    """Intensity of a black pixel relative to a white one's; bounds the contrast."""
     refractory: int = 2000
+    """Silence of a pixel after an event in microseconds. Crossings meanwhile are lost."""
     noise_rate: float = 0.2
+    """Background events per pixel and second."""
     saccade: int = 100_000
+    """Duration of one of the three saccades in microseconds."""
     amplitude: float = 5.0
+    """Length of the triangle's base and its height in pixels, at most 5."""
     sub_frames: int = 32
+    """Images computed per saccade; between them log-intensity is interpolated linearly."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -88,18 +76,12 @@ class Sensor:
 
 @dataclass(frozen=True, eq=False)
 class Recordings:
-    """What :func:`make_recordings` wrote.
-
-    Attributes
-    ----------
-    folder : Path
-        ``out_dir/Train`` or ``out_dir/Test``.
-    n_events : (B,) int64
-        Events of each recording.
-    """
+    """What :func:`make_recordings` wrote."""
 
     folder: Path
+    """``out_dir/Train`` or ``out_dir/Test``."""
     n_events: NDArray[np.int64]
+    """(B,): events of each recording."""
 
 
 def record(images: ArrayLike, *, seed: int = 0, sensor: Sensor | None = None) -> list[Events]:

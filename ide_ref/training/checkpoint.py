@@ -31,31 +31,22 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training stands between two batches: all that the rest of it depends on.
-
-    Attributes
-    ----------
-    preset : Preset
-        Network and recipe.
-    seed : int
-        All randomness is drawn from (seed, purpose, epoch, batch), so no generator has a state to keep.
-    params, velocity : dict of arrays
-        Parameters with running statistics; the optimiser's velocity.
-    step : int
-        Batches finished in the epoch under way.
-    totals : dict of float
-        What the epoch under way has summed up for its metrics.
-    history : tuple of dict
-        The metrics of each finished epoch.
-    """
+    """Where a training stands between two batches: all that the rest of it depends on."""
 
     preset: Preset
+    """Network and recipe."""
     seed: int
+    """All randomness is drawn from (seed, purpose, epoch, batch), so no generator has a state to keep."""
     params: Arrays
+    """Parameters with running statistics."""
     velocity: Arrays
+    """The optimiser's."""
     step: int
+    """Batches finished in the epoch under way."""
     totals: dict[str, float]
+    """What the epoch under way has summed up for its metrics."""
     history: tuple[dict[str, Any], ...]
+    """The metrics of each finished epoch."""
 
     @property
     def epoch(self) -> int:

@@ -22,42 +22,27 @@ Params = Mapping[str, NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network's performance on one split.
-
-    Attributes
-    ----------
-    n_samples : int
-    loss : float
-        Mean cross-entropy.
-    accuracy : float
-        Share of samples whose largest logit is the label's, 0 to 1.
-    firing_rates : dict of str to float
-        Spikes per neuron and step of each population.
-    """
+    """A network's performance on one split."""
 
     n_samples: int
     loss: float
+    """Mean cross-entropy."""
     accuracy: float
+    """Share of samples whose largest logit is the label's, 0 to 1."""
     firing_rates: dict[str, float]
+    """Spikes per neuron and step of each population."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far the simulated rates are from the equilibrium, ‖a[T] - a*‖₂ over all neurons.
-
-    Attributes
-    ----------
-    distance : (B,) array
-        Of each sample.
-    rms : float
-        Root of the mean square over samples and neurons: the typical error of one rate.
-    contraction : float
-        γ of (COND), in operator norms.
-    """
+    """How far the simulated rates are from the equilibrium, ‖a[T] - a*‖₂ over all neurons."""
 
     distance: NDArray[np.floating]
+    """(B,): of each sample."""
     rms: float
+    """Root of the mean square over samples and neurons: the typical error of one rate."""
     contraction: float
+    """γ of (COND), in operator norms."""
 
 
 def load_data(preset: Preset, *, data_dir: str | None = None, limit: int | None = None) -> Dataset:

@@ -48,18 +48,12 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Training:
-    """The end of a call of `train`.
-
-    Attributes
-    ----------
-    checkpoint : Checkpoint
-        The last state, as it is on disk.
-    stopped_by : int or None
-        Number of the signal that interrupted the training.
-    """
+    """The end of a call of `train`."""
 
     checkpoint: Checkpoint
+    """The last state, as it is on disk."""
     stopped_by: int | None = None
+    """Number of the signal that interrupted the training."""
 
     @property
     def best_epoch(self) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import certificates, solvers
+from ide_ref._files import finite
 from ide_ref.authors import PAPER, Profile, edited, profile_of
 from ide_ref.constraints import Restriction
 from ide_ref.equilibrium import (
@@ -41,59 +42,42 @@ _NORM_QUIRKS = ("unbiased_spike_statistics", "batch_statistics_in_beta", "batch_
 
 @dataclass(frozen=True)
 class Part:
-    """One cause and what it adds to the gradient.
-
-    Attributes
-    ----------
-    name, says : str
-    gradients : dict of str to array
-    norms, cosines : dict of str to float
-        Of each parameter: the part's norm over the exact gradient's, and the cosine between the two; NaN where
-        either is 0.
-    norm, cosine : float
-        The same over all parameters together.
-    """
+    """One cause and what it adds to the gradient."""
 
     name: str
     says: str
     gradients: Params
     norms: dict[str, float]
+    """Of each parameter: the part's norm over the exact gradient's."""
     cosines: dict[str, float]
+    """... and the cosine between the two; NaN where either is 0."""
     norm: float
+    """The same over all parameters together."""
     cosine: float
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Result of :func:`explain_gradient`.
-
-    Attributes
-    ----------
-    exact, training : dict of str to array
-        The two gradients, over the parameters that both have.
-    parts : tuple of Part
-        What separates them; training = exact + Σ parts.
-    n_steps : int
-    distance : float
-        Largest ‖a[T] − a*‖₂ of a sample.
-    equilibrium_certificate, rates_certificate : float
-        Largest certified ‖a − a*‖₂ of a*'s solution and of a[T], (CERT), on the feedback sources.
-    exact_certificate, solver_certificate : float
-        Largest certified ‖β − β*‖₂ of the exact solve and of training's.
-    contraction : float
-        γ of the network as it is trained, from operator norms.
-    """
+    """Result of :func:`explain_gradient`."""
 
     exact: Params
+    """Gradient over the parameters that both have."""
     training: Params
     parts: tuple[Part, ...]
+    """What separates them; training = exact + Σ parts."""
     n_steps: int
     distance: float
+    """Largest ‖a[T] − a*‖₂ of a sample."""
     equilibrium_certificate: float
+    """Largest certified ‖a − a*‖₂ of a*'s solution, (CERT), on the feedback sources."""
     rates_certificate: float
+    """The same of a[T]."""
     exact_certificate: float
+    """Largest certified ‖β − β*‖₂ of the exact solve."""
     solver_certificate: float
+    """The same of training's."""
     contraction: float
+    """γ of the network as it is trained, from operator norms."""
 
     def part(self, name: str) -> Part:
         """A part by name."""
@@ -144,34 +128,23 @@ class Budget:
 
     def to_dict(self) -> dict[str, Any]:
         """The budget as JSON-ready values, without the vectors; numbers that are not finite become null."""
-
-        def plain(value: float) -> float | None:
-            return float(value) if np.isfinite(value) else None
-
-        return {
-            "n_steps": self.n_steps,
-            "closure": plain(self.closure),
-            "cosine": plain(self.cosine),
-            "distance": plain(self.distance),
-            "contraction": plain(self.contraction),
-            "certificates": {
-                "equilibrium": plain(self.equilibrium_certificate),
-                "rates": plain(self.rates_certificate),
-                "exact_beta": plain(self.exact_certificate),
-                "solver_beta": plain(self.solver_certificate),
-            },
-            "parts": [
-                {
-                    "name": part.name,
-                    "says": part.says,
-                    "norm": plain(part.norm),
-                    "cosine": plain(part.cosine),
-                    "norms": {name: plain(value) for name, value in part.norms.items()},
-                    "cosines": {name: plain(value) for name, value in part.cosines.items()},
-                }
-                for part in [*self.parts, self.total]
-            ],
-        }
+        parts = [{k: v for k, v in vars(part).items() if k != "gradients"} for part in [*self.parts, self.total]]
+        return finite(
+            {
+                "n_steps": self.n_steps,
+                "closure": self.closure,
+                "cosine": self.cosine,
+                "distance": self.distance,
+                "contraction": self.contraction,
+                "certificates": {
+                    "equilibrium": self.equilibrium_certificate,
+                    "rates": self.rates_certificate,
+                    "exact_beta": self.exact_certificate,
+                    "solver_beta": self.solver_certificate,
+                },
+                "parts": parts,
+            }
+        )
 
 
 def _norm(gradients: Mapping[str, NDArray]) -> float:

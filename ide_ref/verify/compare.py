@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
+from ide_ref._files import finite
 from ide_ref.constraints import BatchNorm, SingularPair
 from ide_ref.equilibrium import Equilibrium, Linearisation, linearise
 from ide_ref.implicit import hebbian, solve_beta
@@ -30,22 +31,14 @@ DECISIVE = 30.0
 
 @dataclass(frozen=True)
 class Context:
-    """Where two gradients were taken, so that mistakes can be planted there.
-
-    Attributes
-    ----------
-    frozen : Frozen
-    state : Rates or Equilibrium
-    d_logits : (B, n_classes) array
-        ∂L/∂o of the mean loss.
-    x : (B, *input_shape) or (B, T, *input_shape) array, optional
-        The input; needed for mistakes in time averages.
-    """
+    """Where two gradients were taken, so that mistakes can be planted there."""
 
     frozen: Frozen
     state: Rates | Equilibrium
     d_logits: NDArray
+    """(B, n_classes): ∂L/∂o of the mean loss."""
     x: NDArray | None = None
+    """(B, *input_shape) or (B, T, *input_shape): the input; needed for mistakes in time averages."""
 
     @cached_property
     def linearisation(self) -> Linearisation:
@@ -447,65 +440,42 @@ MISTAKES: tuple[Mistake, ...] = (
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One parameter's gradient against the foreign one.
-
-    Attributes
-    ----------
-    parameter : str
-    status : str
-        ``same``, ``differs``, ``missing``, ``unexpected``, ``wrong shape``, ``not finite`` or ``no numbers``.
-    distance : float
-        ‖theirs − ours‖ over the larger of the two norms; NaN where it cannot be taken.
-    cosine, ratio : float
-        Of the angle between them, and ‖theirs‖/‖ours‖.
-    detail : str
-        What is the matter with a shape or a value.
-    looks_like : tuple of str
-        Mistakes that explain this parameter taken alone.
-    """
+    """One parameter's gradient against the foreign one."""
 
     parameter: str
     status: str
+    """``same``, ``differs``, ``missing``, ``unexpected``, ``wrong shape``, ``not finite`` or ``no numbers``."""
     distance: float = float("nan")
+    """‖theirs − ours‖ over the larger of the two norms; NaN where it cannot be taken."""
     cosine: float = float("nan")
+    """Of the angle between them."""
     ratio: float = float("nan")
+    """‖theirs‖/‖ours‖."""
     detail: str = ""
+    """What is the matter with a shape or a value."""
     looks_like: tuple[str, ...] = ()
+    """Mistakes that explain this parameter taken alone."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A known mistake that explains the foreign gradient.
-
-    Attributes
-    ----------
-    name, says : str
-    left : float
-        Root mean square over the parameters of what it leaves unexplained, relative.
-    """
+    """A known mistake that explains the foreign gradient."""
 
     name: str
     says: str
     left: float
+    """Root mean square over the parameters of what it leaves unexplained, relative."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of :func:`compare`.
-
-    Attributes
-    ----------
-    rows : tuple of ComparedRow
-    suspects : tuple of Suspect
-        Mistakes that explain everything that differs, the best first; several where they cannot be told apart.
-    distance : float
-        Root mean square over the parameters of the relative distances.
-    tol : float
-    """
+    """Result of :func:`compare`."""
 
     rows: tuple[ComparedRow, ...]
     suspects: tuple[Suspect, ...]
+    """Mistakes that explain everything that differs, the best first; several where they cannot be told apart."""
     distance: float
+    """Root mean square over the parameters of the relative distances."""
     tol: float
 
     @property
@@ -542,18 +512,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values; numbers that are not finite become null."""
-
-        def plain(value: Any) -> Any:
-            return None if isinstance(value, float) and not np.isfinite(value) else value
-
-        return {
-            "same": self.same,
-            "tol": self.tol,
-            "distance": plain(self.distance),
-            "mistake": self.mistake,
-            "suspects": [asdict(suspect) for suspect in self.suspects],
-            "parameters": [{key: plain(value) for key, value in asdict(row).items()} for row in self.rows],
-        }
+        own = asdict(self)
+        return finite({"same": self.same, "mistake": self.mistake, "parameters": own.pop("rows"), **own})
 
 
 def as_array(name: str, value: Any) -> NDArray:

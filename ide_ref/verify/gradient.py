@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import solvers
+from ide_ref._files import finite
 from ide_ref.authors import PAPER, edited
 from ide_ref.equilibrium import Equilibrium, Linearisation, find_equilibrium, gather_sources, spread_sources
 from ide_ref.implicit import Backward, backward
@@ -47,98 +48,64 @@ _SWEPT = tuple(float(h) for h in np.logspace(-0.5, -8, 16))
 
 @dataclass(frozen=True)
 class GradientRow:
-    """One parameter's check, by coordinates or by directions.
-
-    Attributes
-    ----------
-    parameter : str
-        ``"(all)"`` for directions through all parameters together.
-    kind : {"coordinates", "directions"}
-    size : int
-        Scalars in the parameter.
-    checked, set_aside, unresolved : int
-        Differences compared; those where every step crossed a kink of σ or ‖W̄‖; and those that are less certain than
-        the tolerance asks, but agree within their uncertainty.
-    one_sided : int
-        Those among the compared that were taken from one side.
-    max_rel_error : float
-        Largest relative error among those compared; NaN when none was.
-    uncertainty : float
-        Largest uncertainty of a difference among those compared, relative as the error is.
-    worst : tuple of int
-        Index of the coordinate it was found at, or (number,) of the direction.
-    largest : float
-        Largest absolute gradient in the parameter.
-    """
+    """One parameter's check, by coordinates or by directions."""
 
     parameter: str
+    """``"(all)"`` for directions through all parameters together."""
     kind: Literal["coordinates", "directions"]
     size: int
+    """Scalars in the parameter."""
     checked: int
+    """Differences compared."""
     set_aside: int
+    """Those where every step crossed a kink of σ or ‖W̄‖."""
     unresolved: int
+    """Those less certain than the tolerance asks, but in agreement within their uncertainty."""
     one_sided: int
+    """Those among the compared that were taken from one side."""
     max_rel_error: float
+    """Largest relative error among those compared; NaN when none was."""
     uncertainty: float
+    """Largest uncertainty of a difference among those compared, relative as the error is."""
     worst: tuple[int, ...]
+    """Index of the coordinate it was found at, or (number,) of the direction."""
     largest: float
+    """Largest absolute gradient in the parameter."""
 
 
 @dataclass(frozen=True)
 class Kink:
-    """The neuron closest to a kink of σ, at the equilibrium.
-
-    Attributes
-    ----------
-    distance : float
-        Of its pre-activation p to 0 or V_th, whichever is closer, in units of potential.
-    sample : int
-    population : str
-    neuron : tuple of int
-        Index in the population's shape.
-    """
+    """The neuron closest to a kink of σ, at the equilibrium."""
 
     distance: float
+    """Of its pre-activation p to 0 or V_th, whichever is closer, in units of potential."""
     sample: int
     population: str
     neuron: tuple[int, ...]
+    """Index in the population's shape."""
 
 
 @dataclass(frozen=True)
 class GradientReport:
-    """Result of :func:`check_gradient`.
-
-    Attributes
-    ----------
-    rows : tuple of GradientRow
-    method : {"central", "cell"}
-    tol : float
-    loss : float
-    beta_residual : float
-        Largest relative residual of (BETA).
-    certificate : float
-        Largest certified error of β, (CERT); infinite where γ ≥ 1.
-    equilibrium_residual, equilibrium_certificate : float
-        Largest ‖f(a) − a‖ of the equilibrium differentiated, and its certified distance to a*.
-    contraction : float
-        γ of (COND).
-    kink : Kink
-        The nearest.
-    why_not : str
-        Why no error is certified; empty where one is.
-    """
+    """Result of :func:`check_gradient`."""
 
     rows: tuple[GradientRow, ...]
     method: Method
     tol: float
     loss: float
     beta_residual: float
+    """Largest relative residual of (BETA)."""
     certificate: float
+    """Largest certified error of β, (CERT); infinite where γ ≥ 1."""
     equilibrium_residual: float
+    """Largest ‖f(a) − a‖ of the equilibrium differentiated."""
     equilibrium_certificate: float
+    """Its largest certified distance to a*."""
     contraction: float
+    """γ of (COND)."""
     kink: Kink
     why_not: str = ""
+    """Why no error is certified; empty where one is."""
 
     @property
     def checked(self) -> int:
@@ -221,48 +188,35 @@ class GradientReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
-        return {
-            "passed": self.passed,
-            "method": self.method,
-            "tol": self.tol,
-            "max_rel_error": self.max_rel_error,
-            "max_direction_error": self.max_direction_error,
-            "checked": self.checked,
-            "set_aside": self.set_aside,
-            "set_aside_fraction": self.set_aside_fraction,
-            "unresolved": self.unresolved,
-            "uncertainty": self.uncertainty,
-            "loss": self.loss,
-            "contraction": self.contraction,
-            "beta_residual": self.beta_residual,
-            "certificate": self.certificate,
-            "equilibrium_residual": self.equilibrium_residual,
-            "equilibrium_certificate": self.equilibrium_certificate,
-            "why_not_certified": self.why_not,
-            "nearest_kink": {**asdict(self.kink), "neuron": list(self.kink.neuron)},
-            "parameters": [{**asdict(row), "worst": list(row.worst)} for row in self.rows],
-        }
+        own = asdict(self)
+        renamed = {"why_not_certified": "why_not", "nearest_kink": "kink", "parameters": "rows"}
+        return finite(
+            {
+                "passed": self.passed,
+                "max_rel_error": self.max_rel_error,
+                "max_direction_error": self.max_direction_error,
+                "checked": self.checked,
+                "set_aside": self.set_aside,
+                "set_aside_fraction": self.set_aside_fraction,
+                "unresolved": self.unresolved,
+                "uncertainty": self.uncertainty,
+                **{name: own.pop(field) for name, field in renamed.items()},
+                **own,
+            }
+        )
 
 
 @dataclass(frozen=True)
 class StepSweep:
-    """Relative error of a directional difference as the step h varies: the V-shaped curve.
-
-    Attributes
-    ----------
-    steps : (K,) array
-        Step lengths along a direction of length 1; of an extrapolated difference the longest.
-    errors : dict of str to (K,) array
-        Of ``"second order"``, ``"fourth order"`` (both of the exact equilibrium) and ``"linear region"`` (eighth).
-        Left of the V rounding rules, right of it the difference's own order, or a kink.
-    crossed : dict of str to (K,) bool array
-        Where a perturbation moved a neuron onto another piece of σ, or crossed a kink of (NORM).
-    kink : Kink
-    """
+    """Relative error of a directional difference as the step h varies: the V-shaped curve."""
 
     steps: NDArray
+    """(K,) step lengths along a direction of length 1; of an extrapolated difference the longest."""
     errors: dict[str, NDArray]
+    """(K,) of ``"second order"``, ``"fourth order"`` (both of the exact equilibrium) and ``"linear region"`` (eighth).
+    Left of the V rounding rules, right of it the difference's own order, or a kink."""
     crossed: dict[str, NDArray[np.bool_]]
+    """(K,) of each: where a perturbation moved a neuron onto another piece of σ, or crossed a kink of (NORM)."""
     kink: Kink
 
     def table(self) -> str:
@@ -275,12 +229,14 @@ class StepSweep:
 
     def to_dict(self) -> dict[str, Any]:
         """The curves as JSON-ready values."""
-        return {
-            "steps": self.steps.tolist(),
-            "errors": {name: [e if np.isfinite(e) else None for e in v.tolist()] for name, v in self.errors.items()},
-            "crossed": {name: c.tolist() for name, c in self.crossed.items()},
-            "nearest_kink": {**asdict(self.kink), "neuron": list(self.kink.neuron)},
-        }
+        return finite(
+            {
+                "steps": self.steps.tolist(),
+                "errors": {name: errors.tolist() for name, errors in self.errors.items()},
+                "crossed": {name: crossed.tolist() for name, crossed in self.crossed.items()},
+                "nearest_kink": asdict(self.kink),
+            }
+        )
 
 
 def _largest(errors: Sequence[float]) -> float:

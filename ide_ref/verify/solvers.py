@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import certificates, solvers
+from ide_ref._files import finite
 from ide_ref.certificates import GRAIN
 from ide_ref.equilibrium import Equilibrium, linearise
 from ide_ref.implicit import right_hand_side
@@ -28,31 +29,21 @@ SINGULAR = 1e-12
 
 @dataclass(frozen=True)
 class System:
-    """What is known of x = J x + b, the worst sample's figures.
-
-    Attributes
-    ----------
-    size : int
-        Unknowns per sample.
-    gamma : float
-        γ, a bound of ‖J‖ from operator norms; NaN where none was given.
-    radius : float
-        Spectral radius of J: the fixed-point iteration converges for every b when it is below 1.
-    condition : float
-        Of I − J; infinite when singular.
-    smallest : float
-        Smallest eigenvalue of the symmetric part of I − J; at most 0 when the system is indefinite, where
-        restarted GMRES may stagnate.
-    examined : bool
-        False for systems too large to take apart; radius, condition and smallest are then NaN.
-    """
+    """What is known of x = J x + b, the worst sample's figures."""
 
     size: int
+    """Unknowns per sample."""
     gamma: float
+    """γ, a bound of ‖J‖ from operator norms; NaN where none was given."""
     radius: float
+    """Spectral radius of J: the fixed-point iteration converges for every b when it is below 1."""
     condition: float
+    """Of I − J; infinite when singular."""
     smallest: float
+    """Smallest eigenvalue of the symmetric part of I − J; at most 0 when the system is indefinite, where restarted
+    GMRES may stagnate."""
     examined: bool
+    """False for systems too large to take apart; radius, condition and smallest are then NaN."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -73,30 +64,19 @@ class System:
 
 @dataclass(frozen=True)
 class SolverRow:
-    """How one solver did.
-
-    Attributes
-    ----------
-    method, verdict : str
-        The verdict is the solution's status, one of :data:`ide_ref.solvers.STATUSES`; for ``damped`` it is ``another
-        equation``.
-    iterations, n_products : int
-    residual : float
-        Largest relative residual of a sample.
-    certificate : float
-        Largest certified error ‖x − x*‖₂, (CERT); infinite where γ ≥ 1 or unknown.
-    error : float
-        Largest ‖x − x*‖₂ against a dense solution; NaN for systems too large.
-    seconds : float
-    """
+    """How one solver did."""
 
     method: str
     verdict: str
+    """The solution's status, one of :data:`ide_ref.solvers.STATUSES`; for ``damped`` it is ``another equation``."""
     iterations: int
     n_products: int
     residual: float
+    """Largest relative residual of a sample."""
     certificate: float
+    """Largest certified error ‖x − x*‖₂, (CERT); infinite where γ ≥ 1 or unknown."""
     error: float
+    """Largest ‖x − x*‖₂ against a dense solution; NaN for systems too large."""
     seconds: float
 
 
@@ -134,17 +114,8 @@ class SolverReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values; numbers that are not finite become null."""
-
-        def plain(value: Any) -> Any:
-            return None if isinstance(value, float) and not np.isfinite(value) else value
-
-        return {
-            "tol": self.tol,
-            "agree": self.agree,
-            "system": {name: plain(value) for name, value in asdict(self.system).items()},
-            "warnings": list(self.system.warnings),
-            "solvers": [{name: plain(value) for name, value in asdict(row).items()} for row in self.rows],
-        }
+        own = asdict(self)
+        return finite({"agree": self.agree, "warnings": self.system.warnings, "solvers": own.pop("rows"), **own})
 
 
 def examine(
