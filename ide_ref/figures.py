@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from ide_ref.datasets import Events
     from ide_ref.verify import Budget, StepSweep
@@ -73,7 +74,6 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
     ----------
     history : sequence of mapping
         Lines of ``metrics.jsonl``.
-    title : str
     path : path
         Ends in .png or .svg.
     """
@@ -81,14 +81,14 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
 
     epochs = [line["epoch"] for line in history]
     figure, (left, right) = new_figure(2)
-    marker = _marker(len(epochs))
+    points = _points(len(epochs))
     # A logarithmic axis has no place for 0.
     for ax, unit, values in (
         (left, "cross-entropy", lambda split: [max(line[f"{split}_loss"], 1e-8) for line in history]),
         (right, "error (%)", lambda split: [_error(line[f"{split}_accuracy"]) for line in history]),
     ):
-        ax.plot(epochs, values("train"), color=TRAIN, label="train (with dropout)", marker=marker, markersize=3)
-        ax.plot(epochs, values("test"), color=TEST, label="test", marker=marker, markersize=3)
+        ax.plot(epochs, values("train"), color=TRAIN, label="train (with dropout)", **points)
+        ax.plot(epochs, values("test"), color=TEST, label="test", **points)
         ax.set_yscale("log")
         # One epoch has one tick.
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -102,17 +102,11 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
                 ax.axvline(before["epoch"] + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
     accuracies = [line["test_accuracy"] for line in history]
     best = accuracies.index(max(accuracies))
-    right.plot(epochs[best], _error(accuracies[best]), "o", color=ACCENT, markersize=5)
-    right.annotate(
-        f"best {accuracies[best]:.2%}",
-        (epochs[best], _error(accuracies[best])),
-        xytext=(0, -14),
-        textcoords="offset points",
-        ha="center",
-        color=ACCENT,
-        fontsize=9,
-    )
-    left.legend(frameon=False, fontsize=9, labelcolor=MUTED)
+    place = epochs[best], _error(accuracies[best])
+    right.plot(*place, "o", color=ACCENT, markersize=5)
+    words: dict[str, Any] = {"ha": "center", "color": ACCENT, "fontsize": 9}
+    right.annotate(f"best {accuracies[best]:.2%}", place, xytext=(0, -14), textcoords="offset points", **words)
+    _legend(left)
     left.set_title(title, loc="left", fontsize=11)
     right.set_title(f"last {accuracies[-1]:.2%}", loc="left", fontsize=11)
     save(figure, path)
@@ -149,34 +143,17 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Seque
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.fill_between(times, error.min(axis=0), error.max(axis=0), color=TEST, alpha=0.18, linewidth=0)
-        # A run of few steps shows them: one is no line.
-        steps: dict[str, Any] = {"marker": _marker(len(times)), "markersize": 3}
+        steps = _points(len(times))
         observed = "‖a[t] − a*‖, observed" if found else "‖f(a[t]) − a[t]‖, observed"
         ax.plot(times, np.median(error, axis=0), color=TEST, label=observed, **steps)
         ax.set_xlabel("time step t", color=MUTED)
         for axis in (ax.xaxis, ax.yaxis):
             _plain_numbers(axis)
-        if not found:
-            ax.set_title(panel["name"], loc="left", fontsize=10, color=MUTED)
-            ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left")
-            continue
-        one_step = np.median(panel["one_step"], axis=0)
-        ax.plot(times, one_step, color=ACCENT, linewidth=1, label="(ERR), from t − 1 to t", **steps)
-        iterated = np.median(panel["iterated"], axis=0)
-        # Beyond (COND) the sum grows without end: only its beginning says something.
-        shown = iterated <= 100 * error.max()
-        if shown.sum() > 1 or len(times) == 1:
-            dashed: dict[str, Any] = {"color": ACCENT, "linewidth": 1, "linestyle": "--", **steps}
-            ax.plot(times[shown], iterated[shown], label="its sum from t = 0", **dashed)
-        if panel["limit"] is not None and panel["name"] == "LIF":
-            ax.plot(times, panel["limit"], color=MUTED, linewidth=1, linestyle=":", label="(FLOOR)")
-        if panel["name"] == "IF":
-            guide = np.median(error, axis=0)[-1] * times[-1] / times
-            ax.plot(times, guide, color=MUTED, linewidth=1, linestyle=":", label="1/t")
-        fitted = panel["name"] == "IF" and np.isfinite(panel["slope"])
-        slope = f": slope {panel['slope']:.2f} from t = {panel['slope_from']} on" if fitted else ""
-        ax.set_title(f"{panel['name']}{slope}".replace("-", "−"), loc="left", fontsize=10, color=MUTED)
-        ax.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="lower left")
+        words = panel["name"]
+        if found:
+            words += _draw_bounds(ax, panel, times, error)
+        ax.set_title(words, loc="left", fontsize=10, color=MUTED)
+        _legend(ax, 8, loc="lower left")
     drawn = {"distance from a*, in " if panel.get("error") is not None else "residual of (FP), in " for panel in panels}
     # Where the panels differ, their legends say what each shows.
     axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes per step", color=MUTED)
@@ -184,8 +161,34 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Seque
     save(figure, *paths)
 
 
-def _marker(n_points: int) -> str | None:
-    return "o" if n_points < 15 else None
+def _draw_bounds(ax: Axes, panel: Mapping[str, Any], times: NDArray, error: NDArray) -> str:
+    """The bounds of a panel of :func:`convergence`; the slope in words, where it has one."""
+    import numpy as np
+
+    steps: dict[str, Any] = {"color": ACCENT, "linewidth": 1, **_points(len(times))}
+    dotted: dict[str, Any] = {"color": MUTED, "linewidth": 1, "linestyle": ":"}
+    ax.plot(times, np.median(panel["one_step"], axis=0), label="(ERR), from t − 1 to t", **steps)
+    iterated = np.median(panel["iterated"], axis=0)
+    # Beyond (COND) the sum grows without end: only its beginning says something.
+    shown = iterated <= 100 * error.max()
+    if shown.sum() > 1 or len(times) == 1:
+        ax.plot(times[shown], iterated[shown], linestyle="--", label="its sum from t = 0", **steps)
+    if panel["name"] == "LIF" and panel["limit"] is not None:
+        ax.plot(times, panel["limit"], label="(FLOOR)", **dotted)
+    if panel["name"] != "IF":
+        return ""
+    ax.plot(times, np.median(error, axis=0)[-1] * times[-1] / times, label="1/t", **dotted)
+    slope = f": slope {panel['slope']:.2f} from t = {panel['slope_from']} on".replace("-", "−")
+    return slope if np.isfinite(panel["slope"]) else ""
+
+
+def _points(n_points: int) -> dict[str, Any]:
+    """Few points are shown beside their line: one is no line."""
+    return {"marker": "o" if n_points < 15 else None, "markersize": 3}
+
+
+def _legend(ax: Axes, size: int = 9, **place: Any) -> None:
+    ax.legend(frameon=False, fontsize=size, labelcolor=MUTED, **place)
 
 
 def _plain_numbers(axis: Axis) -> None:
@@ -207,8 +210,6 @@ def event_picture(events: Events, *, title: str, path: str | Path, n_windows: in
 
     Parameters
     ----------
-    events : Events
-    title : str
     path : path
         Ends in .png or .svg.
     n_windows : int
@@ -240,7 +241,6 @@ def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
     ----------
     sweep : StepSweep
         From :func:`ide_ref.verify.sweep_steps`.
-    title : str
     path : path
         Ends in .png or .svg.
     """
@@ -253,7 +253,7 @@ def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
         ax.loglog(sweep.steps[crossed], floor[crossed], "o", color=color, markersize=4, markerfacecolor="white")
     ax.set_xlabel("step h", color=MUTED)
     ax.set_ylabel("relative error", color=MUTED)
-    ax.legend(frameon=False, fontsize=9, labelcolor=MUTED)
+    _legend(ax)
     ax.set_title(title, loc="left", fontsize=11)
     save(figure, path)
 
@@ -265,7 +265,6 @@ def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path)
     ----------
     budgets : sequence of Budget
         From :func:`ide_ref.verify.explain_over_time`.
-    title : str
     path : path
         Ends in .png or .svg.
     """
@@ -291,7 +290,7 @@ def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path)
     for ax in (left, right):
         ax.set_xlabel("T", color=MUTED)
         _plain_numbers(ax.xaxis)
-        ax.legend(frameon=False, fontsize=8, labelcolor=MUTED)
+        _legend(ax, 8)
     left.set_title(title, loc="left", fontsize=11)
     save(figure, path)
 
@@ -323,6 +322,6 @@ def roofline(
         ax.loglog([share], [rate / share / 1e9], marker, color=MUTED, markersize=6, label=label)
     ax.set_xlabel("spikes per neuron and step", color=MUTED)
     ax.set_ylabel("10⁹ dense multiply-adds a second and thread", color=MUTED)
-    ax.legend(frameon=False, fontsize=7, labelcolor=MUTED)
+    _legend(ax, 7)
     ax.set_title("Event-driven rollouts, counted as dense products", loc="left", fontsize=11)
     save(figure, path)

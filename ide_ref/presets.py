@@ -65,10 +65,8 @@ class Recipe:
     """Keep only the first `limit` samples of each split."""
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "epochs", "batch_size", "max_iter"):
+        for name in ("n_steps", "epochs", "batch_size", "max_iter", *(["limit"] if self.limit is not None else [])):
             _checks.whole(name, getattr(self, name))
-        if self.limit is not None:
-            _checks.whole("limit", self.limit)
         for name in ("warmup_steps", "crop"):
             _checks.whole(name, getattr(self, name), 0)
         for name in ("lr", "tol", "gamma"):
@@ -86,11 +84,8 @@ class Recipe:
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std!r}; expected positive numbers")
         _checks.kind("dataset", self.dataset, str)
-        for name, choices in (
-            ("dtype", ("float32", "float64")),
-            ("solver", tuple(SOLVERS)),
-            ("input", ("static", "spikes")),
-        ):
+        allowed = {"dtype": ("float32", "float64"), "solver": tuple(SOLVERS), "input": ("static", "spikes")}
+        for name, choices in allowed.items():
             value = getattr(self, name)
             if not _checks.is_one_of(value, choices):
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
@@ -123,14 +118,9 @@ class Preset:
     @cached_property
     def network(self) -> Network:
         """The network the structure string describes under the profile, built on first use."""
-        network = build(
-            self.structure,
-            input_shape=self.input_shape,
-            n_classes=self.n_classes,
-            neuron=self.neuron,
-            dropout=self.dropout,
-            restriction=Restriction(norm=self.norm),
-        )
+        sizes: dict[str, Any] = {"input_shape": self.input_shape, "n_classes": self.n_classes}
+        restriction = Restriction(norm=self.norm)
+        network = build(self.structure, **sizes, neuron=self.neuron, dropout=self.dropout, restriction=restriction)
         return edited(network, self.profile)
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,15 +137,8 @@ class Preset:
             The fields are not those of a preset.
         """
         recipe: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["recipe"].items()}
-        return cls(
-            **{
-                **fields,
-                "input_shape": tuple(fields["input_shape"]),
-                "neuron": Neuron(**fields["neuron"]),
-                "recipe": Recipe(**recipe),
-                "profile": Profile(**fields["profile"]),
-            }
-        )
+        parts = {"neuron": Neuron(**fields["neuron"]), "profile": Profile(**fields["profile"])}
+        return cls(**{**fields, **parts, "input_shape": tuple(fields["input_shape"]), "recipe": Recipe(**recipe)})
 
 
 _MNIST_LIKE = Recipe(dataset="mnist", n_steps=30, mean=(0.1307,), std=(0.3081,), milestones=(30, 60, 90))
@@ -173,47 +156,27 @@ _CIFAR = Recipe(
     solver="anderson",
 )
 
+_DIGITS = Recipe(
+    dataset="digits",
+    n_steps=5,
+    mean=(0.305,),
+    std=(0.376,),
+    epochs=20,
+    batch_size=32,
+    lr=0.2,
+    milestones=(10, 15),
+)
+_FASHION = replace(_MNIST_LIKE, dataset="fashion-mnist", n_steps=5)
+_NMNIST = replace(_MNIST_LIKE, dataset="nmnist", mean=(0.0, 0.0), std=(1.0, 1.0), input="spikes")
+
 # Presets with LIF neurons; `load` puts IF neurons in their place on request.
 _TABLE = {
     preset.name: preset
     for preset in (
-        Preset(
-            name="digits",
-            structure="256 (F256)",
-            input_shape=(64,),
-            n_classes=10,
-            neuron=LIF(0.95),
-            dropout=0.2,
-            recipe=Recipe(
-                dataset="digits",
-                n_steps=5,
-                mean=(0.305,),
-                std=(0.376,),
-                epochs=20,
-                batch_size=32,
-                lr=0.2,
-                milestones=(10, 15),
-            ),
-        ),
-        Preset(
-            name="fashion-mnist-400",
-            structure="400 (F400)",
-            input_shape=(784,),
-            n_classes=10,
-            neuron=LIF(0.95),
-            dropout=0.2,
-            recipe=replace(_MNIST_LIKE, dataset="fashion-mnist", n_steps=5),
-        ),
+        Preset("digits", "256 (F256)", (64,), 10, LIF(0.95), 0.2, _DIGITS),
+        Preset("fashion-mnist-400", "400 (F400)", (784,), 10, LIF(0.95), 0.2, _FASHION),
         Preset("mnist-64c5", "64C5s (F64C5)", (1, 28, 28), 10, LIF(0.95), 0.2, _MNIST_LIKE),
-        Preset(
-            "nmnist-64c5",
-            "64C5s (F64C5)",
-            (2, 34, 34),
-            10,
-            LIF(0.95),
-            0.2,
-            replace(_MNIST_LIKE, dataset="nmnist", mean=(0.0, 0.0), std=(1.0, 1.0), input="spikes"),
-        ),
+        Preset("nmnist-64c5", "64C5s (F64C5)", (2, 34, 34), 10, LIF(0.95), 0.2, _NMNIST),
         *(
             Preset(
                 f"{data}-{name}",
@@ -264,10 +227,6 @@ def load(
         ``authors`` turns on all differences of the authors' program: the kernel's norm, their solver (Broyden,
         30 steps, unconverged results taken) and every switch of `ide_ref.authors`.
 
-    Returns
-    -------
-    Preset
-
     Raises
     ------
     ValueError
@@ -278,18 +237,18 @@ def load(
         nearest = difflib.get_close_matches(name, _TABLE, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ValueError(f"no preset is called {name!r}: {hint}there are {', '.join(_TABLE)}")
-    preset = _TABLE[name]
-    if not _checks.is_one_of(neuron, ("lif", "if")):
-        raise ValueError(f"neuron is {neuron!r}, expected 'lif' or 'if'")
+    for argument, value, choices in (
+        ("neuron", neuron, ("lif", "if")),
+        ("norm", norm, ("operator", "kernel")),
+        ("profile", profile, ("paper", "authors")),
+    ):
+        if not _checks.is_one_of(value, choices):
+            raise ValueError(f"{argument} is {value!r}, expected {choices[0]!r} or {choices[1]!r}")
+    preset = replace(_TABLE[name], norm=norm)
     if neuron == "if":
         preset = replace(preset, neuron=IF(preset.neuron.v_th))
     if n_steps is not None:
         preset = replace(preset, recipe=replace(preset.recipe, n_steps=n_steps))
-    if not _checks.is_one_of(norm, ("operator", "kernel")):
-        raise ValueError(f"norm is {norm!r}, expected 'operator' or 'kernel'")
-    if not _checks.is_one_of(profile, ("paper", "authors")):
-        raise ValueError(f"profile is {profile!r}, expected 'paper' or 'authors'")
-    preset = replace(preset, norm=norm)
     if profile == "authors":
         recipe = replace(preset.recipe, solver="broyden", max_iter=30, tol=1e-7, allow_unconverged=True)
         switches = authors.authors(len(preset.network.populations))

@@ -77,14 +77,8 @@ def _parse(text: str) -> tuple[list[tuple[str, int]], tuple[str, int] | None]:
     feedback = layer()
     expect(")", "')', which ends the feedback connection, one layer")
     if skip_spaces():
-        raise ValueError(
-            _point(
-                text,
-                at,
-                f"found {found()} after the feedback connection; expected the end (several feedback paths, skips and "
-                "pooling are written as an ide_ref.Network)",
-            )
-        )
+        expected = "the end (several feedback paths, skips and pooling are written as an ide_ref.Network)"
+        raise ValueError(_point(text, at, f"found {found()} after the feedback connection; expected {expected}"))
     return layers, feedback
 
 
@@ -105,9 +99,6 @@ def build(
     structure : str
         Layers joined by ``-``, then one feedback connection in brackets from the last layer to the first:
         ``400 (F400)``.
-    input_shape : tuple of int
-    n_classes : int
-    neuron : Neuron
     dropout : float
         On the output of every connection, one mask per batch.
     batch_norm : bool
@@ -130,39 +121,19 @@ def build(
     shape, source = input_shape, INPUT
     for i, (token, at) in enumerate(layers):
         synapse = _synapse(token, shape, structure, at)
-        name = f"a{i + 1}"
-        populations.append(Population(name, synapse.out_shape))
-        connections.append(
-            Connection(
-                INPUT if i == 0 else f"hidden{i}",
-                source,
-                name,
-                synapse,
-                bias=True,
-                batch_norm=batch_norm,
-                dropout=dropout,
-            )
-        )
-        shape, source = synapse.out_shape, name
+        name, target = INPUT if i == 0 else f"hidden{i}", f"a{i + 1}"
+        populations.append(Population(target, synapse.out_shape))
+        connections.append(Connection(name, source, target, synapse, bias=True, batch_norm=batch_norm, dropout=dropout))
+        shape, source = synapse.out_shape, target
     if feedback is not None:
         token, at = feedback
         synapse = _synapse(token, shape, structure, at)
-        if synapse.out_shape != populations[0].shape:
-            raise ValueError(
-                _point(
-                    structure,
-                    at,
-                    f"connection 'feedback' arrives with shape {synapse.out_shape}, but the first layer has "
-                    f"{populations[0].shape}",
-                )
-            )
+        first = populations[0]
+        if synapse.out_shape != first.shape:
+            found = f"connection 'feedback' arrives with shape {synapse.out_shape}"
+            raise ValueError(_point(structure, at, f"{found}, but the first layer has {first.shape}"))
         connections.append(
-            Connection("feedback", source, populations[0].name, synapse, restriction=restriction, dropout=dropout)
+            Connection("feedback", source, first.name, synapse, restriction=restriction, dropout=dropout)
         )
-    return Network(
-        input_shape,
-        tuple(populations),
-        tuple(connections),
-        Readout(source, Dense(shape, (n_classes,))),
-        neuron,
-    )
+    readout = Readout(source, Dense(shape, (n_classes,)))
+    return Network(input_shape, tuple(populations), tuple(connections), readout, neuron)

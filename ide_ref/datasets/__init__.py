@@ -7,14 +7,7 @@ look into the user's cache or to download.
 from ide_ref.datasets.augment import check_images, normalise, random_crop, random_flip
 from ide_ref.datasets.cifar import read_cifar10, read_cifar100
 from ide_ref.datasets.errors import DataError
-from ide_ref.datasets.events import (
-    EventFrames,
-    Events,
-    bin_events,
-    find_recordings,
-    read_events,
-    write_events,
-)
+from ide_ref.datasets.events import EventFrames, Events, bin_events, find_recordings, read_events, write_events
 from ide_ref.datasets.idx import idx_shape, read_idx
 from ide_ref.datasets.registry import DATASETS, Dataset, DatasetInfo, Download, Status, fetch, load, status
 from ide_ref.datasets.synthetic import Recordings, Sensor, make_recordings, record

@@ -19,7 +19,6 @@ def check_images(x: ArrayLike, y: ArrayLike, *, n_classes: int, input_shape: Seq
         Images or spike trains.
     y : (B,) integers
         Labels, 0 to ``n_classes - 1``.
-    n_classes : int
     input_shape : sequence of int
         Shape of one item.
 
@@ -43,14 +42,13 @@ def check_images(x: ArrayLike, y: ArrayLike, *, n_classes: int, input_shape: Seq
         raise ValueError(f"y has shape {labels.shape}, expected ({len(images)},), one label an item")
     if not len(images):
         raise ValueError("x and y are empty, expected at least one item")
-    if images.dtype.kind == "f":
-        finite = np.isfinite(images)
-        if not finite.all():
-            place = tuple(int(i) for i in np.argwhere(~finite)[0])
-            raise ValueError(
-                f"x[{', '.join(map(str, place))}] is {images[place]}, expected finite pixels; "
-                f"{images.size - np.count_nonzero(finite)} pixels are NaN or infinite"
-            )
+    bad = ~np.isfinite(images)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"x[{', '.join(map(str, place))}] is {images[place]}, expected finite pixels; "
+            f"{np.count_nonzero(bad)} pixels are NaN or infinite"
+        )
     wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
     if wrong.size:
         raise ValueError(
@@ -123,7 +121,6 @@ def random_crop(x: NDArray[np.generic], rng: np.random.Generator, *, padding: in
         Raw pixels.
     rng : Generator
         One draw of shape (2, B): for each image the first row, then for each the first column.
-    padding : int
 
     Returns
     -------
@@ -142,12 +139,8 @@ def random_crop(x: NDArray[np.generic], rng: np.random.Generator, *, padding: in
     top, left = rng.integers(0, 2 * padding, size=(2, n), endpoint=True)
     rows = top[:, None] + np.arange(height)
     columns = left[:, None] + np.arange(width)
-    return padded[
-        np.arange(n)[:, None, None, None],
-        np.arange(channels)[:, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    images, planes = np.ogrid[:n, :channels]
+    return padded[images[..., None, None], planes[..., None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def random_flip(x: NDArray[np.generic], rng: np.random.Generator, *, probability: float = 0.5) -> NDArray[np.generic]:
@@ -158,7 +151,6 @@ def random_flip(x: NDArray[np.generic], rng: np.random.Generator, *, probability
     x : (B, C, rows, columns)
     rng : Generator
         One draw of shape (B,).
-    probability : float
 
     Returns
     -------

@@ -23,8 +23,6 @@ def read_cifar10(path: str | Path, *, n_records: int | None = None) -> tuple[NDA
 
     Parameters
     ----------
-    path : path
-        The file.
     n_records : int, optional
         Number of records that the file has to hold (10,000 in the published files); by default any
         whole number of them.
@@ -39,46 +37,29 @@ def read_cifar10(path: str | Path, *, n_records: int | None = None) -> tuple[NDA
     DataError
         A file that ends inside a record, holds another number of records, or has a label out of range.
     """
-    labels, images = _read(path, (("label", 10),), n_records)
+    labels, images = _read(path, {"label": 10}, n_records)
     return images, labels[:, 0]
 
 
 def read_cifar100(
     path: str | Path, *, n_records: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """Images, fine and coarse labels of a CIFAR-100 file (``train.bin`` or ``test.bin``).
+    """Images, fine and coarse labels of a CIFAR-100 file (``train.bin`` or ``test.bin``); as :func:`read_cifar10`.
 
-    Parameters
-    ----------
-    path : path
-        The file.
-    n_records : int, optional
-        Number of records that the file has to hold (50,000 and 10,000 in the published files); by
-        default any whole number of them.
+    The published files hold 50,000 and 10,000 records.
 
     Returns
     -------
     images : (B, 3, 32, 32) uint8, read-only
     fine : (B,) int64, 0 to 99
     coarse : (B,) int64, 0 to 19
-
-    Raises
-    ------
-    DataError
-        As :func:`read_cifar10`.
     """
-    labels, images = _read(path, (("coarse label", 20), ("fine label", 100)), n_records)
+    labels, images = _read(path, {"coarse label": 20, "fine label": 100}, n_records)
     return images, labels[:, 1], labels[:, 0]
 
 
 def check_size(path: Path, n_records: int, n_labels: int) -> None:
-    """Refuse a file, unread, whose size is not that of so many records with so many label bytes each.
-
-    Raises
-    ------
-    DataError
-        The file is too short or too long.
-    """
+    """DataError for a file, unread, whose size is not that of so many records with so many label bytes each."""
     _n_records(path, path.stat().st_size, n_records, n_labels + _N_PIXELS)
 
 
@@ -86,21 +67,15 @@ def _n_records(path: Path, n_bytes: int, n_records: int | None, size: int) -> in
     """How many records a file of so many bytes holds; refuses another number than the given one, and parts."""
     whole, rest = divmod(n_bytes, size)
     if n_records is not None and n_bytes > n_records * size:
-        raise damaged(
-            path,
-            n_records * size,
-            f"{n_bytes - n_records * size} trailing bytes",
-            f"the end of the file after {n_records} records of {size} bytes",
-        )
+        end = f"the end of the file after {n_records} records of {size} bytes"
+        raise damaged(path, n_records * size, f"{n_bytes - n_records * size} trailing bytes", end)
     if rest or whole == 0 or (n_records is not None and whole < n_records):
         wanted = "a whole number of records" if n_records is None else f"{n_records} records"
         raise damaged(path, n_bytes, "the end of the file", f"{wanted} of {size} bytes")
     return whole
 
 
-def _read(
-    path: str | Path, label_bytes: tuple[tuple[str, int], ...], n_records: int | None
-) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def _read(path: str | Path, label_bytes: dict[str, int], n_records: int | None) -> tuple[NDArray, NDArray]:
     path = _checks.path("path", path)
     if n_records is not None:
         _checks.whole("n_records", n_records)
@@ -108,7 +83,7 @@ def _read(
     size = len(label_bytes) + _N_PIXELS
     whole = _n_records(path, len(content), n_records, size)
     records = np.frombuffer(content, np.uint8).reshape(whole, size)
-    for column, (name, n_classes) in enumerate(label_bytes):
+    for column, (name, n_classes) in enumerate(label_bytes.items()):
         wrong = np.flatnonzero(records[:, column] >= n_classes)
         if wrong.size:
             row = int(wrong[0])

@@ -13,33 +13,19 @@ class DataError(ValueError):
 
 
 def damaged(path: Path, offset: int, found: str, expected: str) -> DataError:
-    """Error for a file whose content is wrong at a place.
+    """Error for a file whose content is wrong at a place: what stands there, and what should.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    offset : int
-        Byte offset of the first wrong byte (for gzip, the text says which stream is counted).
-    found, expected : str
-        What stands there, and what should.
+    ``offset`` is that of the first wrong byte (for gzip, the text says which stream is counted).
     """
     return DataError(f"{path}: byte {offset}: found {found}, expected {expected}; replace the file with an intact copy")
 
 
 def read_bytes(path: Path, expected: str) -> bytes:
-    """Whole content of a file.
-
-    Raises
-    ------
-    DataError
-        The file is not there or cannot be read; ``expected`` says what it should hold.
-    """
+    """Whole content of a file; DataError where it is not there or cannot be read, saying what it should hold."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file, expected {expected}; run `ide-ref data`") from None
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}), expected {expected}; check its permissions"
-        ) from None
+        reason = f"cannot be read ({error.strerror}), expected {expected}; check its permissions"
+        raise DataError(f"{path}: {reason}") from None

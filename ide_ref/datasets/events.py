@@ -66,12 +66,8 @@ def read_events(path: str | Path) -> Events:
     outside = (x >= SENSOR_SIZE) | (y >= SENSOR_SIZE)
     if outside.any():
         i = np.argmax(outside)
-        raise damaged(
-            path,
-            _RECORD * int(event[i]),
-            f"column {x[i]}, row {y[i]}",
-            f"both below {SENSOR_SIZE}, the sensor's size",
-        )
+        found = f"column {x[i]}, row {y[i]}"
+        raise damaged(path, _RECORD * int(event[i]), found, f"both below {SENSOR_SIZE}, the sensor's size")
     backwards = t[1:] < t[:-1]
     if backwards.any():
         i = np.argmax(backwards) + 1
@@ -156,15 +152,10 @@ def bin_events(
     if window is not None:
         _checks.whole("window", window)
     _check_events(events)
-    x, y, polarity, t = events.x, events.y, events.polarity, events.t
-    if window is None:
-        frame = t * n_frames // (t[-1] + 1) if len(t) else t
-    else:
-        frame = t // window
-        if len(t) and frame[-1] >= n_frames:
-            kept = int(np.searchsorted(frame, n_frames))
-            x, y, polarity, frame = x[:kept], y[:kept], polarity[:kept], frame[:kept]
-    cell = ((frame * 2 + polarity) * SENSOR_SIZE + y) * SENSOR_SIZE + x
+    t = events.t
+    frame = t // window if window is not None else t * n_frames // (t[-1] + 1) if len(t) else t
+    cell = ((frame * 2 + events.polarity) * SENSOR_SIZE + events.y) * SENSOR_SIZE + events.x
+    cell = cell[: np.searchsorted(frame, n_frames)]
     shape = _frames_shape(n_frames)
     if binary:
         spikes = np.zeros(int(np.prod(shape)), np.uint8)
@@ -202,35 +193,18 @@ class EventFrames:
         return len(self.paths)
 
     def cached(self) -> EventFrames:
-        """The same recordings, all of them read now and kept in memory as packed bits.
-
-        Raises
-        ------
-        DataError
-            As :func:`read_events`.
-        """
+        """The same recordings, all of them read now, as by :func:`read_events`, and kept in memory as packed bits."""
         n_bytes = -(-int(np.prod(_frames_shape(self.n_frames))) // 8)
         packed = np.empty((len(self), n_bytes), np.uint8)
         for row, path in zip(packed, self.paths, strict=True):
-            row[:] = np.packbits(bin_events(read_events(path), self.n_frames, window=self.window))
+            row[:] = np.packbits(self._bin(path))
         packed.flags.writeable = False
         return EventFrames(self.paths, self.n_frames, self.window, packed)
 
     def take(self, indices: ArrayLike) -> NDArray[np.uint8]:
-        """Spike trains of the given recordings.
+        """Spike trains of the given recordings, (B, T, 2, 34, 34) uint8, 0 or 1.
 
-        Parameters
-        ----------
-        indices : (B,) int
-
-        Returns
-        -------
-        (B, T, 2, 34, 34) uint8, 0 or 1
-
-        Raises
-        ------
-        DataError
-            As :func:`read_events`, where nothing is cached.
+        Where nothing is cached their files are read, as by :func:`read_events`.
         """
         chosen = np.asarray(indices)
         shape = _frames_shape(self.n_frames)
@@ -238,9 +212,12 @@ class EventFrames:
             bits = np.unpackbits(self.packed[chosen], axis=1, count=int(np.prod(shape)))
             return bits.reshape(len(chosen), *shape)
         frames = np.empty((len(chosen), *shape), np.uint8)
-        for k, i in enumerate(chosen):
-            frames[k] = bin_events(read_events(self.paths[i]), self.n_frames, window=self.window)
+        for frame, i in zip(frames, chosen, strict=True):
+            frame[:] = self._bin(self.paths[i])
         return frames
+
+    def _bin(self, path: Path) -> NDArray:
+        return bin_events(read_events(path), self.n_frames, window=self.window)
 
 
 def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], NDArray[np.int64]]:
@@ -267,20 +244,15 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
     if not _checks.is_one_of(split, ("train", "test")):
         raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
     base = _checks.path("folder", folder) / split.capitalize()
+    remedy = f"unpack {base.name}.zip of N-MNIST into {folder}"
     found: list[tuple[str, int, Path]] = []
     for label in range(N_CLASSES):
         class_folder = base / str(label)
         if not class_folder.is_dir():
-            raise DataError(
-                f"{class_folder}: no such folder, expected the recordings of class {label}; "
-                f"unpack {split.capitalize()}.zip of N-MNIST into {folder}"
-            )
+            raise DataError(f"{class_folder}: no such folder, expected the recordings of class {label}; {remedy}")
         found += [(path.stem, label, path) for path in class_folder.glob("*.bin")]
     if not found:
-        raise DataError(
-            f"{base}: no recordings, expected .bin files in its folders 0 to {N_CLASSES - 1}; "
-            f"unpack {split.capitalize()}.zip of N-MNIST into {folder}"
-        )
+        raise DataError(f"{base}: no recordings, expected .bin files in its folders 0 to {N_CLASSES - 1}; {remedy}")
     found.sort()
     return tuple(path for _, _, path in found), np.array([label for _, label, _ in found], np.int64)
 

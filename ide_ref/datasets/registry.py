@@ -19,6 +19,7 @@ set's folder.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ _EMBEDDED = Path(__file__).parent / "data"
 _IDX_PREFIX = MappingProxyType({"train": "train", "test": "t10k"})
 _SPLITS = ("train", "test")
 _IDX_PARTS = ("images-idx3", "labels-idx1")
-_MENDELEY = "https://data.mendeley.com/public-files/datasets/468j46mzdv/files/"
+_Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -91,140 +92,19 @@ class DatasetInfo:
         return f"{', or '.join(ways)}, or put {where}"
 
 
-def _idx_downloads(base: str, digests: tuple[str, str, str, str]) -> tuple[Download, ...]:
-    names = (f"{_IDX_PREFIX[split]}-{part}-ubyte.gz" for split in _SPLITS for part in _IDX_PARTS)
-    return tuple(Download(base + name, f"sha256:{digest}", name) for name, digest in zip(names, digests, strict=True))
+def _read_infos() -> MappingProxyType[str, DatasetInfo]:
+    infos = {}
+    for row in json.loads((_EMBEDDED / "sets.json").read_text(encoding="utf-8")):
+        downloads = tuple(Download(**item) for item in row.pop("downloads", ()))
+        infos[row["name"]] = DatasetInfo(**{**row, "input_shape": tuple(row["input_shape"])}, downloads=downloads)
+    return MappingProxyType(infos)
 
 
 # Where the digests are published. MNIST: ankane/torchvision-ruby, mnist.rb. Fashion-MNIST: FluxML/Flux.jl,
 # src/data/fashion-mnist.jl. CIFAR-10: ankane/torchvision-ruby, cifar10.rb. CIFAR-100: JuliaML/MLDatasets.jl,
 # cifar100.jl. N-MNIST: only an MD5 is published (neuromorphs/tonic, nmnist.py), so only that is checked.
-DATASETS: MappingProxyType[str, DatasetInfo] = MappingProxyType(
-    {
-        info.name: info
-        for info in (
-            DatasetInfo(
-                "digits",
-                "UCI optical digits (embedded)",
-                "idx",
-                (1, 8, 8),
-                10,
-                16.0,
-                "CC BY 4.0",
-                "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning "
-                "Repository, 1998, doi:10.24432/C50P49, CC BY 4.0; divided into training and test images",
-                "https://doi.org/10.24432/C50P49",
-            ),
-            DatasetInfo(
-                "mnist",
-                "MNIST",
-                "idx",
-                (1, 28, 28),
-                10,
-                255.0,
-                "free for research use",
-                "Y. LeCun, C. Cortes and C. J. C. Burges, The MNIST database of handwritten digits",
-                "http://yann.lecun.com/exdb/mnist/",
-                downloads=_idx_downloads(
-                    # The home page refuses downloads; this is PyTorch's copy of the original files.
-                    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                    (
-                        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-                    ),
-                ),
-            ),
-            DatasetInfo(
-                "fashion-mnist",
-                "Fashion-MNIST",
-                "idx",
-                (1, 28, 28),
-                10,
-                255.0,
-                "MIT",
-                "H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST, 2017, Zalando SE, MIT licence",
-                "https://github.com/zalandoresearch/fashion-mnist",
-                debian="dataset-fashion-mnist",
-                downloads=_idx_downloads(
-                    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-                    (
-                        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                    ),
-                ),
-            ),
-            DatasetInfo(
-                "cifar10",
-                "CIFAR-10",
-                "cifar10",
-                (3, 32, 32),
-                10,
-                255.0,
-                "none stated; cite Krizhevsky 2009",
-                "A. Krizhevsky, Learning multiple layers of features from tiny images, 2009",
-                "https://www.cs.toronto.edu/~kriz/cifar.html",
-                inner="cifar-10-batches-bin",
-                downloads=(
-                    Download(
-                        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-                        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-                        "cifar-10-binary.tar.gz",
-                    ),
-                ),
-            ),
-            DatasetInfo(
-                "cifar100",
-                "CIFAR-100",
-                "cifar100",
-                (3, 32, 32),
-                100,
-                255.0,
-                "none stated; cite Krizhevsky 2009",
-                "A. Krizhevsky, Learning multiple layers of features from tiny images, 2009",
-                "https://www.cs.toronto.edu/~kriz/cifar.html",
-                inner="cifar-100-binary",
-                downloads=(
-                    Download(
-                        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-                        "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-                        "cifar-100-binary.tar.gz",
-                    ),
-                ),
-            ),
-            DatasetInfo(
-                "nmnist",
-                "N-MNIST",
-                "events",
-                (2, 34, 34),
-                10,
-                1.0,
-                "CC BY-SA 4.0",
-                "G. Orchard, A. Jayawant, G. Cohen and N. Thakor, Converting static image datasets to "
-                "spiking neuromorphic datasets using saccades, 2015, CC BY-SA 4.0",
-                "https://www.garrickorchard.com/datasets/n-mnist",
-                downloads=tuple(
-                    Download(f"{_MENDELEY}{key}/file_downloaded", f"md5:{digest}", file)
-                    for file, key, digest in (
-                        (
-                            "Train.zip",
-                            "39c25547-014b-4137-a934-9d29fa53c7a0",
-                            "20959b8e626244a1b502305a9e6e2031",
-                        ),
-                        (
-                            "Test.zip",
-                            "05a4d654-7e03-4c15-bdfa-9bb2bcbea494",
-                            "69ca8762b2fe404d9b9bad1103e97832",
-                        ),
-                    )
-                ),
-            ),
-        )
-    }
-)
+# MNIST's home page refuses downloads; its address is PyTorch's copy of the original files.
+DATASETS: MappingProxyType[str, DatasetInfo] = _read_infos()
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,10 +206,6 @@ def load(
     download : bool
         :func:`fetch` the data set if it is nowhere.
 
-    Returns
-    -------
-    Dataset
-
     Raises
     ------
     ValueError
@@ -338,12 +214,11 @@ def load(
         Unknown name, nothing found, or damaged files: one line that says what to do.
     """
     info = _info(name)
-    if limit is not None:
-        _checks.whole("limit", limit)
     if n_frames is not None and info.form != "events":
         raise ValueError(f"n_frames is {n_frames}, but {name} holds still images; leave it out")
-    if n_frames is not None:
-        _checks.whole("n_frames", n_frames)
+    for argument, number in (("limit", limit), ("n_frames", n_frames)):
+        if number is not None:
+            _checks.whole(argument, number)
     folder, problem = _find(info, data_dir)
     if download and (folder is None or problem):
         folder, problem = fetch(name), ""
@@ -369,14 +244,9 @@ def load(
 
 
 def status(*, data_dir: str | Path | None = None) -> tuple[Status, ...]:
-    """For each data set: whether and where it is, and how many items its files announce.
+    """For each data set: whether and where it is, from ``data_dir`` on as in :func:`load`, and its number of items.
 
     Reads headers and sizes, and counts files; damage further inside shows when it is loaded.
-
-    Parameters
-    ----------
-    data_dir : path, optional
-        As in :func:`load`.
     """
     return tuple(_status(info, data_dir) for info in DATASETS.values())
 
@@ -476,10 +346,8 @@ def _find(info: DatasetInfo, data_dir: str | Path | None) -> tuple[Path | None, 
             if not missing:
                 return place, ""
             if incomplete[0] is None:
-                incomplete = (
-                    place,
-                    f"{place}: {', '.join(missing)} missing, expected all of {info.title}; {info.how_to_get}",
-                )
+                problem = f"{', '.join(missing)} missing, expected all of {info.title}; {info.how_to_get}"
+                incomplete = place, f"{place}: {problem}"
     return incomplete
 
 
@@ -492,9 +360,8 @@ def _cifar_files(info: DatasetInfo, split: str) -> dict[str, int]:
     """File names of a split, with the number of records each has to hold."""
     if info.form == "cifar100":
         return {"train.bin": 50_000} if split == "train" else {"test.bin": 10_000}
-    return dict.fromkeys(
-        [f"data_batch_{k}.bin" for k in range(1, 6)] if split == "train" else ["test_batch.bin"], 10_000
-    )
+    names = [f"data_batch_{k}.bin" for k in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    return dict.fromkeys(names, 10_000)
 
 
 def _missing(info: DatasetInfo, folder: Path) -> list[str]:
@@ -509,13 +376,13 @@ def _missing(info: DatasetInfo, folder: Path) -> list[str]:
 
 def _status(info: DatasetInfo, data_dir: str | Path | None) -> Status:
     path, problem = _find(info, data_dir)
-    if path is None or problem:
-        return Status(info, path, 0, 0, problem)
-    try:
-        counts = [_count(info, path, split) for split in _SPLITS]
-    except DataError as error:
-        return Status(info, path, 0, 0, str(error))
-    return Status(info, path, counts[0], counts[1], "")
+    counts = [0, 0]
+    if path is not None and not problem:
+        try:
+            counts = [_count(info, path, split) for split in _SPLITS]
+        except DataError as error:
+            problem = str(error)
+    return Status(info, path, counts[0], counts[1], problem)
 
 
 def _count(info: DatasetInfo, folder: Path, split: str) -> int:
@@ -529,9 +396,7 @@ def _count(info: DatasetInfo, folder: Path, split: str) -> int:
     return sum(files.values())
 
 
-def _read_idx(
-    info: DatasetInfo, folder: Path, split: str, limit: int | None
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _read_idx(info: DatasetInfo, folder: Path, split: str, limit: int | None) -> _Images:
     images_file, labels_file = (_idx_file(folder, split, part) for part in _IDX_PARTS)
     images = read_idx(images_file, shape=(None, *info.input_shape[1:]), dtype=np.uint8)
     labels = read_idx(labels_file, shape=(len(images),), dtype=np.uint8).astype(np.int64)
@@ -542,15 +407,11 @@ def _read_idx(
     return images[:limit, None].astype(np.uint8, copy=False), labels[:limit].copy()
 
 
-def _read_cifar(
-    info: DatasetInfo, folder: Path, split: str, limit: int | None
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _read_cifar(info: DatasetInfo, folder: Path, split: str, limit: int | None) -> _Images:
+    read = read_cifar10 if info.form == "cifar10" else read_cifar100
     images, labels, n = [], [], 0
     for file, n_records in _cifar_files(info, split).items():
-        if info.form == "cifar10":
-            x, y = read_cifar10(folder / file, n_records=n_records)
-        else:
-            x, y, _ = read_cifar100(folder / file, n_records=n_records)
+        x, y, *_ = read(folder / file, n_records=n_records)
         images.append(x)
         labels.append(y)
         n += n_records

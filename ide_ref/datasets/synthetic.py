@@ -16,7 +16,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +57,9 @@ class Sensor:
     """Images computed per saccade; between them log-intensity is interpolated linearly."""
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if not _checks.is_real(getattr(self, f.name)):
-                raise ValueError(f"{f.name} is {getattr(self, f.name)!r}, expected a finite number")
+        for name, value in vars(self).items():
+            if not _checks.is_real(value):
+                raise ValueError(f"{name} is {value!r}, expected a finite number")
         for name in ("saccade", "sub_frames"):
             _checks.whole(name, getattr(self, name))
         _checks.whole("refractory", self.refractory, 0)
@@ -94,7 +94,6 @@ def record(images: ArrayLike, *, seed: int = 0, sensor: Sensor | None = None) ->
     seed : int
         Decides the pixels' thresholds (one camera a seed) and, with an image's index, its noise and
         what the pixels saw before.
-    sensor : Sensor, optional
 
     Returns
     -------
@@ -134,12 +133,6 @@ def make_recordings(
     split : {"train", "test"}
     limit : int, optional
         Use the first so many images.
-    seed : int
-    sensor : Sensor, optional
-
-    Returns
-    -------
-    Recordings
 
     Raises
     ------
@@ -172,17 +165,15 @@ def make_recordings(
                 raise ValueError(f"images[{i}] gives no event, expected an image with some contrast")
             n_events[i] = len(events)
             write_events(partial / str(classes[i]) / f"{i + 1:05d}.bin", events)
-        (folder.parent / SYNTHETIC_NOTICE).write_text(
+        notice = (
             "Synthetic recordings in the format of N-MNIST, simulated by ide_ref from still images. "
-            f"Not measured by an event camera. Seed {seed}, {sensor}.\n",
-            encoding="utf-8",
+            f"Not measured by an event camera. Seed {seed}, {sensor}.\n"
         )
+        (folder.parent / SYNTHETIC_NOTICE).write_text(notice, encoding="utf-8")
         partial.rename(folder)
     except OSError as error:
-        raise DataError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}), expected a writable folder; "
-            "choose another"
-        ) from None
+        reason = f"cannot be written ({error.strerror}), expected a writable folder; choose another"
+        raise DataError(f"{error.filename or folder}: {reason}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Recordings(folder, n_events)
@@ -201,10 +192,8 @@ def _check_images(images: ArrayLike) -> NDArray[np.uint8]:
     if pixels.ndim == 4 and pixels.shape[1] == 1:
         pixels = pixels[:, 0]
     if pixels.ndim != 3 or pixels.shape[1:] != (_IMAGE_SIZE, _IMAGE_SIZE) or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"images are {pixels.dtype} of shape {np.shape(images)}, "
-            f"expected uint8 of shape (B, {_IMAGE_SIZE}, {_IMAGE_SIZE})"
-        )
+        expected = f"uint8 of shape (B, {_IMAGE_SIZE}, {_IMAGE_SIZE})"
+        raise ValueError(f"images are {pixels.dtype} of shape {np.shape(images)}, expected {expected}")
     return pixels
 
 
@@ -242,10 +231,7 @@ def _record(pixels: NDArray[np.uint8], seed: int, split: int, sensor: Sensor) ->
 
 
 def _record_chunk(
-    pixels: NDArray[np.uint8],
-    pixel_threshold: NDArray[np.float32],
-    generators: list[np.random.Generator],
-    sensor: Sensor,
+    pixels: NDArray[np.uint8], pixel_threshold: NDArray, generators: list[np.random.Generator], sensor: Sensor
 ) -> list[Events]:
     """Recordings of some images at once; ``generators`` holds one for each."""
     n = len(pixels)

@@ -159,12 +159,10 @@ def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Pat
         Naming each difference, first the value in the checkpoint.
     """
     pairs = [("seed", checkpoint.seed, seed)]
-    for ours, theirs, names in (
-        (checkpoint.preset, preset, [f.name for f in fields(preset) if f.name != "recipe"]),
-        (checkpoint.preset.recipe, preset.recipe, [f.name for f in fields(preset.recipe) if f.name != "epochs"]),
-    ):
-        pairs += [(name, getattr(ours, name), getattr(theirs, name)) for name in names]
-    different = "; ".join(f"{name} {there!r} there, {here!r} here" for name, there, here in pairs if there != here)
+    for there, here in ((checkpoint.preset, preset), (checkpoint.preset.recipe, preset.recipe)):
+        names = [f.name for f in fields(here) if f.name not in ("recipe", "epochs")]
+        pairs += [(name, getattr(there, name), getattr(here, name)) for name in names]
+    different = "; ".join(f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new)
     if different:
         raise CheckpointError(
             f"{path}: is of another training ({different}); repeat its options, or choose another folder"

@@ -79,8 +79,8 @@ def load_batch(
     if rng is not None:
         _checks.kind("rng", rng, np.random.Generator)
     recipe = preset.recipe
-    images, y = data.batch(split, indices)
-    x: NDArray[np.generic] = images
+    x: NDArray[np.generic]
+    x, y = data.batch(split, indices)
     if x[0].size != np.prod(preset.input_shape) * (data.n_frames or 1):
         raise ValueError(
             f"data set {data.name!r} has images of shape {data.input_shape}, "
@@ -122,7 +122,7 @@ def evaluate(
     if batch_size is None:
         batch_size = max(1, min(512, 2**24 // network.state_size))
     batch_size = _checks.whole("batch_size", batch_size)
-    frozen = freeze(preset.network, params)
+    frozen = freeze(network, params)
     if not _checks.is_one_of(split, ("train", "test")):
         raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
     n_samples = len(data.y_train if split == "train" else data.y_test)
@@ -136,10 +136,8 @@ def evaluate(
         loss += cross_entropy(logits, y)[0] * len(y)
         correct += int(np.count_nonzero(logits.argmax(axis=1) == y))
         spikes += rates.n_spikes.sum(axis=0)
-    firing_rates = {
-        p.name: int(count) / (n_samples * p.size * n_steps)
-        for p, count in zip(network.populations, spikes, strict=True)
-    }
+    pairs = zip(network.populations, spikes, strict=True)
+    firing_rates = {p.name: int(count) / (n_samples * p.size * n_steps) for p, count in pairs}
     return Evaluation(n_samples, loss / n_samples, correct / n_samples, firing_rates)
 
 

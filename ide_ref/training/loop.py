@@ -121,8 +121,6 @@ def train(
 
     Parameters
     ----------
-    preset : Preset
-    data : Dataset
     out : path
         Made if missing.
     seed : int
@@ -133,10 +131,6 @@ def train(
         For ``run.json``.
     log : text stream, optional
         Gets a progress bar and a line per epoch, which says so where (COND) does not hold.
-
-    Returns
-    -------
-    Training
 
     Raises
     ------
@@ -168,8 +162,7 @@ def train(
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
                 chunks = np.split(order, range(preset.recipe.batch_size, len(order), preset.recipe.batch_size))
-                title = f"epoch {state.epoch + 1}/{preset.recipe.epochs}"
-                for chunk in _progress(chunks, state.step, title, log):
+                for chunk in _progress(chunks, state, log):
                     check()
                     state = _train_batch(state, data, chunk, n_batches)
                 state = _end_epoch(state, data, n_batches, check)
@@ -178,7 +171,7 @@ def train(
                 if log is not None:
                     log.write(_epoch_line(state) + "\n")
         except _Stopped as stopped:
-            stopped_by = stopped.signum
+            stopped_by = stopped.args[0]
             checkpoints.save(out / CHECKPOINT, state)
     result = Training(state, stopped_by)
     _write_logs(out, {**about, "result": result.summary()}, state)
@@ -201,15 +194,9 @@ def _open(preset: Preset, seed: int, out: Path, resume: bool) -> Checkpoint:
 
 
 def _rate(state: Checkpoint, n_batches: int) -> float:
-    recipe = state.preset.recipe
-    return learning_rate(
-        recipe.lr,
-        epoch=state.epoch,
-        step=state.epoch * n_batches + state.step,
-        milestones=recipe.milestones,
-        gamma=recipe.gamma,
-        warmup_steps=recipe.warmup_steps,
-    )
+    r, step = state.preset.recipe, state.epoch * n_batches + state.step
+    plan: dict[str, Any] = {"milestones": r.milestones, "gamma": r.gamma, "warmup_steps": r.warmup_steps}
+    return learning_rate(r.lr, epoch=state.epoch, step=step, **plan)
 
 
 def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batches: int) -> Checkpoint:
@@ -219,10 +206,12 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
     x, y = load_batch(preset, data, "train", indices, rng=rng)
     try:
         done = training_step(preset, state.params, state.velocity, x, y, rate=_rate(state, n_batches), rng=rng)
-    except NotFinite as error:
-        raise _diverged(state, str(error)) from None
-    except NotConverged as error:
-        raise _diverged(state, str(error), _easier(preset.recipe)) from None
+    except (NotFinite, NotConverged) as error:
+        remedy = _easier(preset.recipe) if isinstance(error, NotConverged) else "a smaller learning rate"
+        raise Diverged(
+            f"epoch {state.epoch + 1}, batch {state.step + 1}: {error}; the checkpoint after epoch {state.epoch} is "
+            f"kept, try {remedy}"
+        ) from None
     solution = done.backward.solution
     totals = {
         "samples": len(y),
@@ -265,21 +254,11 @@ def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable
     return replace(state, step=0, totals={}, history=(*state.history, line))
 
 
-def _diverged(state: Checkpoint, problem: str, remedy: str = "a smaller learning rate") -> Diverged:
-    return Diverged(
-        f"epoch {state.epoch + 1}, batch {state.step + 1}: {problem}; the checkpoint after epoch {state.epoch} is "
-        f"kept, try {remedy}"
-    )
-
-
 def _easier(recipe: Recipe) -> str:
     """What to try where (BETA) was not solved."""
     if recipe.dtype == "float32" and recipe.tol < 1e-6:
         return f"dtype float64, as rounding in float32 leaves more than {recipe.tol:.0e}, or a larger tol"
     return "a larger tol, another solver or a smaller learning rate"
-
-
-# --- logs -------------------------------------------------------------------------------------------
 
 
 def _about(preset: Preset, data: Dataset, seed: int, command: Sequence[str], state: Checkpoint) -> dict[str, Any]:
@@ -334,24 +313,17 @@ def _epoch_line(state: Checkpoint) -> str:
     )
 
 
-def _progress(chunks: Sequence[np.ndarray], done: int, title: str, log: TextIO | None) -> Iterator[np.ndarray]:
+def _progress(chunks: Sequence[np.ndarray], state: Checkpoint, log: TextIO | None) -> Iterator[np.ndarray]:
     """The chunks not yet done, behind a bar where `log` is a terminal."""
     from tqdm import tqdm
 
+    title = f"epoch {state.epoch + 1}/{state.preset.recipe.epochs}"
     quiet = log is None or not log.isatty()
-    with tqdm(total=len(chunks), initial=done, desc=title, file=log, disable=quiet, leave=False) as bar:
-        for chunk in chunks[done:]:
-            yield chunk
-            bar.update()
-
-
-# --- interruption -----------------------------------------------------------------------------------
+    yield from tqdm(chunks[state.step :], title, len(chunks), initial=state.step, file=log, disable=quiet, leave=False)
 
 
 class _Stopped(Exception):
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
+    """With the signal's number."""
 
 
 @contextmanager

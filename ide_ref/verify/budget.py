@@ -19,13 +19,7 @@ from ide_ref import certificates, solvers
 from ide_ref._files import finite
 from ide_ref.authors import PAPER, Profile, edited, profile_of
 from ide_ref.constraints import Restriction
-from ide_ref.equilibrium import (
-    Equilibrium,
-    Linearisation,
-    contraction,
-    find_equilibrium,
-    linearise,
-)
+from ide_ref.equilibrium import Equilibrium, contraction, find_equilibrium, linearise
 from ide_ref.implicit import Backward, backward, hebbian, solve_beta
 from ide_ref.maps import Frozen, freeze
 from ide_ref.network import Connection, Network, Params
@@ -92,8 +86,7 @@ class Budget:
     @property
     def cosine(self) -> float:
         """Cosine between the training gradient and the exact one, over all parameters together."""
-        dot = sum(float(np.vdot(self.training[name], self.exact[name])) for name in self.exact)
-        return _angle(_norm(self.training), _norm(self.exact), dot)
+        return _part("training", "", self.training, self.exact).cosine
 
     @property
     def closure(self) -> float:
@@ -151,35 +144,22 @@ def _norm(gradients: Mapping[str, NDArray]) -> float:
     return float(np.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values())))
 
 
-def _angle(u: float, v: float, dot: float) -> float:
-    return dot / (u * v) if u > 0 and v > 0 else float("nan")
-
-
 def _part(name: str, says: str, gradients: Params, exact: Params) -> Part:
-    norms, cosines = {}, {}
-    for key, value in gradients.items():
-        u, v = float(np.linalg.norm(value)), float(np.linalg.norm(exact[key]))
-        norms[key] = u / v if v > 0 else (0.0 if u == 0 else float("inf"))
-        cosines[key] = _angle(u, v, float(np.vdot(value, exact[key])))
-    whole, size = _norm(gradients), _norm(exact)
-    dot = sum(float(np.vdot(gradients[key], exact[key])) for key in gradients)
-    return Part(name, says, gradients, norms, cosines, whole / size if size > 0 else 0.0, _angle(whole, size, dot))
+    def compare(u: Mapping[str, NDArray], v: Mapping[str, NDArray]) -> tuple[float, float]:
+        of_u, of_v, dot = _norm(u), _norm(v), sum(float(np.vdot(u[key], v[key])) for key in u)
+        ratio = of_u / of_v if of_v > 0 else (0.0 if of_u == 0 else float("inf"))
+        return ratio, dot / (of_u * of_v) if of_u > 0 and of_v > 0 else float("nan")
 
-
-def _parts(exact: Params, chain: Sequence[tuple[str, str, Params]]) -> tuple[Part, ...]:
-    """What each change of a chain of gradients, from the exact one on, adds."""
-    before = [exact, *(found for _, _, found in chain)]
-    return tuple(
-        _part(name, says, {key: np.asarray(after[key] - since[key]) for key in exact}, exact)
-        for since, (name, says, after) in zip(before[:-1], chain, strict=True)
-    )
+    alone = {key: compare({key: value}, exact) for key, value in gradients.items()}
+    norms, cosines = ({key: pair[i] for key, pair in alone.items()} for i in (0, 1))
+    return Part(name, says, gradients, norms, cosines, *compare(gradients, exact))
 
 
 def _with_operator_norm(network: Network) -> Network:
     def change(c: Connection) -> Connection:
         return c if c.restriction is None else replace(c, restriction=Restriction(c.restriction.c, "operator"))
 
-    return replace(network, connections=tuple(change(c) for c in network.connections))
+    return replace(network, connections=tuple(map(change, network.connections)))
 
 
 @dataclass(frozen=True)
@@ -245,8 +225,6 @@ def explain_gradient(
 
     Parameters
     ----------
-    network : Network
-    params : mapping of str to array
     x, y : arrays
         A batch and its labels.
     n_steps : int
@@ -259,10 +237,6 @@ def explain_gradient(
         With batch statistics and dropout.
     seed : int
         Of the dropout masks.
-
-    Returns
-    -------
-    Budget
 
     Raises
     ------
@@ -300,8 +274,11 @@ def explain_gradient(
     # From a* to a[T].
     at_rest = linearise(frozen, state.a, frozen.drive(state.x_mean))
     rates = simulate(frozen, setting.x, n_steps)
+    moved = replace(at_rest, forward=rates.a, feedback=rates.a)
+    g, grads = frozen.read_out_pull_back(rates, setting.logits_gradient(frozen, rates))
+    _, delta, _ = solve_beta(moved, g, solver="gmres", tol=1e-12, max_iter=5000)
     says = "outer products, readout and loss at a[T], masks at a*"
-    chain.append(("finite T", says, _with_masks_of(at_rest, setting, frozen, rates)))
+    chain.append(("finite T", says, {**grads, **hebbian(moved, delta, rates.x_mean)[0]}))
     chain.append(("masks", "the mask of a[T] is not that of a*", setting.exact(frozen, rates).gradients))
 
     # How it is differentiated there.
@@ -322,29 +299,24 @@ def explain_gradient(
     trained = backward(frozen, rates, d_logits, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=True)
     chain.append(("solver", f"(BETA) was solved by {solver} to a residual, not to rounding", trained.gradients))
 
-    gamma = contraction(frozen)
-    distance = solvers.norms(rates.a - state.a)
+    before = [exact, *(found for _, _, found in chain)]
+    parts = tuple(
+        _part(name, says, {key: np.asarray(after[key] - since[key]) for key in exact}, exact)
+        for since, (name, says, after) in zip(before[:-1], chain, strict=True)
+    )
+    reached = certificates.equilibrium_error(frozen, rates.x_mean, rates.a)
     return Budget(
         {key: np.asarray(value) for key, value in exact.items()},
         {key: np.asarray(trained.gradients[key]) for key in exact},
-        _parts(exact, chain),
+        parts,
         n_steps,
-        float(np.max(distance)),
+        float(np.max(solvers.norms(rates.a - state.a))),
         float(np.max(state.certificate)),
-        float(np.max(certificates.on_sources(frozen, certificates.equilibrium_error(frozen, rates.x_mean, rates.a)))),
+        float(np.max(certificates.on_sources(frozen, reached))),
         float(np.max(start.certificate)),
         float(np.max(trained.certificate)),
-        gamma,
+        contraction(frozen),
     )
-
-
-def _with_masks_of(at: Linearisation, setting: _Setting, frozen: Frozen, rates: Rates) -> Params:
-    """Gradient at a rollout's rates with the masks of another state."""
-    moved = replace(at, forward=rates.a, feedback=rates.a)
-    g, grads = frozen.read_out_pull_back(rates, setting.logits_gradient(frozen, rates))
-    _, delta, _ = solve_beta(moved, g, solver="gmres", tol=1e-12, max_iter=5000)
-    found, _ = hebbian(moved, delta, rates.x_mean)
-    return {**grads, **found}
 
 
 def explain_over_time(
@@ -370,21 +342,12 @@ def explain_over_time(
     if not n_steps or min(n_steps) < 1 or (is_spike_input and max(n_steps) > x.shape[1]):
         expected = f"numbers from 1 to {x.shape[1]}, the frames of x" if is_spike_input else "numbers of at least 1"
         raise ValueError(f"n_steps is {tuple(n_steps)}; expected {expected}")
+    solving: dict[str, Any] = {"solver": solver, "tol": tol, "max_iter": max_iter}
+    others: dict[str, Any] = {"profile": profile, "training": training, "seed": seed}
+    trains = (x[:, :t] if is_spike_input else x for t in n_steps)
     return tuple(
-        explain_gradient(
-            network,
-            params,
-            x[:, :t] if is_spike_input else x,
-            y,
-            t,
-            solver=solver,
-            tol=tol,
-            max_iter=max_iter,
-            profile=profile,
-            training=training,
-            seed=seed,
-        )
-        for t in n_steps
+        explain_gradient(network, params, train, y, t, **solving, **others)
+        for t, train in zip(n_steps, trains, strict=True)
     )
 
 

@@ -21,6 +21,7 @@ from ide_ref.equilibrium import Equilibrium, Linearisation, linearise
 from ide_ref.implicit import hebbian, solve_beta
 from ide_ref.maps import AffineMap, BatchNormCache, Frozen, Pullback
 from ide_ref.network import Params
+from ide_ref.neurons import IF, Neuron
 from ide_ref.simulation import Rates, simulate
 from ide_ref.synapses import Dense, accumulate, to_channels_last
 from ide_ref.verify.gradient import RESOLUTION
@@ -54,7 +55,6 @@ class Context:
         *,
         beta_at: Linearisation | None = None,
         at: Linearisation | None = None,
-        d_logits: NDArray | None = None,
         a: NDArray | None = None,
         x_mean: NDArray | None = None,
         beta: Callable[[NDArray], NDArray] | None = None,
@@ -67,7 +67,6 @@ class Context:
         ----------
         beta_at, at : Linearisation
             For (BETA), and for the last sweep and (HEBB).
-        d_logits : (B, n_classes) array
         a : (B, n) array
             Rates in the outer products.
         x_mean : (B, *input_shape) array
@@ -78,8 +77,7 @@ class Context:
         """
         at = at or self.linearisation
         state = self.state if a is None else replace(self.state, a=a)
-        d_logits = self.d_logits if d_logits is None else d_logits
-        g, grads = self.frozen.read_out_pull_back(state, d_logits)
+        g, grads = self.frozen.read_out_pull_back(state, self.d_logits)
         _, delta, _ = solve_beta(
             beta_at or at, g, at=at, solver=solver, tol=1e-12, max_iter=max_iter, allow_unconverged=True
         )
@@ -94,19 +92,22 @@ class Context:
         """The linearisation with every map replaced."""
         return replace(self.linearisation, maps=tuple(change(m) for m in self.linearisation.maps))
 
+    def with_norms(self, change: Callable[[BatchNorm], BatchNorm]) -> Linearisation:
+        """The linearisation with every normalisation by the batch's statistics replaced."""
+
+        def of_map(m: AffineMap) -> AffineMap:
+            return m if m.norm is None or not m.norm.from_batch else replace(m, norm=change(m.norm))
+
+        return self.with_maps(of_map)
+
     def with_pullbacks(self, kind: type[Pullback]) -> Linearisation:
         """The linearisation with another way from the maps' gradients back to the parameters."""
         pullbacks = tuple(kind(**_fields(p, Pullback)) for p in self.frozen.pullbacks)
         return replace(self.linearisation, frozen=replace(self.frozen, pullbacks=pullbacks))
 
-    def averaged(self, weights: Callable[[int], NDArray], n_steps: int | None = None) -> NDArray | None:
-        """(B, n) rates with other weights per step, from a repeated rollout; None without a rollout."""
-        if not isinstance(self.state, Rates) or self.x is None:
-            return None
-        n_steps = self.state.n_steps if n_steps is None else n_steps
-        x = self.x[:, :n_steps] if self.frozen.network.is_spike_input(self.x) else self.x
-        spikes = simulate(self.frozen, x, n_steps, record=True).spikes
-        return None if spikes is None else np.einsum("btn,t->bn", spikes.astype(self.frozen.dtype), weights(n_steps))
+    def wrong_in_hebb(self, at: Linearisation) -> Params:
+        """The gradient where the last sweep and (HEBB) alone see another linearisation."""
+        return self.wrong(at=at, beta_at=self.linearisation)
 
 
 @dataclass(frozen=True)
@@ -121,28 +122,26 @@ class Mistake:
 # --- maps and pullbacks with a mistake ---------------------------------------------------------------
 
 
-class _Transpose(AffineMap):
-    """A map with a transpose of its own."""
+class _Untransposed(AffineMap):
+    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        square = self.synapse.n_in == self.synapse.n_out
+        return accumulate(self.linear(cells), out) if square else super().adjoint(cells, out)
 
-    def transposed(self, cells: NDArray) -> NDArray:
-        """What ``adjoint`` returns, or adds."""
-        return AffineMap.adjoint(self, cells)
+
+class _Unflipped(AffineMap):
+    def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
+        flipped = {**_fields(self, AffineMap), "taps": np.ascontiguousarray(self.taps[::-1])}
+        return AffineMap(**flipped).adjoint(cells, out)
+
+
+@dataclass(frozen=True)
+class _MaskedAfter(AffineMap):
+    """A map whose transpose is followed by the sender's mask."""
+
+    mask: NDArray = field(kw_only=True)
 
     def adjoint(self, cells: NDArray, out: NDArray | None = None) -> NDArray:
-        return accumulate(self.transposed(cells), out)
-
-
-class _Untransposed(_Transpose):
-    def transposed(self, cells: NDArray) -> NDArray:
-        if self.synapse.n_in != self.synapse.n_out:
-            return super().transposed(cells)
-        return self.linear(cells)
-
-
-class _Unflipped(_Transpose):
-    def transposed(self, cells: NDArray) -> NDArray:
-        flipped = {**_fields(self, AffineMap), "taps": np.ascontiguousarray(self.taps[::-1])}
-        return AffineMap(**flipped).adjoint(cells)
+        return accumulate(super().adjoint(cells) * self.mask, out)
 
 
 class _Unprojected(Pullback):
@@ -161,8 +160,8 @@ class _MeanOverPositions(Pullback):
         self, m: AffineMap, delta: NDArray, s: NDArray, cache: BatchNormCache | None = None
     ) -> tuple[Params, Params]:
         grads, statistics = super().gradients(m, delta, s, cache)
-        positions = m.synapse.n_out // m.synapse.out_shape[0]
         if not isinstance(m.synapse, Dense):
+            positions = m.synapse.n_out // m.synapse.out_shape[0]
             grads = {name: g if name.endswith("alpha") else g / positions for name, g in grads.items()}
         return grads, statistics
 
@@ -201,31 +200,11 @@ def _as(kind: type[AffineMap]) -> Callable[[AffineMap], AffineMap]:
     return lambda m: kind(**_fields(m, AffineMap))
 
 
-def _norm_as(kind: type[BatchNorm]) -> Callable[[AffineMap], AffineMap]:
-    def change(m: AffineMap) -> AffineMap:
-        return m if m.norm is None or not m.norm.from_batch else replace(m, norm=kind(**_fields(m.norm, BatchNorm)))
-
-    return change
-
-
-def _constant_norm(m: AffineMap) -> AffineMap:
-    return m if m.norm is None or not m.norm.from_batch else replace(m, norm=replace(m.norm, from_batch=False))
-
-
-def _undropped(m: AffineMap) -> AffineMap:
-    return replace(m, keep=None)
-
-
 # --- the mistakes ------------------------------------------------------------------------------------
 
 
-def _scaled_delta(ctx: Context, factor: float) -> Params:
-    return ctx.wrong(beta=lambda delta: factor * delta)
-
-
-def _v_th_in_beta(ctx: Context) -> Params:
-    lin = ctx.linearisation
-    return ctx.wrong(beta_at=replace(lin, slope=lin.slope * ctx.frozen.network.neuron.v_th), at=lin)
+def _scaled_slope(ctx: Context, factor: float) -> Linearisation:
+    return replace(ctx.linearisation, slope=factor * ctx.linearisation.slope)
 
 
 def _without_mask(lin: Linearisation) -> Linearisation:
@@ -237,7 +216,6 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
     lin = ctx.linearisation
     net = ctx.frozen.network
     mask = lin.slope != 0
-
     maps = tuple(
         m if source < 0 else _MaskedAfter(**_fields(m, AffineMap), mask=mask[:, net.slice_of(source)])
         for m, (source, _) in zip(lin.maps, net.edges, strict=True)
@@ -246,29 +224,14 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
     return ctx.wrong(at=moved, beta=lambda delta: mask * delta)
 
 
-class _MaskedAfter(_Transpose):
-    """A map whose transpose is followed by the sender's mask."""
-
-    def __init__(self, mask: NDArray, **parts: Any) -> None:
-        super().__init__(**parts)
-        object.__setattr__(self, "mask", mask)
-
-    def transposed(self, cells: NDArray) -> NDArray:
-        return super().transposed(cells) * self.mask  # type: ignore[attr-defined]
-
-
-def _earlier(ctx: Context) -> Params | None:
-    if not isinstance(ctx.state, Rates) or ctx.state.n_steps < 2:
+def _averaged(ctx: Context, neuron: Neuron, *, earlier: int = 0) -> Params | None:
+    """With rates as another neuron averages them, some steps earlier, of a repeated rollout; None without a rollout."""
+    if not isinstance(ctx.state, Rates) or ctx.x is None or ctx.state.n_steps <= earlier:
         return None
-    neuron = ctx.frozen.network.neuron
-    n_steps = ctx.state.n_steps - 1
-    a = ctx.averaged(lambda t: _weights(neuron.leak, t), n_steps)
-    return None if a is None else ctx.wrong(a=a)
-
-
-def _weights(leak: float, n_steps: int) -> NDArray:
-    weights = leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
-    return weights / weights.sum()
+    n_steps = ctx.state.n_steps - earlier
+    x = ctx.x[:, :n_steps] if ctx.frozen.network.is_spike_input(ctx.x) else ctx.x
+    spikes = simulate(ctx.frozen, x, n_steps, record=True).spikes
+    return None if spikes is None else ctx.wrong(a=neuron.time_average(spikes.astype(ctx.frozen.dtype)))
 
 
 def _unnormalised(ctx: Context) -> Params | None:
@@ -276,13 +239,6 @@ def _unnormalised(ctx: Context) -> Params | None:
         return None
     total = ctx.state.a.dtype.type(ctx.frozen.network.neuron.total_weight(ctx.state.n_steps))
     return ctx.wrong(a=ctx.state.a * total)
-
-
-def _plain_average(ctx: Context) -> Params | None:
-    if ctx.frozen.network.neuron.leak == 1.0:
-        return None
-    a = ctx.averaged(lambda t: np.full(t, 1.0 / t))
-    return None if a is None else ctx.wrong(a=a)
 
 
 def _input_as(pick: Callable[[Context, NDArray], NDArray]) -> Callable[[Context], Params | None]:
@@ -305,32 +261,39 @@ def _input_summed(ctx: Context, x: NDArray) -> NDArray:
     return np.asarray(ctx.state.x_mean * x.dtype.type(ctx.frozen.network.neuron.total_weight(x.shape[1])))
 
 
-def _flipped_weights(ctx: Context) -> Params | None:
-    right = ctx.gradients()
-    return {name: g[:, :, ::-1, ::-1] if g.ndim == 4 else g for name, g in right.items()}
+def _everywhere(change: Callable[[NDArray], NDArray], gradients: Params) -> Params:
+    return {name: change(g) for name, g in gradients.items()}
 
 
-def _everywhere(factor: Callable[[Context], float]) -> Callable[[Context], Params]:
-    return lambda ctx: {name: factor(ctx) * g for name, g in ctx.gradients().items()}
+def _flipped(g: NDArray) -> NDArray:
+    return g[:, :, ::-1, ::-1] if g.ndim == 4 else g
 
 
 MISTAKES: tuple[Mistake, ...] = (
-    Mistake("sign", "the sign is wrong: this is the direction of ascent", _everywhere(lambda ctx: -1.0)),
+    Mistake(
+        "sign",
+        "the sign is wrong: this is the direction of ascent",
+        lambda ctx: _everywhere(np.negative, ctx.gradients()),
+    ),
     Mistake(
         "sum loss",
         "the loss is summed over the batch, not averaged: every gradient is the batch size times too large",
-        _everywhere(lambda ctx: float(ctx.d_logits.shape[0])),
+        lambda ctx: _everywhere(lambda g: len(ctx.d_logits) * g, ctx.gradients()),
     ),
     Mistake(
         "factor V_th missing",
         "1/V_th is missing in (HEBB): every connection's gradient is V_th times too large",
-        lambda ctx: _scaled_delta(ctx, ctx.frozen.network.neuron.v_th),
+        lambda ctx: ctx.wrong(beta=lambda delta: ctx.frozen.network.neuron.v_th * delta),
     ),
-    Mistake("V_th missing in beta", "1/V_th is missing inside (BETA)", _v_th_in_beta),
+    Mistake(
+        "V_th missing in beta",
+        "1/V_th is missing inside (BETA)",
+        lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, ctx.frozen.network.neuron.v_th)),
+    ),
     Mistake(
         "half of beta",
         "beta is half as large as it should be, as after averaging x with f(x) + g",
-        lambda ctx: _scaled_delta(ctx, 0.5),
+        lambda ctx: ctx.wrong(beta=lambda delta: 0.5 * delta),
     ),
     Mistake(
         "damped iteration",
@@ -340,7 +303,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "no feedback in beta",
         "beta is g itself: (BETA) was not solved, as in a one-step gradient",
-        lambda ctx: ctx.wrong(beta_at=replace(ctx.linearisation, slope=np.zeros_like(ctx.linearisation.slope))),
+        lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, 0.0)),
     ),
     Mistake(
         "one iteration of beta",
@@ -355,45 +318,49 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "mask missing in beta",
         "the mask M is missing in (BETA)",
-        lambda ctx: ctx.wrong(beta_at=_without_mask(ctx.linearisation), at=ctx.linearisation),
+        lambda ctx: ctx.wrong(beta_at=_without_mask(ctx.linearisation)),
     ),
     Mistake(
         "mask missing in hebb",
         "the mask M is missing in (HEBB)",
-        lambda ctx: ctx.wrong(beta_at=ctx.linearisation, at=_without_mask(ctx.linearisation)),
+        lambda ctx: ctx.wrong_in_hebb(_without_mask(ctx.linearisation)),
     ),
-    Mistake(
-        "mask on the wrong side",
-        "(BETA) was solved with M W^T in place of W^T M",
-        _mask_on_the_wrong_side,
-    ),
+    Mistake("mask on the wrong side", "(BETA) was solved with M W^T in place of W^T M", _mask_on_the_wrong_side),
     Mistake(
         "W for its transpose",
         "(BETA) was solved with W in place of W^T",
-        lambda ctx: ctx.wrong(beta_at=ctx.with_maps(_as(_Untransposed)), at=ctx.linearisation),
+        lambda ctx: ctx.wrong(beta_at=ctx.with_maps(_as(_Untransposed))),
     ),
     Mistake(
         "unflipped kernel",
         "the transposed convolution in (BETA) uses the kernel upside down",
-        lambda ctx: ctx.wrong(beta_at=ctx.with_maps(_as(_Unflipped)), at=ctx.with_maps(_as(_Unflipped))),
+        lambda ctx: ctx.wrong(at=ctx.with_maps(_as(_Unflipped))),
     ),
-    Mistake("flipped weight gradient", "the kernels' gradients are upside down", _flipped_weights),
+    Mistake(
+        "flipped weight gradient",
+        "the kernels' gradients are upside down",
+        lambda ctx: _everywhere(_flipped, ctx.gradients()),
+    ),
     Mistake(
         "outer product transposed",
         "(HEBB) of the feedback is a beta^T in place of beta a^T",
-        lambda ctx: ctx.wrong(at=ctx.with_pullbacks(_Transposed), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Transposed)),
     ),
     Mistake(
         "mean over positions",
         "gradients of convolutions are averaged over positions, not summed",
-        lambda ctx: ctx.wrong(at=ctx.with_pullbacks(_MeanOverPositions), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_MeanOverPositions)),
     ),
-    Mistake("a[T-1] for a[T]", "the rates are those of the step before the last", _earlier),
+    Mistake(
+        "a[T-1] for a[T]",
+        "the rates are those of the step before the last",
+        lambda ctx: _averaged(ctx, ctx.frozen.network.neuron, earlier=1),
+    ),
     Mistake("rates not normalised", "the rates are sums: the division by S_T of (RATE) is missing", _unnormalised),
     Mistake(
         "plain mean of spikes",
         "the rates of LIF neurons are plain means, without the weights of (RATE)",
-        _plain_average,
+        lambda ctx: _averaged(ctx, IF()),
     ),
     Mistake(
         "last frame for the mean input",
@@ -409,27 +376,27 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "batch statistics constant",
         "batch normalisation is differentiated as if mean and variance did not depend on the batch",
-        lambda ctx: ctx.wrong(at=ctx.with_maps(_constant_norm), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(lambda norm: replace(norm, from_batch=False))),
     ),
     Mistake(
         "batch mean missing",
         "the term of the batch mean is missing in the gradient of batch normalisation",
-        lambda ctx: ctx.wrong(at=ctx.with_maps(_norm_as(_NormWithoutMean)), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(lambda norm: _NormWithoutMean(**_fields(norm, BatchNorm)))),
     ),
     Mistake(
         "projection term missing",
         "the norm in (NORM) is treated as a constant: its projection term is missing",
-        lambda ctx: ctx.wrong(at=ctx.with_pullbacks(_Unprojected), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unprojected)),
     ),
     Mistake(
         "restriction ignored",
         "the gradient is that of the restricted weight W, not of the raw weight",
-        lambda ctx: ctx.wrong(at=ctx.with_pullbacks(_Unrestricted), beta_at=ctx.linearisation),
+        lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unrestricted)),
     ),
     Mistake(
         "dropout ignored",
         "the dropout mask is missing on the way back",
-        lambda ctx: ctx.wrong(at=ctx.with_maps(_undropped), beta_at=ctx.with_maps(_undropped)),
+        lambda ctx: ctx.wrong(at=ctx.with_maps(lambda m: replace(m, keep=None))),
     ),
 )
 """The library of signatures."""
@@ -632,7 +599,7 @@ def compare(
             if rows[name].status == "differs" and not suspects:
                 near = [
                     (_distance(usable[name], wrong[name], floor), label)
-                    for (label, _), wrong in planted
+                    for label, _, wrong in planted
                     if name in wrong and wrong[name].shape == usable[name].shape
                 ]
                 alike = tuple(label for d, label in sorted(near) if d * DECISIVE <= rows[name].distance)
@@ -640,40 +607,29 @@ def compare(
     return Comparison(tuple(rows.values()), suspects, overall, tol)
 
 
-def _planted(ours: Params, context: Context | None) -> list[tuple[tuple[str, str], Params]]:
-    """(name, says) of each mistake and the gradient it gives."""
+_Planted = list[tuple[str, str, Params]]
+
+
+def _planted(ours: Params, context: Context | None) -> _Planted:
+    """Name and words of each mistake and the gradient it gives."""
     if context is not None:
         # Planted mistakes may blow up; then they match nothing.
         with np.errstate(all="ignore"):
-            made = [((m.name, m.says), m.plant(context)) for m in MISTAKES]
-        return [(label, wrong) for label, wrong in made if wrong is not None]
-
-    def changed(change: Callable[[NDArray], NDArray]) -> Params:
-        return {name: change(value) for name, value in ours.items()}
-
+            made = [(m.name, m.says, m.plant(context)) for m in MISTAKES]
+        return [(name, says, wrong) for name, says, wrong in made if wrong is not None]
     by_hand: Sequence[tuple[str, str, Callable[[NDArray], NDArray]]] = (
-        ("sign", "the sign is wrong", lambda g: -g),
+        ("sign", "the sign is wrong", np.negative),
         ("factor 2", "twice as large: a factor V_th = 2, or a batch of 2 summed", lambda g: 2 * g),
         ("factor 1/2", "half as large: half of beta, or V_th twice", lambda g: 0.5 * g),
-        (
-            "outer product transposed",
-            "transposed",
-            lambda g: g.T if g.ndim == 2 and g.shape[0] == g.shape[1] else g,
-        ),
-        (
-            "flipped weight gradient",
-            "the kernels' gradients are upside down",
-            lambda g: g[:, :, ::-1, ::-1] if g.ndim == 4 else g,
-        ),
+        ("outer product transposed", "transposed", lambda g: g.T if g.ndim == 2 and len(set(g.shape)) == 1 else g),
+        ("flipped weight gradient", "the kernels' gradients are upside down", _flipped),
     )
-    return [((name, says), changed(change)) for name, says, change in by_hand]
+    return [(name, says, _everywhere(change, ours)) for name, says, change in by_hand]
 
 
-def _suspects(
-    planted: list[tuple[tuple[str, str], Params]], theirs: Params, overall: float, floor: float, tol: float
-) -> tuple[Suspect, ...]:
+def _suspects(planted: _Planted, theirs: Params, overall: float, floor: float, tol: float) -> tuple[Suspect, ...]:
     found = []
-    for (name, says), wrong in planted:
+    for name, says, wrong in planted:
         if not set(theirs) <= set(wrong):
             continue
         distances = [_distance(theirs[key], wrong[key], floor) for key in theirs]

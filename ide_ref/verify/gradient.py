@@ -249,9 +249,8 @@ def extrapolate(differences: Sequence[Any], noises: Sequence[float], *, order: L
 
     Parameters
     ----------
-    differences : sequence of scalar
     noises : sequence of float
-        What rounding leaves of each.
+        What rounding leaves of each quotient.
     order : {1, 2}
         The error is a series in h (one-sided quotients) or in h² (central ones).
 
@@ -321,8 +320,7 @@ def solve_region(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
         z = z + solvers.solve("gmres", jacobian.jvp, r, tol=1e-8, max_iter=400).x
     a, p = sweep(z)
     residual = solvers.norms(gather_sources(net, a) - z)
-    converged = bool(np.all(residual <= 1e-12 * (1.0 + solvers.norms(z))))
-    if not converged:
+    if not np.all(residual <= 1e-12 * (1.0 + solvers.norms(z))):
         raise solvers.NotConverged(
             f"linear region: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is nearly singular"
         )
@@ -403,50 +401,6 @@ class _Problem:
             found.append(float(right - 2 * here + left) ** 2 / 6)
         return float(np.sqrt(np.mean(found)))
 
-    def difference(
-        self, base: Equilibrium, task: _Task, method: Method, *, one_sided: bool, enough: float, rounding: float
-    ) -> _Difference | None:
-        """Derivative along a direction; None where every step crosses a kink.
-
-        The step is halved until the extrapolation is certain to ``enough``, relative, or to what ``rounding`` of the
-        loss leaves; a kink met on the way starts it anew with the smaller steps.
-        """
-        h, here = task.h, self.fine_loss(base)
-        runs: dict[str, tuple[list[Any], list[float]]] = {side: ([], []) for side in ("both", "right", "left")}
-        best: _Difference | None = None
-        for _ in range(_LEVELS[method]):
-            right, left = (self.along(base, task.direction, s * h, method) for s in (1, -1))
-            turned, noise = right.turned or left.turned, rounding / h
-            for side, quotient, out in (
-                ("both", (right.loss - left.loss) / (2 * h), turned or right.crossed or left.crossed),
-                ("right", (right.loss - here) / h, turned or right.crossed),
-                ("left", (here - left.loss) / h, turned or left.crossed),
-            ):
-                quotients, noises = runs[side]
-                if out:
-                    quotients.clear()
-                    noises.clear()
-                    continue
-                quotients.append(quotient)
-                noises.append(noise)
-                if len(quotients) < 2 or (side != "both" and not one_sided):
-                    continue
-                order: Literal[1, 2] = 2 if side == "both" else 1
-                value, uncertainty = extrapolate(quotients, noises, order=order)
-                if len(quotients) > 2:
-                    # Two orders can agree by chance: without the longest step the limit must be the same.
-                    again, _ = extrapolate(quotients[1:], noises[1:], order=order)
-                    if abs(again - value) > AGREE * max(abs(value), abs(again), task.floor) + 8 * noise:
-                        del quotients[0], noises[0]
-                        best = None
-                        continue
-                if best is None or uncertainty < best.uncertainty:
-                    best = _Difference(value, uncertainty, side != "both")
-                if len(quotients) > 2 and uncertainty <= max(enough * max(abs(value), task.floor), 3 * noise):
-                    return best
-            h /= 2
-        return best
-
 
 class _Task(NamedTuple):
     """One difference to take: its name in the report, the direction, the longest h, the error's least scale."""
@@ -463,6 +417,96 @@ class _Difference(NamedTuple):
     value: float
     uncertainty: float
     one_sided: bool
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What all rows of one report share."""
+
+    problem: _Problem
+    state: Equilibrium
+    found: Params
+    method: Method
+    one_sided: bool
+    tol: float
+    rounding: float
+    """Of the loss."""
+
+    def difference(self, task: _Task) -> _Difference | None:
+        """Derivative along a direction; None where every step crosses a kink.
+
+        The step is halved until the extrapolation is a hundred times as certain as ``tol`` asks, or as certain as
+        ``rounding`` lets it be; a kink met on the way starts it anew with the smaller steps.
+        """
+        h, here = task.h, self.problem.fine_loss(self.state)
+        runs: dict[str, tuple[list[Any], list[float]]] = {side: ([], []) for side in ("both", "right", "left")}
+        best: _Difference | None = None
+        for _ in range(_LEVELS[self.method]):
+            right, left = (self.problem.along(self.state, task.direction, s * h, self.method) for s in (1, -1))
+            turned, noise = right.turned or left.turned, self.rounding / h
+            for side, quotient, out in (
+                ("both", (right.loss - left.loss) / (2 * h), turned or right.crossed or left.crossed),
+                ("right", (right.loss - here) / h, turned or right.crossed),
+                ("left", (here - left.loss) / h, turned or left.crossed),
+            ):
+                quotients, noises = runs[side]
+                if out:
+                    quotients.clear()
+                    noises.clear()
+                    continue
+                quotients.append(quotient)
+                noises.append(noise)
+                if len(quotients) < 2 or (side != "both" and not self.one_sided):
+                    continue
+                order: Literal[1, 2] = 2 if side == "both" else 1
+                value, uncertainty = extrapolate(quotients, noises, order=order)
+                if len(quotients) > 2:
+                    # Two orders can agree by chance: without the longest step the limit must be the same.
+                    again, _ = extrapolate(quotients[1:], noises[1:], order=order)
+                    if abs(again - value) > AGREE * max(abs(value), abs(again), task.floor) + 8 * noise:
+                        del quotients[0], noises[0]
+                        best = None
+                        continue
+                if best is None or uncertainty < best.uncertainty:
+                    best = _Difference(value, uncertainty, side != "both")
+                if len(quotients) > 2 and uncertainty <= max(1e-2 * self.tol * max(abs(value), task.floor), 3 * noise):
+                    return best
+            h /= 2
+        return best
+
+    def row(self, label: str, kind: Literal["coordinates", "directions"], tasks: Sequence[_Task]) -> GradientRow:
+        """Take some differences and judge them."""
+        checked, set_aside, unresolved, sided = 0, 0, 0, 0
+        worst: tuple[int, ...] = ()
+        worst_error = uncertainty = float("nan")
+        for task in tasks:
+            result = self.difference(task)
+            for longer in (8, 64):
+                if result is None or result.uncertainty <= self.tol * max(abs(result.value), task.floor):
+                    break
+                # Too uncertain: perhaps for rounding alone, and then a longer step will do.
+                again = self.difference(task._replace(h=longer * task.h))
+                result = result if again is None or again.uncertainty > result.uncertainty else again
+            if result is None:
+                set_aside += 1
+                continue
+            value = _dot(task.direction, self.found)
+            scale = max(abs(value), abs(result.value), task.floor)
+            error, doubt = abs(value - result.value) / scale, result.uncertainty / scale
+            if doubt > self.tol and error <= 10 * doubt:
+                unresolved += 1
+                continue
+            checked += 1
+            sided += result.one_sided
+            uncertainty = float(np.fmax(uncertainty, doubt))
+            if not error <= worst_error:
+                worst, worst_error = task.where, error
+        names = self.found if label == "(all)" else (label,)
+        size = sum(self.found[name].size for name in names)
+        largest = max(float(np.max(np.abs(self.found[name]))) for name in names)
+        return GradientRow(
+            label, kind, size, checked, set_aside, unresolved, sided, worst_error, uncertainty, worst, largest
+        )
 
 
 def _problem(
@@ -511,13 +555,10 @@ def nearest_kink(state: Equilibrium) -> Kink:
 
 def _draw(rng: np.random.Generator, theta: Params, names: Sequence[str]) -> dict[str, NDArray]:
     """A direction of length 1 through some parameters, each moved in proportion to its scale."""
-    drawn = {name: rng.standard_normal(theta[name].shape) * _scale(theta[name]) for name in names}
-    length = np.sqrt(sum(float(np.vdot(d, d)) for d in drawn.values()))
+    scales = {name: max(0.1, float(np.sqrt(np.mean(np.square(theta[name]))))) for name in names}
+    drawn = {name: rng.standard_normal(theta[name].shape) * scale for name, scale in scales.items()}
+    length = np.sqrt(_dot(drawn, drawn))
     return {name: d / length for name, d in drawn.items()}
-
-
-def _scale(value: NDArray) -> float:
-    return max(0.1, float(np.sqrt(np.mean(np.square(value)))))
 
 
 def _dot(u: Mapping[str, NDArray], v: Mapping[str, NDArray]) -> float:
@@ -557,12 +598,10 @@ def check_gradient(
 
     Parameters
     ----------
-    network : Network
     params : mapping of str to array
         Converted to float64.
     x, y : arrays
         A small batch: (B, *input_shape) or (B, T, *input_shape), and (B,) labels.
-    method : {"central", "cell"}
     n_coordinates : int
         Coordinates drawn a parameter (all, where it has fewer); 0 for none.
     n_directions : int
@@ -584,10 +623,6 @@ def check_gradient(
         Check these instead of our own.
     log : file, optional
         Where to tell how far it has come, a line a parameter.
-
-    Returns
-    -------
-    GradientReport
 
     Raises
     ------
@@ -623,6 +658,14 @@ def check_gradient(
     first = _STEP[method] if step is None else step
     check = _Check(problem, state, found, method, one_sided, tol, problem.rounding(state, method))
     rng = np.random.default_rng(seed)
+
+    def directions(names: Sequence[str]) -> list[_Task]:
+        """Random directions through the named parameters together."""
+        norm = float(np.sqrt(sum(float(np.vdot(found[name], found[name])) for name in names)))
+        floor = max(FLOOR * norm, RESOLUTION * overall)
+        # A direction's derivatives of higher order are larger than a coordinate's; a quarter of its step.
+        return [_Task((k,), _draw(rng, theta, names), first / 4, floor) for k in range(n_directions)]
+
     rows = []
     for k, name in enumerate(network.trainable, 1):
         if log is not None:
@@ -637,10 +680,8 @@ def check_gradient(
             unit[where] = 1.0
             tasks.append(_Task(where, {name: unit}, first * max(0.1, abs(float(theta[name][where]))), floor))
         rows.append(check.row(name, "coordinates", tasks))
-        tasks = _directions(rng, theta, found, (name,), n_directions, first, overall)
-        rows.append(check.row(name, "directions", tasks))
-    tasks = _directions(rng, theta, found, _free(network, theta), n_directions, first, overall)
-    rows.append(check.row("(all)", "directions", tasks))
+        rows.append(check.row(name, "directions", directions([name])))
+    rows.append(check.row("(all)", "directions", directions(_free(network, theta))))
     rows = [row for row in rows if row.checked + row.set_aside + row.unresolved]
     return GradientReport(
         tuple(rows),
@@ -657,75 +698,6 @@ def check_gradient(
     )
 
 
-def _directions(
-    rng: np.random.Generator,
-    theta: Params,
-    found: Params,
-    names: Sequence[str],
-    n_directions: int,
-    step: float,
-    overall: float,
-) -> list[_Task]:
-    """Random directions through the named parameters together."""
-    norm = float(np.sqrt(sum(float(np.vdot(found[name], found[name])) for name in names)))
-    floor = max(FLOOR * norm, RESOLUTION * overall)
-    # A direction's derivatives of higher order are larger than a coordinate's; a quarter of its step.
-    return [_Task((k,), _draw(rng, theta, names), step / 4, floor) for k in range(n_directions)]
-
-
-@dataclass(frozen=True)
-class _Check:
-    """What all rows of one report share."""
-
-    problem: _Problem
-    state: Equilibrium
-    found: Params
-    method: Method
-    one_sided: bool
-    tol: float
-    rounding: float
-
-    def difference(self, task: _Task) -> _Difference | None:
-        """One difference, a hundred times as certain as the tolerance asks where that can be had."""
-        return self.problem.difference(
-            self.state, task, self.method, one_sided=self.one_sided, enough=1e-2 * self.tol, rounding=self.rounding
-        )
-
-    def row(self, label: str, kind: Literal["coordinates", "directions"], tasks: Sequence[_Task]) -> GradientRow:
-        """Take some differences and judge them."""
-        checked, set_aside, unresolved, sided = 0, 0, 0, 0
-        worst: tuple[int, ...] = ()
-        worst_error = uncertainty = float("nan")
-        for task in tasks:
-            result = self.difference(task)
-            for longer in (8, 64):
-                if result is None or result.uncertainty <= self.tol * max(abs(result.value), task.floor):
-                    break
-                # Too uncertain: perhaps for rounding alone, and then a longer step will do.
-                again = self.difference(task._replace(h=longer * task.h))
-                result = result if again is None or again.uncertainty > result.uncertainty else again
-            if result is None:
-                set_aside += 1
-                continue
-            value = _dot(task.direction, self.found)
-            scale = max(abs(value), abs(result.value), task.floor)
-            error, doubt = abs(value - result.value) / scale, result.uncertainty / scale
-            if doubt > self.tol and error <= 10 * doubt:
-                unresolved += 1
-                continue
-            checked += 1
-            sided += result.one_sided
-            uncertainty = float(np.fmax(uncertainty, doubt))
-            if not error <= worst_error:
-                worst, worst_error = task.where, error
-        names = self.found if label == "(all)" else (label,)
-        size = sum(self.found[name].size for name in names)
-        largest = max(float(np.max(np.abs(self.found[name]))) for name in names)
-        return GradientRow(
-            label, kind, size, checked, set_aside, unresolved, sided, worst_error, uncertainty, worst, largest
-        )
-
-
 def sweep_steps(
     network: Network,
     params: Mapping[str, ArrayLike],
@@ -739,19 +711,14 @@ def sweep_steps(
 ) -> StepSweep:
     """Error of directional differences over the step: the V-shaped curve.
 
+    Arguments are as in :func:`check_gradient`, and:
+
     Parameters
     ----------
-    network, params, x, y, seed, training
-        As in :func:`check_gradient`.
     parameter : str, optional
-        The direction's parameter; by default all of them, but an α at its clamp.
+        The direction's parameter; by default all of them, but an α at its clamp. ValueError for an unknown one.
     steps : sequence of float
         Lengths of the perturbation along a direction of unit length.
-
-    Raises
-    ------
-    ValueError
-        For an unknown parameter.
     """
     if parameter is not None and parameter not in network.trainable:
         raise ValueError(f"parameter is {parameter!r}; expected one of {', '.join(network.trainable)}")

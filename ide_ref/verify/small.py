@@ -49,8 +49,6 @@ def draw(preset: Preset, n_samples: int, *, seed: int = 0) -> tuple[Params, NDAr
     ----------
     preset : Preset
         A small one.
-    n_samples : int
-    seed : int
 
     Returns
     -------

@@ -127,6 +127,7 @@ def examine(
     tol: float = 1e-10,
     max_iter: int = 200,
     max_size: int = 600,
+    certify: Callable[[NDArray], NDArray] | None = None,
 ) -> SolverReport:
     """Solve x = J x + b with every solver and take the system apart.
 
@@ -144,21 +145,9 @@ def examine(
         As in :func:`ide_ref.solvers.solve`.
     max_size : int
         Larger systems are solved but not taken apart, and not given to the direct solver.
+    certify : callable, optional
+        The certificate of any x, (B, n) to (B,), where the system's origin gives one; in place of that by ``gamma``.
     """
-    return _examine(product, b, gamma, methods, tol, max_iter, max_size, None)
-
-
-def _examine(
-    product: Matvec,
-    b: NDArray,
-    gamma: float,
-    methods: Sequence[str],
-    tol: float,
-    max_iter: int,
-    max_size: int,
-    certify: Callable[[NDArray], NDArray] | None,
-) -> SolverReport:
-    """The same with a certificate for any x, (B, n) to (B,), where the system's origin gives one."""
     unknown = [name for name in methods if name not in solvers.SOLVERS]
     if unknown:
         raise ValueError(f"methods has {unknown[0]!r}; expected names of {', '.join(solvers.SOLVERS)}")
@@ -167,7 +156,9 @@ def _examine(
     radius = condition = smallest = float("nan")
     truth: NDArray | None = None
     if examined:
-        matrices = _matrices(product, n_batch, n)
+        # (B, n, n) J of every sample, from its products with the unit vectors.
+        columns = [product(np.tile(unit, (n_batch, 1))) for unit in np.eye(n)]
+        matrices = np.stack(columns, axis=2).astype(np.float64)
         systems = np.eye(n) - matrices
         singular = np.linalg.svd(systems, compute_uv=False)
         radius = float(np.max(np.abs(np.linalg.eigvals(matrices))))
@@ -190,19 +181,10 @@ def _examine(
         else:
             certificate = float("inf")
         error = float("nan") if truth is None else float(np.max(solvers.norms(solution.x - truth)))
-        rows.append(
-            SolverRow(
-                method,
-                # The damped iteration has a limit, of another equation.
-                "another equation" if method == "damped" else solution.status,
-                solution.iterations,
-                solution.n_products,
-                float(np.max(solution.relative, initial=0.0)),
-                certificate,
-                error,
-                seconds,
-            )
-        )
+        # The damped iteration has a limit, of another equation.
+        verdict = "another equation" if method == "damped" else solution.status
+        residual, taken = float(np.max(solution.relative, initial=0.0)), (solution.iterations, solution.n_products)
+        rows.append(SolverRow(method, verdict, *taken, residual, certificate, error, seconds))
     return SolverReport(tuple(rows), System(n, gamma, radius, condition, smallest, examined), tol)
 
 
@@ -217,16 +199,6 @@ def _residual_above(matrices: NDArray, b: NDArray, x: NDArray) -> NDArray:
         return certificates.norm_above(np.abs((b + y) - x) + off + terms * GRAIN)
 
 
-def _matrices(product: Matvec, n_batch: int, n: int) -> NDArray:
-    """(B, n, n) J of every sample, from its products with the unit vectors."""
-    columns = np.empty((n_batch, n, n))
-    for j in range(n):
-        unit = np.zeros((n_batch, n))
-        unit[:, j] = 1
-        columns[:, :, j] = product(unit)
-    return columns
-
-
 def cross_examine(
     frozen: Frozen,
     state: Rates | Equilibrium,
@@ -239,16 +211,7 @@ def cross_examine(
 ) -> SolverReport:
     """Solve (BETA) with every solver and tabulate what each took and reached.
 
-    Parameters
-    ----------
-    frozen, state, d_logits
-        As for :func:`ide_ref.backward`.
-    methods, tol, max_iter, max_size
-        As for :func:`examine`.
-
-    Returns
-    -------
-    SolverReport
+    Arguments are as for :func:`ide_ref.backward` and :func:`examine`.
 
     Raises
     ------
@@ -272,4 +235,6 @@ def cross_examine(
         return certificates.on_sources(frozen, errors)
 
     gamma = certificates.contraction_bound(frozen).upper
-    return _examine(jacobian.vjp, b, gamma, methods, tol, max_iter, max_size, certify)
+    return examine(
+        jacobian.vjp, b, gamma=gamma, methods=methods, tol=tol, max_iter=max_iter, max_size=max_size, certify=certify
+    )

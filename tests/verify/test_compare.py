@@ -8,6 +8,7 @@ from oracle import gradient
 from small import STRUCTURES, problem
 
 import ide_ref
+from ide_ref import presets
 from ide_ref.authors import edited
 from ide_ref.verify import MISTAKES, Context, check_gradient, compare
 from ide_ref.verify.compare import as_array
@@ -94,7 +95,7 @@ def test_mistakes_of_networks_under_the_cifar_presets_settings(monkeypatch):
     """The gradient through hidden batch statistics, which these presets take, is planted with the mistake too."""
     monkeypatch.setitem(STRUCTURES, "two layers", ("4C5s-6C3s (F4C3u)", (2, 8, 8), None))
     network, params, x, y = problem("two layers")
-    profile = ide_ref.presets.load("cifar10-alexnet-f").profile
+    profile = presets.load("cifar10-alexnet-f").profile
     assert profile.batch_statistics_in_gradient
     frozen = ide_ref.freeze(edited(network, profile), params, x, training=True, rng=np.random.default_rng(0))
     rates = ide_ref.simulate(frozen, x, 6)

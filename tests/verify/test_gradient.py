@@ -11,7 +11,7 @@ from small import STRUCTURES, problem
 import ide_ref
 from ide_ref.synapses import Conv2d
 from ide_ref.verify import check_gradient, sweep_steps
-from ide_ref.verify.gradient import _Point, _Problem, _Task, extrapolate, solve_region
+from ide_ref.verify.gradient import _Check, _Point, _Problem, _Task, extrapolate, solve_region
 
 
 @pytest.mark.parametrize("neuron", [ide_ref.IF(), ide_ref.LIF()], ids=["if", "lif"])
@@ -72,6 +72,11 @@ def as_told(loss):
     return AsTold(network, params, x, y, True, 0, loss)
 
 
+def difference_of(loss):
+    check = _Check(as_told(loss), None, {}, "cell", one_sided=False, tol=1e-6, rounding=1e-18)
+    return check.difference(_Task((0,), {}, 0.1, 0.1))
+
+
 @pytest.mark.parametrize("slope", [-0.5, 0.2, 3.0])
 def test_two_steps_that_agree_are_not_enough(slope):
     """Orders can agree by chance: a difference is returned when a third step has been seen, not before."""
@@ -81,9 +86,7 @@ def test_two_steps_that_agree_are_not_enough(slope):
         steps.append(t)
         return slope * t
 
-    found = as_told(loss).difference(
-        None, _Task((0,), {}, 0.1, 0.1), "cell", one_sided=False, enough=1e-8, rounding=1e-18
-    )
+    found = difference_of(loss)
     assert found.value == pytest.approx(slope, rel=1e-12)
     assert sorted(set(np.abs(steps))) == [0, 0.025, 0.05, 0.1]
 
@@ -95,9 +98,7 @@ def test_two_steps_that_agree_by_chance_are_found_out(slope):
     def loss(t):
         return t + (slope - 1) * t * (1 - (t / 0.1) ** 2) * (1 - (2 * t / 0.1) ** 2)
 
-    found = as_told(loss).difference(
-        None, _Task((0,), {}, 0.1, 0.1), "cell", one_sided=False, enough=1e-8, rounding=1e-18
-    )
+    found = difference_of(loss)
     assert found.value == pytest.approx(slope, rel=1e-9)
 
 
