@@ -157,14 +157,7 @@ _CIFAR = Recipe(
 )
 
 _DIGITS = Recipe(
-    dataset="digits",
-    n_steps=5,
-    mean=(0.305,),
-    std=(0.376,),
-    epochs=20,
-    batch_size=32,
-    lr=0.2,
-    milestones=(10, 15),
+    dataset="digits", n_steps=5, mean=(0.305,), std=(0.376,), epochs=20, batch_size=32, lr=0.2, milestones=(10, 15)
 )
 _FASHION = replace(_MNIST_LIKE, dataset="fashion-mnist", n_steps=5)
 _NMNIST = replace(_MNIST_LIKE, dataset="nmnist", mean=(0.0, 0.0), std=(1.0, 1.0), input="spikes")

@@ -524,11 +524,7 @@ def _row(name: str, theirs: NDArray, ours: NDArray, floor: float, tol: float) ->
 
 
 def compare(
-    ours: Mapping[str, Any],
-    theirs: Mapping[str, Any],
-    *,
-    context: Context | None = None,
-    tol: float = 1e-6,
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], *, context: Context | None = None, tol: float = 1e-6
 ) -> Comparison:
     """Say which parameters' gradients differ, by how much, and which known mistake that looks like.
 

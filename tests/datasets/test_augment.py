@@ -61,10 +61,7 @@ def test_normalisation_in_closed_form():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda x, rng: random_crop(x[0], rng),
-            r"x has shape \(3, 7, 9\), expected \(B, channels, rows, columns\)",
-        ),
+        (lambda x, rng: random_crop(x[0], rng), r"x has shape \(3, 7, 9\), expected \(B, channels, rows, columns\)"),
         (lambda x, rng: random_flip(x[0], rng), r"x has shape \(3, 7, 9\)"),
         (lambda x, rng: random_crop(x, rng, padding=-1), "padding is -1; expected a whole number of at least 0"),
         (lambda x, rng: random_flip(x, rng, probability=1.5), "probability is 1.5, expected 0 to 1"),
@@ -95,11 +92,7 @@ def test_good_images_pass():
         (np.zeros((2, 3)), [0.0, 1.0], "y has dtype float64, expected integers"),
         (np.zeros((2, 3)), [0], r"y has shape \(1,\), expected \(2,\), one label an item"),
         (np.zeros((0, 3)), np.zeros(0, int), "x and y are empty"),
-        (
-            np.array([[0, 0, 0], [0, np.nan, np.inf]]),
-            [0, 1],
-            r"x\[1, 1\] is nan, expected finite pixels; 2 pixels",
-        ),
+        (np.array([[0, 0, 0], [0, np.nan, np.inf]]), [0, 1], r"x\[1, 1\] is nan, expected finite pixels; 2 pixels"),
         (np.zeros((3, 3)), [0, 5, -1], r"y\[1\] is 5, expected labels 0 to 4; 2 labels are out of range"),
     ],
 )

@@ -35,16 +35,8 @@ def test_cifar100_has_the_coarse_label_first(tmp_path):
     ("content", "n_records", "message"),
     [
         (b"", None, "byte 0: found the end of the file, expected a whole number of records of 3073 bytes"),
-        (
-            record([0], 0)[:-1],
-            None,
-            "byte 3072: found the end of the file, expected a whole number of records",
-        ),
-        (
-            record([0], 0) + b"x",
-            None,
-            "byte 3074: found the end of the file, expected a whole number of records",
-        ),
+        (record([0], 0)[:-1], None, "byte 3072: found the end of the file, expected a whole number of records"),
+        (record([0], 0) + b"x", None, "byte 3074: found the end of the file, expected a whole number of records"),
         (record([0], 0), 2, "byte 3073: found the end of the file, expected 2 records of 3073 bytes"),
         (
             record([0], 0) * 2 + b"yes",
@@ -63,10 +55,7 @@ def test_wrong_sizes_and_labels_are_named_with_their_place(tmp_path, content, n_
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [
-        ([20, 0], "byte 3074: found coarse label 20, expected 0 to 19"),
-        ([0, 100], "byte 3075: found fine label 100"),
-    ],
+    [([20, 0], "byte 3074: found coarse label 20, expected 0 to 19"), ([0, 100], "byte 3075: found fine label 100")],
 )
 def test_both_labels_of_cifar100_are_checked(tmp_path, labels, message):
     path = tmp_path / "train.bin"

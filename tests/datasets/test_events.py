@@ -5,15 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ide_ref.datasets import (
-    DataError,
-    EventFrames,
-    Events,
-    bin_events,
-    find_recordings,
-    read_events,
-    write_events,
-)
+from ide_ref.datasets import DataError, EventFrames, Events, bin_events, find_recordings, read_events, write_events
 
 PIXEL = st.integers(0, 33)
 RECORDING = st.lists(
@@ -53,17 +45,9 @@ def test_an_overflow_record_moves_the_time_of_all_later_events(tmp_path, event_b
     ("rows", "cut", "message"),
     [
         ([], 0, "byte 0: found the end of the file, expected a whole number of 5-byte events"),
-        (
-            [(1, 1, 1, 1)] * 2,
-            2,
-            "byte 8: found the end of the file, expected a whole number of 5-byte events",
-        ),
+        ([(1, 1, 1, 1)] * 2, 2, "byte 8: found the end of the file, expected a whole number of 5-byte events"),
         ([(1, 1, 1, 1), (34, 5, 1, 2)], 0, "byte 5: found column 34, row 5, expected both below 34"),
-        (
-            [(1, 1, 1, 1), (1, 1, 1, 1), (7, 99, 0, 2)],
-            0,
-            "byte 10: found column 7, row 99, expected both below 34",
-        ),
+        ([(1, 1, 1, 1), (1, 1, 1, 1), (7, 99, 0, 2)], 0, "byte 10: found column 7, row 99, expected both below 34"),
         ([(1, 1, 1, 9), (2, 2, 0, 8)], 0, "byte 5: found time 8 µs after 9 µs, expected times in order"),
         # The offset counts the overflow records that the times do not.
         ([(0, 240, 0, 0), (1, 1, 1, 9), (0, 240, 0, 0), (50, 2, 0, 8)], 0, "byte 15: found column 50"),

@@ -17,10 +17,7 @@ import pytest
 from ide_ref.datasets import DATASETS, DataError, Download, fetch, load, registry, status
 
 RNG = np.random.default_rng(11)
-IMAGES = {
-    "train": RNG.integers(0, 256, (6, 28, 28), np.uint8),
-    "test": RNG.integers(0, 256, (4, 28, 28), np.uint8),
-}
+IMAGES = {"train": RNG.integers(0, 256, (6, 28, 28), np.uint8), "test": RNG.integers(0, 256, (4, 28, 28), np.uint8)}
 LABELS = {"train": np.array([5, 0, 4, 1, 9, 2], np.uint8), "test": np.array([7, 2, 1, 0], np.uint8)}
 
 
@@ -80,10 +77,7 @@ def test_idx_sets(tmp_path, no_data, write_mnist, compress):
     data = load("fashion-mnist", data_dir=tmp_path)
     np.testing.assert_array_equal(data.x_train[:, 0], IMAGES["train"])
     np.testing.assert_array_equal(data.x_test[:, 0], IMAGES["test"])
-    assert (data.y_train.tolist(), data.y_test.tolist()) == (
-        LABELS["train"].tolist(),
-        LABELS["test"].tolist(),
-    )
+    assert (data.y_train.tolist(), data.y_test.tolist()) == (LABELS["train"].tolist(), LABELS["test"].tolist())
     assert data.y_train.dtype == np.int64
     assert (data.name, data.n_classes, data.scale, data.source) == ("fashion-mnist", 10, 255.0, folder)
     assert (data.input_shape, data.n_frames) == ((1, 28, 28), None)
@@ -185,11 +179,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (
-            "mnits",
-            {},
-            "name is 'mnits', expected a data set: digits, mnist, fashion-mnist, cifar10, cifar100, nmnist",
-        ),
+        ("mnits", {}, "name is 'mnits', expected a data set: digits, mnist, fashion-mnist, cifar10, cifar100, nmnist"),
         ("digits", {"limit": 0}, "limit is 0; expected a whole number of at least 1"),
         ("digits", {"n_frames": 3}, "n_frames is 3, but digits holds still images"),
         ("nmnist", {"n_frames": 0}, "n_frames is 0; expected a whole number of at least 1"),
@@ -223,11 +213,7 @@ def test_status_reports_each_set(tmp_path, no_data, write_mnist):
     report = {s.info.name: s for s in status(data_dir=tmp_path)}
     assert list(report) == list(DATASETS)
     assert (report["digits"].found, report["digits"].n_train, report["digits"].n_test) == (True, 1438, 359)
-    assert (report["mnist"].path, report["mnist"].n_train, report["mnist"].n_test) == (
-        tmp_path / "mnist",
-        6,
-        4,
-    )
+    assert (report["mnist"].path, report["mnist"].n_train, report["mnist"].n_test) == (tmp_path / "mnist", 6, 4)
     assert not report["fashion-mnist"].found
     assert "byte 0: found bytes 6e 6f" in report["fashion-mnist"].problem
     assert "data_batch_1.bin, data_batch_2.bin" in report["cifar10"].problem

@@ -2,15 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ide_ref.datasets import (
-    DataError,
-    Sensor,
-    find_recordings,
-    load,
-    make_recordings,
-    read_events,
-    record,
-)
+from ide_ref.datasets import DataError, Sensor, find_recordings, load, make_recordings, read_events, record
 
 QUIET = Sensor(noise_rate=0.0, mismatch=0.0)
 
@@ -175,10 +167,7 @@ def test_a_written_set_loads_and_says_that_it_is_synthetic(tmp_path, no_data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"images": np.zeros((2, 27, 28), np.uint8)},
-            r"images are uint8 of shape \(2, 27, 28\), expected uint8",
-        ),
+        ({"images": np.zeros((2, 27, 28), np.uint8)}, r"images are uint8 of shape \(2, 27, 28\), expected uint8"),
         ({"images": np.zeros((2, 28, 28))}, "images are float64"),
         ({"labels": [1]}, r"labels are int64 of shape \(1,\), expected \(2,\) integers"),
         ({"labels": [1, 10]}, "labels reach from 1 to 10, expected 0 to 9"),
@@ -188,13 +177,7 @@ def test_a_written_set_loads_and_says_that_it_is_synthetic(tmp_path, no_data):
     ],
 )
 def test_wrong_arguments_write_nothing(tmp_path, change, message):
-    arguments = {
-        "images": blobs(2),
-        "labels": [0, 1],
-        "split": "train",
-        "limit": None,
-        "sensor": None,
-    } | change
+    arguments = {"images": blobs(2), "labels": [0, 1], "split": "train", "limit": None, "sensor": None} | change
     images, labels = arguments.pop("images"), arguments.pop("labels")
     with pytest.raises(ValueError, match=message):
         make_recordings(images, labels, tmp_path / "out", **arguments)

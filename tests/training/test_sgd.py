@@ -82,15 +82,6 @@ def test_large_arrays_step_as_small_ones_do(dtype):
     assert params["w"].dtype == velocity["w"].dtype == dtype
 
 
-def test_two_steps_by_hand():
-    """θ = 2, ∇L = 1 and then 3, μ = 1/2, κ = 1/4, η = 1/8: every number is exact."""
-    sgd = SGD(momentum=0.5, weight_decay=0.25)
-    params, velocity = sgd.step({"w": np.array([2.0])}, {"w": np.zeros(1)}, {"w": np.array([1.0])}, rate=0.125)
-    assert (velocity["w"][0], params["w"][0]) == (1.5, 1.8125)
-    params, velocity = sgd.step(params, velocity, {"w": np.array([3.0])}, rate=0.125)
-    assert (velocity["w"][0], params["w"][0]) == (4.203125, 1.287109375)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_steps_are_those_of_a_loop_over_numbers(dtype):
     rng = np.random.default_rng(3)
