@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 import ide_ref
+from ide_ref.verify import small
 
-STRUCTURES = {
-    "fashion-mnist-400": ("12 (F12)", (20,), None),
-    "mnist-64c5": ("4C5s (F4C5)", (1, 8, 8), None),
-    "nmnist-64c5": ("4C5s (F4C5)", (2, 8, 8), 6),
-    "alexnet-f": ("4C3s-6C3-8C3s-8C3-6C3 (F4C3u)", (3, 8, 8), None),
-    "cifarnet-f": ("4C3s-6C3-8C3s-10C3-8C3 (F4C3u)", (3, 8, 8), None),
-}
+STRUCTURES = {name: (*known, 6 if name == "nmnist-64c5" else None) for name, known in small.STRUCTURES.items()}
+"""Structure, input shape, and frames of spike trains."""
 
 
 def problem(name, neuron=None, *, seed=0, batch=4, alpha=0.9, **options):
@@ -32,3 +28,10 @@ def problem(name, neuron=None, *, seed=0, batch=4, alpha=0.9, **options):
         params[key].flags.writeable = False
     x = rng.normal(0.3, 1, (batch, *shape)) if n_steps is None else 1.0 * (rng.random((batch, n_steps, *shape)) < 0.3)
     return network, params, x, rng.integers(0, 5, batch)
+
+
+def rollout(network, params, x, y, n_steps=6):
+    """Maps frozen for training, the rates after some steps, and the gradient of the loss there."""
+    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
+    rates = ide_ref.simulate(frozen, x, n_steps)
+    return frozen, rates, ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)[1]

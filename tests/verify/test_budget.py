@@ -4,20 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from small import STRUCTURES, problem
+from small import STRUCTURES, problem, rollout
 
 import ide_ref
 from ide_ref.authors import Profile, authors, edited
 from ide_ref.verify import explain_gradient, explain_over_time, table_over_time
-
-
-def training_gradient(args, n_steps, profile=None, **options):
-    network, params, x, y = args
-    profile = profile or Profile()
-    frozen = ide_ref.freeze(edited(network, profile), params, x, training=True, rng=np.random.default_rng(0))
-    rates = ide_ref.simulate(frozen, x, n_steps)
-    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
-    return ide_ref.backward(frozen, rates, d_logits, allow_unconverged=True, **options).gradients
 
 
 @pytest.mark.parametrize("profile", ["paper", "authors"])
@@ -27,8 +18,9 @@ def test_parts_add_up_to_the_training_gradient(name, profile):
     made = Profile() if profile == "paper" else authors(len(args[0].populations))
     budget = explain_gradient(*args, 6, tol=1e-3, profile=made)
     assert budget.closure <= 1e-10
-    direct = training_gradient(args, 6, made, solver="fixed_point", tol=1e-3)
-    for key, value in direct.items():
+    trained = rollout(edited(args[0], made), *args[1:])
+    direct = ide_ref.backward(*trained, solver="fixed_point", tol=1e-3, allow_unconverged=True)
+    for key, value in direct.gradients.items():
         whole = budget.exact[key] + sum(part.gradients[key] for part in budget.parts)
         scale = max(np.linalg.norm(value), 1e-3)
         assert np.linalg.norm(whole - value) <= 1e-10 * scale, key
@@ -172,11 +164,8 @@ def test_wrong_steps():
 def test_certificates_of_the_budget_are_those_of_its_solves():
     args = problem("fashion-mnist-400", ide_ref.IF(), dropout=0.0)
     budget = explain_gradient(*args, 5, solver="fixed_point", tol=1e-2)
-    network, params, x, y = args
-    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
-    rates = ide_ref.simulate(frozen, x, 5)
-    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
-    back = ide_ref.backward(frozen, rates, d_logits, tol=1e-2)
+    there = rollout(*args, n_steps=5)
+    back = ide_ref.backward(*there, tol=1e-2)
     assert budget.solver_certificate == back.certificate.max()
-    exact = ide_ref.backward(frozen, rates, d_logits, solver="direct").beta
+    exact = ide_ref.backward(*there, solver="direct").beta
     assert np.linalg.norm(back.beta - exact, axis=1).max() <= budget.solver_certificate

@@ -14,6 +14,10 @@ from ide_ref.verify import check_gradient, sweep_steps
 from ide_ref.verify.gradient import _Check, _Point, _Problem, _Task, extrapolate, solve_region
 
 
+def row_of(report, parameter):
+    return next(row for row in report.rows if row.parameter == parameter)
+
+
 @pytest.mark.parametrize("neuron", [ide_ref.IF(), ide_ref.LIF()], ids=["if", "lif"])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_directions_in_the_linear_cell(name, neuron):
@@ -155,7 +159,7 @@ def test_where_singular_values_almost_coincide(method, gap):
     s[1] = s[0] * (1 - gap)
     params = {**params, "feedback.weight": (u * s) @ vt}
     report = check_gradient(network, params, x, y, method=method, n_directions=1, one_sided=True)
-    row = next(r for r in report.rows if r.parameter == "feedback.weight")
+    row = row_of(report, "feedback.weight")
     assert report.passed, report.table()
     assert (row.checked == 12) == (gap == 1e-3), report.table()
     assert row.unresolved == 0
@@ -213,10 +217,10 @@ def test_a_wrong_sign_is_found(method, part):
 
 def test_a_clamped_alpha_is_set_aside_or_taken_from_inside():
     args = problem("fashion-mnist-400", alpha=1.0)
-    alpha = next(r for r in check_gradient(*args, n_directions=0).rows if r.parameter == "feedback.alpha")
+    alpha = row_of(check_gradient(*args, n_directions=0), "feedback.alpha")
     assert (alpha.checked, alpha.set_aside) == (0, 1)
     sided = check_gradient(*args, n_directions=0, one_sided=True)
-    alpha = next(r for r in sided.rows if r.parameter == "feedback.alpha")
+    alpha = row_of(sided, "feedback.alpha")
     assert (alpha.checked, alpha.one_sided, alpha.set_aside) == (1, 1, 0)
     assert sided.passed, sided.table()
 
@@ -225,7 +229,7 @@ def test_an_alpha_at_its_clamp_does_not_spoil_what_goes_through_all_parameters()
     """Found on a trained network, whose α is 1: every step through all parameters crossed the clamp."""
     args = problem("fashion-mnist-400", alpha=1.0)
     report = check_gradient(*args, n_coordinates=0, n_directions=2)
-    whole = next(r for r in report.rows if r.parameter == "(all)")
+    whole = row_of(report, "(all)")
     assert (whole.checked, whole.set_aside) == (2, 0), report.table()
     assert report.passed, report.table()
     sweep = sweep_steps(*args, steps=(1e-3,))
@@ -242,7 +246,7 @@ def test_a_kink_closer_than_every_step_is_never_averaged_over():
         bias[3] += network.neuron.v_th - 1e-9 - p
     args = network, {**params, "input.bias": bias}, x, y
     report = check_gradient(*args, n_directions=0)
-    row = next(r for r in report.rows if r.parameter == "input.bias")
+    row = row_of(report, "input.bias")
     assert report.kink.distance == pytest.approx(1e-9, rel=1e-3)
     assert (report.kink.sample, report.kink.neuron) == (0, (3,))
     n = row.set_aside
@@ -250,7 +254,7 @@ def test_a_kink_closer_than_every_step_is_never_averaged_over():
     assert row.checked == 12 - n
     assert report.passed, report.table()
     sided = check_gradient(*args, n_directions=0, one_sided=True)
-    row = next(r for r in sided.rows if r.parameter == "input.bias")
+    row = row_of(sided, "input.bias")
     assert (row.checked, row.one_sided, row.set_aside) == (12, n, 0)
     assert sided.passed, sided.table()
     # In the linear region there is no kink at all.

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small import STRUCTURES, problem
+from small import STRUCTURES, problem, rollout
 
 import ide_ref
 from ide_ref.verify import cross_examine
@@ -19,11 +19,7 @@ def system(matrix, n_batch=2, seed=0):
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_all_solvers_agree(name):
-    network, params, x, y = problem(name)
-    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
-    rates = ide_ref.simulate(frozen, x, 6)
-    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, rates), y)
-    report = cross_examine(frozen, rates, d_logits)
+    report = cross_examine(*rollout(*problem(name)))
     assert report.agree, report.table()
     assert [row.method for row in report.rows] == list(METHODS)
     for row in report.rows:
@@ -37,12 +33,8 @@ def test_all_solvers_agree(name):
 
 def test_gmres_that_stagnates_is_reported():
     """I − J a cyclic shift of 60: GMRES restarted after 40 makes no step at all."""
-    n = 60
-    shift = np.roll(np.eye(n), 1, axis=0)
-    product, _ = system(np.eye(n) - shift)
-    b = np.zeros((1, n))
-    b[0, 0] = 1
-    report = examine(product, b, gamma=2.0)
+    product, _ = system(np.eye(60) - np.roll(np.eye(60), 1, axis=0))
+    report = examine(product, np.eye(1, 60), gamma=2.0)
     assert report.row("gmres").verdict == "stagnated"
     assert report.row("gmres").residual == pytest.approx(1)
     assert report.row("direct").verdict == "converged"
@@ -79,10 +71,7 @@ def test_gamma_above_one_is_reported_and_nothing_certified():
 def test_a_network_beyond_cond():
     network, params, x, y = problem("fashion-mnist-400", restriction=None, dropout=0.0)
     params = {**params, "feedback.weight": 4 * params["feedback.weight"]}
-    frozen = ide_ref.freeze(network, params)
-    state = ide_ref.simulate(frozen, x, 10)
-    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, state), y)
-    report = cross_examine(frozen, state, d_logits)
+    report = cross_examine(*rollout(network, params, x, y))
     assert any("(COND) does not hold" in text for text in report.system.warnings)
 
 
