@@ -1,11 +1,14 @@
-"""Every plot. Matplotlib is imported when one is drawn; no global state is touched."""
+"""Every plot. Matplotlib is imported when one is drawn; no global state is touched.
+
+A path's ending decides the format: .png or .svg.
+"""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +71,7 @@ def save(figure: Figure, *paths: str | Path) -> None:
 
 
 def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: str | Path) -> None:
-    """Loss and test error over the epochs, with the drops of the learning rate marked.
-
-    Parameters
-    ----------
-    history : sequence of mapping
-        Lines of ``metrics.jsonl``.
-    path : path
-        Ends in .png or .svg.
-    """
+    """Loss and test error over the epochs, lines of ``metrics.jsonl``, with the drops of the learning rate marked."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [line["epoch"] for line in history]
@@ -128,8 +123,6 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Seque
         ``residual`` (B, K), how far the rates are from solving (FP), and nothing of a* is drawn.
     title : str
         May have a second line.
-    paths : sequence of path
-        Each ends in .png or .svg.
     """
     import numpy as np
 
@@ -208,12 +201,7 @@ def _plain_numbers(axis: Axis) -> None:
 def event_picture(events: Events, *, title: str, path: str | Path, n_windows: int = 3) -> None:
     """A recording as pictures of successive windows: ON events red, OFF events blue.
 
-    Parameters
-    ----------
-    path : path
-        Ends in .png or .svg.
-    n_windows : int
-        Equal parts of the recording's time; N-MNIST's sensor makes three saccades.
+    The windows are equal parts of the recording's time; N-MNIST's sensor makes three saccades.
     """
     import numpy as np
 
@@ -237,12 +225,7 @@ def event_picture(events: Events, *, title: str, path: str | Path, n_windows: in
 def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
     """Error of a directional difference over its step: the V-shaped curve, open circles where a kink was crossed.
 
-    Parameters
-    ----------
-    sweep : StepSweep
-        From :func:`ide_ref.verify.sweep_steps`.
-    path : path
-        Ends in .png or .svg.
+    The sweep is that of :func:`ide_ref.verify.sweep_steps`.
     """
     figure, (ax,) = new_figure(width=5.6, height=3.8)
     for (name, errors), color in zip(sweep.errors.items(), (TRAIN, ACCENT, TEST), strict=True):
@@ -259,27 +242,20 @@ def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
 
 
 def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path) -> None:
-    """The parts of a training gradient's error over T, relative to the exact gradient.
+    """The parts of a training gradient's error over T, from :func:`ide_ref.verify.explain_over_time`.
 
-    Parameters
-    ----------
-    budgets : sequence of Budget
-        From :func:`ide_ref.verify.explain_over_time`.
-    path : path
-        Ends in .png or .svg.
+    Relative to the exact gradient.
     """
     figure, (left, right) = new_figure(2, width=5.0, height=3.8)
     steps = [budget.n_steps for budget in budgets]
     lines = {part.name: [b.part(part.name) for b in budgets] for part in budgets[0].parts}
     lines["whole error"] = [b.total for b in budgets]
-    colors = (TEST, ACCENT, "#d9a441", "#4c9f70", "#7d5ba6", TRAIN, "#3aa6b9")
-    drawn = 0
+    colors = cycle((TEST, ACCENT, "#d9a441", "#4c9f70", "#7d5ba6", TRAIN, "#3aa6b9"))
     for name, parts in lines.items():
         norms = [part.norm for part in parts]
         if not any(norms):
             continue
-        color = "black" if name == "whole error" else colors[drawn % len(colors)]
-        drawn += 1
+        color = "black" if name == "whole error" else next(colors)
         left.loglog(steps, norms, ".-", color=color, linewidth=1.4, label=name)
         if name != "whole error":
             right.semilogx(steps, [part.cosine for part in parts], ".-", color=color, linewidth=1.4)
@@ -307,8 +283,6 @@ def roofline(
         Most synaptic events per second and thread, by the size of the weights.
     dense : float
         Multiply-adds a second and thread of a dense matrix product.
-    path : path
-        Its suffix decides the format.
     """
     import numpy as np
 

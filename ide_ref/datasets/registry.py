@@ -137,17 +137,12 @@ class Dataset:
         return tuple(self.x_train.shape[-3:])
 
     def batch(self, split: str, indices: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Some items of one split.
+        """Some items of one split: x, (B, channels, rows, columns) or (B, T, 2, 34, 34), and y, (B,).
 
         Parameters
         ----------
         split : {"train", "test"}
         indices : (B,) int
-
-        Returns
-        -------
-        x : (B, channels, rows, columns) or (B, T, 2, 34, 34) uint8
-        y : (B,) int64
         """
         if not _checks.is_one_of(split, _SPLITS):
             raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
@@ -248,11 +243,21 @@ def status(*, data_dir: str | Path | None = None) -> tuple[Status, ...]:
 
     Reads headers and sizes, and counts files; damage further inside shows when it is loaded.
     """
-    return tuple(_status(info, data_dir) for info in DATASETS.values())
+    found = []
+    for info in DATASETS.values():
+        path, problem = _find(info, data_dir)
+        n_train = n_test = 0
+        if path is not None and not problem:
+            try:
+                n_train, n_test = (_count(info, path, split) for split in _SPLITS)
+            except DataError as error:
+                problem = str(error)
+        found.append(Status(info, path, n_train, n_test, problem))
+    return tuple(found)
 
 
 def fetch(name: str, *, cache_dir: str | Path | None = None, progress: bool = False) -> Path:
-    """Download a data set from its canonical address into the user's cache, checking every digest.
+    """Download a data set from its canonical address into the user's cache, checking every digest; returns its folder.
 
     Parameters
     ----------
@@ -262,11 +267,6 @@ def fetch(name: str, *, cache_dir: str | Path | None = None, progress: bool = Fa
         Root to use in place of the user's cache.
     progress : bool
         Show a progress bar on stderr (needs tqdm).
-
-    Returns
-    -------
-    Path
-        The data set's folder.
 
     Raises
     ------
@@ -372,17 +372,6 @@ def _missing(info: DatasetInfo, folder: Path) -> list[str]:
     else:
         files = [folder / file for split in _SPLITS for file in _cifar_files(info, split)]
     return [file.name for file in files if not file.is_file()]
-
-
-def _status(info: DatasetInfo, data_dir: str | Path | None) -> Status:
-    path, problem = _find(info, data_dir)
-    counts = [0, 0]
-    if path is not None and not problem:
-        try:
-            counts = [_count(info, path, split) for split in _SPLITS]
-        except DataError as error:
-            problem = str(error)
-    return Status(info, path, counts[0], counts[1], problem)
 
 
 def _count(info: DatasetInfo, folder: Path, split: str) -> int:

@@ -127,15 +127,12 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             raise CheckpointError(
                 f"{path}: has format {version}, this ide_ref reads up to {FORMAT_VERSION}; install a newer ide_ref"
             )
-        checkpoint = Checkpoint(
-            preset=Preset.from_dict(about["preset"]),
-            seed=about["seed"],
-            params=_part(tensors, "params/"),
-            velocity=_part(tensors, "velocity/"),
-            step=about["step"],
-            totals=about["totals"],
-            history=tuple(about["history"]),
+        preset, history = Preset.from_dict(about["preset"]), tuple(about["history"])
+        params, velocity = (
+            {name.removeprefix(part): array for name, array in tensors.items() if name.startswith(part)}
+            for part in ("params/", "velocity/")
         )
+        checkpoint = Checkpoint(preset, about["seed"], params, velocity, about["step"], about["totals"], history)
         network = checkpoint.preset.network
         network.check_params(checkpoint.params)
         expected = {name: checkpoint.params[name].shape for name in network.trainable}
@@ -171,10 +168,6 @@ def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Pat
         raise CheckpointError(
             f"{path}: has finished {checkpoint.epoch} epochs already, {preset.recipe.epochs} asked for; raise epochs"
         )
-
-
-def _part(tensors: Arrays, prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def _check_header(path: Path) -> None:

@@ -20,11 +20,12 @@ from ide_ref._files import finite
 from ide_ref.authors import PAPER, Profile, edited, profile_of
 from ide_ref.constraints import Restriction
 from ide_ref.equilibrium import Equilibrium, contraction, find_equilibrium, linearise
-from ide_ref.implicit import Backward, backward, hebbian, solve_beta
+from ide_ref.implicit import Backward, backward
 from ide_ref.maps import Frozen, freeze
 from ide_ref.network import Connection, Network, Params
 from ide_ref.simulation import Rates, simulate
 from ide_ref.training.losses import cross_entropy
+from ide_ref.verify.compare import Context
 
 _FORWARD_QUIRKS = {
     "long_average": "average of LIF spike input too large",
@@ -184,8 +185,10 @@ class _Setting:
     def logits_gradient(self, frozen: Frozen, state: Rates | Equilibrium) -> NDArray:
         return cross_entropy(frozen.read_out(state), self.y)[1]
 
-    def equilibrium(self, frozen: Frozen) -> Equilibrium:
-        return find_equilibrium(frozen, self.x, max_iter=20_000)
+    def at_equilibrium(self, network: Network, profile: Profile) -> tuple[Frozen, Equilibrium, Backward]:
+        frozen = self.freeze(network, profile)
+        state = find_equilibrium(frozen, self.x, max_iter=20_000)
+        return frozen, state, self.exact(frozen, state)
 
     def exact(self, frozen: Frozen, state: Rates | Equilibrium, *, quirky: bool = False) -> Backward:
         """Gradient at a state with (BETA) solved to rounding, or as far as it goes under a quirk.
@@ -252,33 +255,22 @@ def explain_gradient(
     chain: list[tuple[str, str, Params]] = []
 
     # At the equilibrium, from the paper's network to the one that is trained.
-    frozen = setting.freeze(_with_operator_norm(network), PAPER)
-    state = setting.equilibrium(frozen)
-    start = setting.exact(frozen, state)
-    exact = start.gradients
-    so_far = PAPER
-
-    def refreeze(profile: Profile) -> tuple[Frozen, Equilibrium, Params]:
-        made = setting.freeze(network, profile)
-        solved = setting.equilibrium(made)
-        return made, solved, setting.exact(made, solved).gradients
-
-    frozen, state, found = refreeze(so_far)
-    chain.append(("restriction norm", "the norm of (NORM) is not that of the operator", found))
+    _, _, start = setting.at_equilibrium(_with_operator_norm(network), PAPER)
+    exact, so_far = start.gradients, PAPER
+    frozen, state, found = setting.at_equilibrium(network, so_far)
+    chain.append(("restriction norm", "the norm of (NORM) is not that of the operator", found.gradients))
     for quirk, says in _FORWARD_QUIRKS.items():
         if getattr(profile, quirk):
             so_far = replace(so_far, **{quirk: True})
-            frozen, state, found = refreeze(so_far)
-            chain.append((f"profile: {quirk}", says, found))
+            frozen, state, found = setting.at_equilibrium(network, so_far)
+            chain.append((f"profile: {quirk}", says, found.gradients))
 
     # From a* to a[T].
-    at_rest = linearise(frozen, state.a, frozen.drive(state.x_mean))
     rates = simulate(frozen, setting.x, n_steps)
-    moved = replace(at_rest, forward=rates.a, feedback=rates.a)
-    g, grads = frozen.read_out_pull_back(rates, setting.logits_gradient(frozen, rates))
-    _, delta, _ = solve_beta(moved, g, solver="gmres", tol=1e-12, max_iter=5000)
-    says = "outer products, readout and loss at a[T], masks at a*"
-    chain.append(("finite T", says, {**grads, **hebbian(moved, delta, rates.x_mean)[0]}))
+    there = Context(frozen, rates, setting.logits_gradient(frozen, rates))
+    masks_at_rest = linearise(frozen, state.a, frozen.drive(state.x_mean))
+    moved = there.wrong(at=replace(masks_at_rest, forward=rates.a, feedback=rates.a), max_iter=5000)
+    chain.append(("finite T", "outer products, readout and loss at a[T], masks at a*", moved))
     chain.append(("masks", "the mask of a[T] is not that of a*", setting.exact(frozen, rates).gradients))
 
     # How it is differentiated there.

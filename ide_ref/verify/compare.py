@@ -26,6 +26,8 @@ from ide_ref.simulation import Rates, simulate
 from ide_ref.synapses import Dense, accumulate, to_channels_last
 from ide_ref.verify.gradient import RESOLUTION
 
+_Cache = BatchNormCache | None
+
 DECISIVE = 30.0
 """A mistake is named when it explains the foreign gradient this many times better than no mistake does."""
 
@@ -156,9 +158,7 @@ class _Unrestricted(Pullback):
 
 
 class _MeanOverPositions(Pullback):
-    def gradients(
-        self, m: AffineMap, delta: NDArray, s: NDArray, cache: BatchNormCache | None = None
-    ) -> tuple[Params, Params]:
+    def gradients(self, m: AffineMap, delta: NDArray, s: NDArray, cache: _Cache = None) -> tuple[Params, Params]:
         grads, statistics = super().gradients(m, delta, s, cache)
         if not isinstance(m.synapse, Dense):
             positions = m.synapse.n_out // m.synapse.out_shape[0]
@@ -167,9 +167,7 @@ class _MeanOverPositions(Pullback):
 
 
 class _Transposed(Pullback):
-    def gradients(
-        self, m: AffineMap, delta: NDArray, s: NDArray, cache: BatchNormCache | None = None
-    ) -> tuple[Params, Params]:
+    def gradients(self, m: AffineMap, delta: NDArray, s: NDArray, cache: _Cache = None) -> tuple[Params, Params]:
         grads, statistics = super().gradients(m, delta, s, cache)
         if isinstance(m.synapse, Dense) and m.synapse.n_in == m.synapse.n_out and m.norm is None:
             post = delta if m.keep is None else m.keep * delta
@@ -207,8 +205,9 @@ def _scaled_slope(ctx: Context, factor: float) -> Linearisation:
     return replace(ctx.linearisation, slope=factor * ctx.linearisation.slope)
 
 
-def _without_mask(lin: Linearisation) -> Linearisation:
-    return replace(lin, slope=np.full_like(lin.slope, 1.0 / lin.frozen.network.neuron.v_th))
+def _without_mask(ctx: Context) -> Linearisation:
+    slope = ctx.linearisation.slope
+    return replace(ctx.linearisation, slope=np.full_like(slope, 1.0 / ctx.frozen.network.neuron.v_th))
 
 
 def _mask_on_the_wrong_side(ctx: Context) -> Params:
@@ -220,8 +219,7 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
         m if source < 0 else _MaskedAfter(**_fields(m, AffineMap), mask=mask[:, net.slice_of(source)])
         for m, (source, _) in zip(lin.maps, net.edges, strict=True)
     )
-    moved = replace(_without_mask(lin), maps=maps)
-    return ctx.wrong(at=moved, beta=lambda delta: mask * delta)
+    return ctx.wrong(at=replace(_without_mask(ctx), maps=maps), beta=lambda delta: mask * delta)
 
 
 def _averaged(ctx: Context, neuron: Neuron, *, earlier: int = 0) -> Params | None:
@@ -261,8 +259,8 @@ def _input_summed(ctx: Context, x: NDArray) -> NDArray:
     return np.asarray(ctx.state.x_mean * x.dtype.type(ctx.frozen.network.neuron.total_weight(x.shape[1])))
 
 
-def _everywhere(change: Callable[[NDArray], NDArray], gradients: Params) -> Params:
-    return {name: change(g) for name, g in gradients.items()}
+def _everywhere(change: Callable[[NDArray], NDArray]) -> Callable[[Context], Params]:
+    return lambda ctx: {name: change(g) for name, g in ctx.gradients().items()}
 
 
 def _flipped(g: NDArray) -> NDArray:
@@ -270,15 +268,11 @@ def _flipped(g: NDArray) -> NDArray:
 
 
 MISTAKES: tuple[Mistake, ...] = (
-    Mistake(
-        "sign",
-        "the sign is wrong: this is the direction of ascent",
-        lambda ctx: _everywhere(np.negative, ctx.gradients()),
-    ),
+    Mistake("sign", "the sign is wrong: this is the direction of ascent", _everywhere(np.negative)),
     Mistake(
         "sum loss",
         "the loss is summed over the batch, not averaged: every gradient is the batch size times too large",
-        lambda ctx: _everywhere(lambda g: len(ctx.d_logits) * g, ctx.gradients()),
+        lambda ctx: {name: len(ctx.d_logits) * g for name, g in ctx.gradients().items()},
     ),
     Mistake(
         "factor V_th missing",
@@ -311,19 +305,13 @@ MISTAKES: tuple[Mistake, ...] = (
         lambda ctx: ctx.wrong(solver="fixed_point", max_iter=1),
     ),
     Mistake(
-        "mask missing",
-        "the mask M is missing, in (BETA) and in (HEBB)",
-        lambda ctx: ctx.wrong(at=_without_mask(ctx.linearisation)),
+        "mask missing", "the mask M is missing, in (BETA) and in (HEBB)", lambda ctx: ctx.wrong(at=_without_mask(ctx))
     ),
     Mistake(
-        "mask missing in beta",
-        "the mask M is missing in (BETA)",
-        lambda ctx: ctx.wrong(beta_at=_without_mask(ctx.linearisation)),
+        "mask missing in beta", "the mask M is missing in (BETA)", lambda ctx: ctx.wrong(beta_at=_without_mask(ctx))
     ),
     Mistake(
-        "mask missing in hebb",
-        "the mask M is missing in (HEBB)",
-        lambda ctx: ctx.wrong_in_hebb(_without_mask(ctx.linearisation)),
+        "mask missing in hebb", "the mask M is missing in (HEBB)", lambda ctx: ctx.wrong_in_hebb(_without_mask(ctx))
     ),
     Mistake("mask on the wrong side", "(BETA) was solved with M W^T in place of W^T M", _mask_on_the_wrong_side),
     Mistake(
@@ -336,11 +324,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "the transposed convolution in (BETA) uses the kernel upside down",
         lambda ctx: ctx.wrong(at=ctx.with_maps(_as(_Unflipped))),
     ),
-    Mistake(
-        "flipped weight gradient",
-        "the kernels' gradients are upside down",
-        lambda ctx: _everywhere(_flipped, ctx.gradients()),
-    ),
+    Mistake("flipped weight gradient", "the kernels' gradients are upside down", _everywhere(_flipped)),
     Mistake(
         "outer product transposed",
         "(HEBB) of the feedback is a beta^T in place of beta a^T",
@@ -468,11 +452,10 @@ class Comparison:
         if self.same:
             lines.append(f"the gradients agree to {self.tol:.0e}")
         elif self.suspects:
-            first = self.suspects[0]
-            lines.append(
-                f"looks like: {first.name}: {first.says} (this leaves {first.left:.1e} of {self.distance:.1e})"
-            )
-            lines += [f"       or: {other.name}: {other.says}" for other in self.suspects[1:]]
+            first, *others = self.suspects
+            left = f"this leaves {first.left:.1e} of {self.distance:.1e}"
+            lines.append(f"looks like: {first.name}: {first.says} ({left})")
+            lines += [f"       or: {other.name}: {other.says}" for other in others]
         else:
             lines.append("they differ, and no single known mistake explains all of it")
         return "\n".join(lines)
@@ -552,9 +535,8 @@ def compare(
     """
     for argument, given in (("ours", ours), ("theirs", theirs)):
         if not isinstance(given, Mapping):
-            raise ValueError(
-                f"{argument} is a {type(given).__name__}; expected a mapping of parameter names to gradients"
-            )
+            expected = "a mapping of parameter names to gradients"
+            raise ValueError(f"{argument} is a {type(given).__name__}; expected {expected}")
     if context is not None and not isinstance(context, Context):
         raise ValueError(f"context is a {type(context).__name__}; expected a Context")
     _checks.positive("tol", tol)
@@ -620,7 +602,7 @@ def _planted(ours: Params, context: Context | None) -> _Planted:
         ("outer product transposed", "transposed", lambda g: g.T if g.ndim == 2 and len(set(g.shape)) == 1 else g),
         ("flipped weight gradient", "the kernels' gradients are upside down", _flipped),
     )
-    return [(name, says, _everywhere(change, ours)) for name, says, change in by_hand]
+    return [(name, says, {key: change(g) for key, g in ours.items()}) for name, says, change in by_hand]
 
 
 def _suspects(planted: _Planted, theirs: Params, overall: float, floor: float, tol: float) -> tuple[Suspect, ...]:

@@ -180,30 +180,18 @@ class GradientReport:
         if self.why_not:
             lines.append(f"no error is certified: {self.why_not}")
         kink = self.kink
-        lines.append(
-            f"nearest kink {kink.distance:.1e} away in potential: sample {kink.sample}, {kink.population}, "
-            f"neuron {kink.neuron}"
-        )
+        where = f"sample {kink.sample}, {kink.population}, neuron {kink.neuron}"
+        lines.append(f"nearest kink {kink.distance:.1e} away in potential: {where}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
         own = asdict(self)
         renamed = {"why_not_certified": "why_not", "nearest_kink": "kink", "parameters": "rows"}
-        return finite(
-            {
-                "passed": self.passed,
-                "max_rel_error": self.max_rel_error,
-                "max_direction_error": self.max_direction_error,
-                "checked": self.checked,
-                "set_aside": self.set_aside,
-                "set_aside_fraction": self.set_aside_fraction,
-                "unresolved": self.unresolved,
-                "uncertainty": self.uncertainty,
-                **{name: own.pop(field) for name, field in renamed.items()},
-                **own,
-            }
-        )
+        told = {name: own.pop(field) for name, field in renamed.items()}
+        found = ("passed", "checked", "set_aside", "set_aside_fraction", "unresolved")
+        errors = ("max_rel_error", "max_direction_error", "uncertainty")
+        return finite({**{name: getattr(self, name) for name in (*found, *errors)}, **told, **own})
 
 
 @dataclass(frozen=True)
@@ -229,14 +217,9 @@ class StepSweep:
 
     def to_dict(self) -> dict[str, Any]:
         """The curves as JSON-ready values."""
-        return finite(
-            {
-                "steps": self.steps.tolist(),
-                "errors": {name: errors.tolist() for name, errors in self.errors.items()},
-                "crossed": {name: crossed.tolist() for name, crossed in self.crossed.items()},
-                "nearest_kink": asdict(self.kink),
-            }
-        )
+        curves = {"errors": self.errors, "crossed": self.crossed}
+        lists = {key: {name: v.tolist() for name, v in values.items()} for key, values in curves.items()}
+        return finite({"steps": self.steps.tolist(), **lists, "nearest_kink": asdict(self.kink)})
 
 
 def _largest(errors: Sequence[float]) -> float:
@@ -282,15 +265,8 @@ def _refine(before: Sequence[Any], difference: Any, *, order: int) -> list[Any]:
 def solve_region(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     """(FP) with every neuron held on the piece of σ it has in ``base``: a linear system.
 
-    Where no neuron would leave its piece this is the equilibrium itself; elsewhere its smooth continuation.
-
-    Parameters
-    ----------
-    frozen : Frozen
-        Perhaps with other parameters than ``base``.
-    base : Equilibrium
-        Gives the pieces, and where to begin.
-    x : (B, *input_shape) or (B, T, *input_shape) array
+    Where no neuron would leave its piece this is the equilibrium itself; elsewhere its smooth continuation. ``frozen``
+    may have other parameters than ``base``, which gives the pieces, and where to begin; x is as for :func:`freeze`.
     """
     net = frozen.network
     v_th = net.neuron.v_th
@@ -526,12 +502,8 @@ def _free(network: Network, theta: Params) -> tuple[str, ...]:
 
     Training ends there as a rule. A direction that moved it along with all others would be beyond a kink at every step.
     """
-    clamped = {
-        f"{c.name}.alpha"
-        for c in network.connections
-        if c.restriction is not None and abs(float(theta[f"{c.name}.alpha"])) >= c.restriction.c
-    }
-    return tuple(name for name in network.trainable if name not in clamped)
+    limits = {f"{c.name}.alpha": c.restriction.c for c in network.connections if c.restriction is not None}
+    return tuple(n for n in network.trainable if n not in limits or abs(float(theta[n])) < limits[n])
 
 
 def nearest_kink(state: Equilibrium) -> Kink:
@@ -637,10 +609,10 @@ def check_gradient(
         raise ValueError(f"n_coordinates is {n_coordinates}, n_directions {n_directions}; expected 0 or more")
     if n_coordinates == n_directions == 0:
         raise ValueError("n_coordinates and n_directions are both 0; expected something to check")
-    if step is not None and not 0 < step < np.inf:
-        raise ValueError(f"step is {step!r}; expected a positive number")
-    if not 0 < tol < np.inf:
-        raise ValueError(f"tol is {tol!r}; expected a positive number")
+    first = _STEP[method] if step is None else step
+    for argument, value in (("step", first), ("tol", tol)):
+        if not 0 < value < np.inf:
+            raise ValueError(f"{argument} is {value!r}; expected a positive number")
     problem = _problem(network, params, x, y, training, seed)
     theta = problem.theta
     state = problem.solve(problem.freeze(theta))
@@ -655,7 +627,6 @@ def check_gradient(
         if found[name].shape != shape:
             raise ValueError(f"gradient of {name!r} has shape {found[name].shape}; expected {shape}")
     overall = max(float(np.max(np.abs(value))) for value in found.values())
-    first = _STEP[method] if step is None else step
     check = _Check(problem, state, found, method, one_sided, tol, problem.rounding(state, method))
     rng = np.random.default_rng(seed)
 

@@ -27,12 +27,8 @@ def write_mnist(idx_bytes):
         folder.mkdir(parents=True, exist_ok=True)
         for split, prefix in (("train", "train"), ("test", "t10k")):
             for part, values in (("images-idx3", IMAGES[split]), ("labels-idx1", LABELS[split])):
-                content = idx_bytes(values)
-                name = f"{prefix}-{part}-ubyte"
-                if compress:
-                    (folder / f"{name}.gz").write_bytes(gzip.compress(content))
-                else:
-                    (folder / name).write_bytes(content)
+                content, name = idx_bytes(values), f"{prefix}-{part}-ubyte"
+                (folder / (name + ".gz" * compress)).write_bytes(gzip.compress(content) if compress else content)
         return folder
 
     return write
@@ -123,22 +119,23 @@ def test_cifar100_gives_the_fine_labels(tmp_path, no_data):
     assert [(s.n_train, s.n_test) for s in status(data_dir=tmp_path) if s.info.name == "cifar100"] == [(50_000, 10_000)]
 
 
-@pytest.mark.parametrize("change", [-1, 1])
-def test_cifar_files_of_another_size_are_refused(tmp_path, no_data, change):
-    folder = tmp_path / "cifar10"
-    write_cifar(folder, CIFAR10_SIZES | {"data_batch_4.bin": 10_000 + change}, 1)
-    with pytest.raises(DataError, match=r"data_batch_4.bin: byte \d+: found .* 10000 records of 3073 bytes"):
-        load("cifar10", data_dir=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("cifar10", {"data_batch_4.bin": 9_999}, "data_batch_4.bin: byte 30726927: found the end of the file"),
+        ("cifar10", {"data_batch_4.bin": 10_001}, "data_batch_4.bin: byte 30730000: found 3073 trailing bytes"),
+        ("cifar100", {"test.bin": 10_001}, "test.bin: byte 30740000: found 3074 trailing bytes"),
+    ],
+)
+def test_cifar_files_of_another_size_are_refused(tmp_path, no_data, name, sizes, message):
+    usual, label_bytes = (CIFAR10_SIZES, 1) if name == "cifar10" else (CIFAR100_SIZES, 2)
+    write_cifar(tmp_path / name, usual | sizes, label_bytes)
+    with pytest.raises(DataError, match=f"{message}.* 10000 records of"):
+        load(name, data_dir=tmp_path)
     # Its size gives it away, so the list of what was found does not call it usable.
-    (report,) = (s for s in status(data_dir=tmp_path) if s.info.name == "cifar10")
+    (report,) = (s for s in status(data_dir=tmp_path) if s.info.name == name)
     assert (report.found, report.n_train) == (False, 0)
-    assert "data_batch_4.bin: byte" in report.problem
-
-
-def test_a_cifar100_file_of_another_size_is_no_usable_one(tmp_path, no_data):
-    write_cifar(tmp_path / "cifar100", CIFAR100_SIZES | {"test.bin": 10_001}, 2)
-    (report,) = (s for s in status(data_dir=tmp_path) if s.info.name == "cifar100")
-    assert "test.bin: byte 30740000: found 3074 trailing bytes" in report.problem
+    assert message in report.problem
 
 
 def test_the_first_complete_folder_in_the_search_order_wins(tmp_path, no_data, write_mnist, monkeypatch):
@@ -270,9 +267,8 @@ def test_downloads_are_verified_and_then_found(tmp_path, no_data, write_mnist, s
 
 def test_a_download_without_an_answer(no_data, tmp_path, monkeypatch):
     publish(monkeypatch, "mnist", [Download("http://127.0.0.1:1/x", "sha256:" + 64 * "0", "x")])
-    with pytest.raises(DataError, match=r"mnist: http://127.0.0.1:1/x could not be downloaded") as caught:
+    with pytest.raises(DataError, match=r"^mnist: http://127.0.0.1:1/x could not be downloaded.*$"):
         fetch("mnist", cache_dir=tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_archives_are_unpacked(tmp_path, no_data, serve, monkeypatch):
