@@ -44,10 +44,8 @@ def new_figure(n_columns: int = 1, *, width: float = 4.6, height: float = 3.4) -
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(1, n_columns, squeeze=False)[0])
     for ax in axes:
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            ax.spines[side].set_color(MUTED)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(MUTED)
         ax.tick_params(colors=MUTED, labelsize=9)
         ax.grid(True, color="#e4e7ec", linewidth=0.8)
         ax.set_axisbelow(True)
@@ -215,8 +213,7 @@ def event_picture(events: Events, *, title: str, path: str | Path, n_windows: in
         limit = max(1.0, float(np.abs(counts).max()))
         ax.imshow(counts, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
         ax.set_title(f"{start / 1000:.0f} to {end / 1000:.0f} ms", fontsize=9, color=MUTED)
-        ax.set_xticks([])
-        ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
         ax.grid(False)
     figure.suptitle(title, fontsize=11)
     save(figure, path)

@@ -30,27 +30,8 @@ def test_time_steps_can_be_chosen():
         ({"name": "fashion-mnist"}, "no preset is called 'fashion-mnist': did you mean 'fashion-mnist-400'? there are"),
         ({"name": "zzz"}, "no preset is called 'zzz': there are digits, fashion-mnist-400"),
         ({"name": "digits", "neuron": "hh"}, "neuron is 'hh', expected 'lif' or 'if'"),
-        ({"name": "digits", "n_steps": 0}, "n_steps is 0; expected a whole number of at least 1"),
-        ({"name": "digits", "norm": "two"}, "norm is 'two', expected 'operator' or 'kernel'"),
-        ({"name": "digits", "profile": "ours"}, "profile is 'ours', expected 'paper' or 'authors'"),
     ],
 )
 def test_wrong_names(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         presets.load(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        *((name, 0, f"{name} is 0; expected a whole") for name in ("epochs", "batch_size", "max_iter", "limit")),
-        ("lr", 0.0, "lr is 0.0; expected a positive, finite number"),
-        ("lr", float("nan"), "lr is nan; expected a positive, finite number"),
-        ("tol", float("inf"), "tol is inf; expected a positive, finite number"),
-        ("dtype", "float16", "dtype is 'float16'; expected one of float32, float64"),
-        ("solver", "magic", "solver is 'magic'; expected one of fixed_point, "),
-    ],
-)
-def test_wrong_recipes(field, value, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        presets.Recipe(**{"dataset": "digits", "n_steps": 1, "mean": (0.0,), "std": (1.0,), field: value})

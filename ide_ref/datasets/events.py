@@ -125,8 +125,6 @@ def bin_events(
 
     Parameters
     ----------
-    events : Events
-        The recording.
     n_frames : int
         T, the number of frames.
     window : int, optional

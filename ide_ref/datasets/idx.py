@@ -124,9 +124,8 @@ def _gunzip(path: Path, content: bytes) -> bytes:
         try:
             parts.append(inflate.decompress(content[start : start + _CHUNK]))
         except zlib.error as error:
-            raise damaged(
-                path, start, f"an error in the {_CHUNK} bytes from here ({error})", "a sound gzip stream"
-            ) from None
+            found = f"an error in the {_CHUNK} bytes from here ({error})"
+            raise damaged(path, start, found, "a sound gzip stream") from None
     if not inflate.eof:
         raise damaged(path, len(content), "the end of the compressed file", "the rest of its gzip stream")
     if inflate.unused_data:

@@ -108,7 +108,11 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
     path = _checks.path("path", path)
     try:
-        _check_header(path)
+        with open(path, "rb") as header:
+            start = header.read(9)
+        # The header's length in 8 bytes, then its brace.
+        if start[8:] != b"{":
+            raise CheckpointError(f"{path}: is no safetensors file; give a checkpoint of ide-ref train")
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if "ide_ref" not in metadata:
@@ -168,11 +172,3 @@ def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Pat
         raise CheckpointError(
             f"{path}: has finished {checkpoint.epoch} epochs already, {preset.recipe.epochs} asked for; raise epochs"
         )
-
-
-def _check_header(path: Path) -> None:
-    """The first bytes of a safetensors file: the header's length in 8 bytes, then its brace."""
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if start[8:] != b"{":
-        raise CheckpointError(f"{path}: is no safetensors file; give a checkpoint of ide-ref train")

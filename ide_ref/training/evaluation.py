@@ -82,10 +82,8 @@ def load_batch(
     x: NDArray[np.generic]
     x, y = data.batch(split, indices)
     if x[0].size != np.prod(preset.input_shape) * (data.n_frames or 1):
-        raise ValueError(
-            f"data set {data.name!r} has images of shape {data.input_shape}, "
-            f"preset {preset.name!r} expects {preset.input_shape}"
-        )
+        given = f"data set {data.name!r} has images of shape {data.input_shape}"
+        raise ValueError(f"{given}, preset {preset.name!r} expects {preset.input_shape}")
     if data.n_frames is not None:
         return x.astype(recipe.dtype), y
     if rng is not None and recipe.crop:

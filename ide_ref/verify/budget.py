@@ -18,11 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from ide_ref import certificates, solvers
 from ide_ref._files import finite
 from ide_ref.authors import PAPER, Profile, edited, profile_of
-from ide_ref.constraints import Restriction
 from ide_ref.equilibrium import Equilibrium, contraction, find_equilibrium, linearise
 from ide_ref.implicit import Backward, backward
 from ide_ref.maps import Frozen, freeze
-from ide_ref.network import Connection, Network, Params
+from ide_ref.network import Network, Params
 from ide_ref.simulation import Rates, simulate
 from ide_ref.training.losses import cross_entropy
 from ide_ref.verify.compare import Context
@@ -123,22 +122,14 @@ class Budget:
     def to_dict(self) -> dict[str, Any]:
         """The budget as JSON-ready values, without the vectors; numbers that are not finite become null."""
         parts = [{k: v for k, v in vars(part).items() if k != "gradients"} for part in [*self.parts, self.total]]
-        return finite(
-            {
-                "n_steps": self.n_steps,
-                "closure": self.closure,
-                "cosine": self.cosine,
-                "distance": self.distance,
-                "contraction": self.contraction,
-                "certificates": {
-                    "equilibrium": self.equilibrium_certificate,
-                    "rates": self.rates_certificate,
-                    "exact_beta": self.exact_certificate,
-                    "solver_beta": self.solver_certificate,
-                },
-                "parts": parts,
-            }
-        )
+        own = {name: getattr(self, name) for name in ("n_steps", "closure", "cosine", "distance", "contraction")}
+        certificates = {
+            "equilibrium": self.equilibrium_certificate,
+            "rates": self.rates_certificate,
+            "exact_beta": self.exact_certificate,
+            "solver_beta": self.solver_certificate,
+        }
+        return finite({**own, "certificates": certificates, "parts": parts})
 
 
 def _norm(gradients: Mapping[str, NDArray]) -> float:
@@ -154,13 +145,6 @@ def _part(name: str, says: str, gradients: Params, exact: Params) -> Part:
     alone = {key: compare({key: value}, exact) for key, value in gradients.items()}
     norms, cosines = ({key: pair[i] for key, pair in alone.items()} for i in (0, 1))
     return Part(name, says, gradients, norms, cosines, *compare(gradients, exact))
-
-
-def _with_operator_norm(network: Network) -> Network:
-    def change(c: Connection) -> Connection:
-        return c if c.restriction is None else replace(c, restriction=Restriction(c.restriction.c, "operator"))
-
-    return replace(network, connections=tuple(map(change, network.connections)))
 
 
 @dataclass(frozen=True)
@@ -255,7 +239,11 @@ def explain_gradient(
     chain: list[tuple[str, str, Params]] = []
 
     # At the equilibrium, from the paper's network to the one that is trained.
-    _, _, start = setting.at_equilibrium(_with_operator_norm(network), PAPER)
+    connections = (
+        c if c.restriction is None else replace(c, restriction=replace(c.restriction, norm="operator"))
+        for c in network.connections
+    )
+    _, _, start = setting.at_equilibrium(replace(network, connections=tuple(connections)), PAPER)
     exact, so_far = start.gradients, PAPER
     frozen, state, found = setting.at_equilibrium(network, so_far)
     chain.append(("restriction norm", "the norm of (NORM) is not that of the operator", found.gradients))

@@ -476,18 +476,14 @@ def as_array(name: str, value: Any) -> NDArray:
     """
     if hasattr(value, "detach"):  # an array that records its history gives no view of itself
         value = value.detach()
-    error: Exception | None = None
-    for convert in (np.asarray, np.from_dlpack):
-        if convert is np.from_dlpack and not hasattr(value, "__dlpack__"):
-            continue
+    why = ""
+    for convert in (np.asarray, np.from_dlpack) if hasattr(value, "__dlpack__") else (np.asarray,):
         try:
             array = np.asarray(convert(value))
-        except (TypeError, ValueError, RuntimeError, BufferError) as caught:
-            error = caught
-            continue
-        if array.dtype.kind in "biuf":
-            return array
-    why = f" ({error})" if error else ""
+            if array.dtype.kind in "biuf":
+                return array
+        except (TypeError, ValueError, RuntimeError, BufferError) as error:
+            why = f" ({error})"
     raise ValueError(
         f"array {name!r} is a {type(value).__name__} that gives no real numbers{why}; expected an array on the CPU"
     )
@@ -496,14 +492,6 @@ def as_array(name: str, value: Any) -> NDArray:
 def _distance(theirs: NDArray, ours: NDArray, floor: float) -> float:
     scale = max(float(np.linalg.norm(theirs)), float(np.linalg.norm(ours)), floor)
     return float(np.linalg.norm(theirs - ours)) / scale if scale > 0 else 0.0
-
-
-def _row(name: str, theirs: NDArray, ours: NDArray, floor: float, tol: float) -> ComparedRow:
-    t, o = float(np.linalg.norm(theirs)), float(np.linalg.norm(ours))
-    distance = _distance(theirs, ours, floor)
-    cosine = float(np.vdot(theirs, ours)) / (t * o) if t > 0 and o > 0 else float("nan")
-    ratio = t / o if o > 0 else float("nan")
-    return ComparedRow(name, "same" if distance <= tol else "differs", distance, cosine, ratio)
 
 
 def compare(
@@ -541,8 +529,8 @@ def compare(
         raise ValueError(f"context is a {type(context).__name__}; expected a Context")
     _checks.positive("tol", tol)
     rows: dict[str, ComparedRow] = {}
-    mine = {name: np.asarray(as_array(name, value), np.float64) for name, value in ours.items()}
     usable: dict[str, NDArray] = {}
+    mine = {name: np.asarray(as_array(name, value), np.float64) for name, value in ours.items()}
     floor = RESOLUTION * max((float(np.linalg.norm(value)) for value in mine.values()), default=0.0)
     for name, value in mine.items():
         if name not in theirs:
@@ -563,10 +551,12 @@ def compare(
             rows[name] = ComparedRow(name, "not finite", detail=f"first at {where}")
         else:
             usable[name] = foreign
-            rows[name] = _row(name, foreign, value, floor, tol)
-    for name in theirs:
-        if name not in mine:
-            rows[name] = ComparedRow(name, "unexpected")
+            t, o = float(np.linalg.norm(foreign)), float(np.linalg.norm(value))
+            distance = _distance(foreign, value, floor)
+            cosine = float(np.vdot(foreign, value)) / (t * o) if t > 0 and o > 0 else float("nan")
+            ratio = t / o if o > 0 else float("nan")
+            rows[name] = ComparedRow(name, "same" if distance <= tol else "differs", distance, cosine, ratio)
+    rows |= {name: ComparedRow(name, "unexpected") for name in theirs if name not in mine}
     suspects: tuple[Suspect, ...] = ()
     distances = [rows[name].distance for name in usable]
     overall = float(np.sqrt(np.mean(np.square(distances)))) if distances else float("nan")

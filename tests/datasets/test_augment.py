@@ -46,25 +46,6 @@ def test_normalised_pixels_go_back(dtype, scale):
     )
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda x, rng: random_crop(x[0], rng), r"x has shape \(3, 7, 9\), expected \(B, channels, rows, columns\)"),
-        (lambda x, rng: random_flip(x[0], rng), r"x has shape \(3, 7, 9\)"),
-        (lambda x, rng: random_crop(x, rng, padding=-1), "padding is -1; expected a whole number of at least 0"),
-        (lambda x, rng: random_flip(x, rng, probability=1.5), "probability is 1.5, expected 0 to 1"),
-        (lambda x, rng: normalise(x[0], 0, 1), r"x has shape \(3, 7, 9\)"),
-        (lambda x, rng: normalise(x, (0, 0), 1), r"mean has shape \(2,\), expected a number or \(3,\)"),
-        (lambda x, rng: normalise(x, 0, 0), "std is 0, expected positive numbers"),
-        (lambda x, rng: normalise(x, 0, 1, scale=0), "scale is 0; expected a positive, finite number"),
-        (lambda x, rng: normalise(x, 0, 1, dtype=np.int32), "dtype is int32; expected float32 or float64"),
-    ],
-)
-def test_wrong_arguments(call, message):
-    with pytest.raises(ValueError, match=message):
-        call(images(2), np.random.default_rng(0))
-
-
 def test_good_images_pass():
     check_images(images(2), [0, 9], n_classes=10, input_shape=(3, 7, 9))
     check_images(np.zeros((1, 5, 2, 34, 34), np.float32), np.array([3]), n_classes=4, input_shape=(5, 2, 34, 34))

@@ -117,15 +117,6 @@ def test_a_recording_without_events_has_empty_frames():
     assert not bin_events(as_events([]), 3, window=10, binary=False).any()
 
 
-@pytest.mark.parametrize(
-    ("n_frames", "window", "message"),
-    [(0, None, "n_frames is 0; expected a whole number of at"), (3, 0, "window is 0; expected a whole number of at")],
-)
-def test_frames_of_nothing_are_refused(n_frames, window, message):
-    with pytest.raises(ValueError, match=message):
-        bin_events(as_events([(0, 0, 0, 0)]), n_frames, window=window)
-
-
 @pytest.mark.parametrize("n_frames", [1, 3, 7])
 def test_packed_frames_are_those_read_from_the_files(tmp_path, n_frames):
     rng = np.random.default_rng(1)

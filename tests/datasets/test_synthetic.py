@@ -176,8 +176,6 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     ("options", "message"),
     [
         ({"threshold": 0.001}, "threshold is 0.001, expected at least 0.01"),
-        ({"saccade": 0}, "saccade is 0; expected a whole number of at least 1"),
-        ({"refractory": -1}, "refractory is -1; expected a whole number of at least 0"),
         ({"amplitude": 6.0}, "amplitude is 6.0, expected 0 to 5 pixels"),
     ],
 )

@@ -294,7 +294,6 @@ def test_wrong_arguments(straight, data, tmp_path):
         ("holds a training already; continue it with --resume or choose another --out", tiny.preset(), {"out": out}),
         ("is of another training", tiny.preset(lr=0.3), {"out": out, "seed": 1, "resume": True}),
         ("holds no checkpoint.safetensors to resume", tiny.preset(), {"out": tmp_path, "resume": True}),
-        ("seed is -1; expected a whole number of at least 0", tiny.preset(), {"out": tmp_path, "seed": -1}),
         (r"images of shape \(1, 8, 8\), preset 'tiny' e", replace(tiny.preset(), input_shape=(65,)), {"out": tmp_path}),
         ("'digits' has 10 classes, the network 9", replace(tiny.preset(), n_classes=9), {"out": tmp_path}),
     ):

@@ -195,13 +195,6 @@ def test_spike_trains_are_trained_on(tmp_path):
     assert y.tolist() == data.y_train[[0, 11]].tolist()
 
 
-def test_a_batch_of_no_samples_is_refused():
-    preset, data = tiny.preset(), tiny.data()
-    for size in (0, -5):
-        with pytest.raises(ValueError, match=f"batch_size is {size}; expected a whole number of at least 1"):
-            evaluation.evaluate(preset, loop.begin(preset, 0).params, data, batch_size=size)
-
-
 def test_accuracy_and_loss_of_known_logits(monkeypatch):
     """Of a readout that says the same of every image: p of class k is (k + 1)/55."""
     preset, data = tiny.preset(), tiny.data()

@@ -72,11 +72,11 @@ def gradient(frozen, state, x, d_logits, mistake=None):
     back = W
     if mistake == "unflipped kernel":
         back = alpha / norm * matrix(feedback.synapse, params["feedback.weight"][:, :, ::-1, ::-1])
-    if mistake == "W for its transpose":
-        back = W.T
+    if mistake == "dropout ignored":
+        keep_w, keep_f = np.ones_like(keep_w), np.ones_like(keep_f)
     beta = np.empty_like(g)
     for i in range(n_batch):
-        keep = np.ones_like(keep_w[i]) if mistake == "dropout ignored" else keep_w[i]
+        keep = keep_w[i]
         J = m_beta[i][:, None] * keep[:, None] * back / v_th  # ∂f/∂a
         if mistake == "W for its transpose":  # W itself where Wᵀ belongs: columns of Jᵀ keep M and the mask
             J = ((keep[:, None] * W) * m_beta[i] / v_th).T
@@ -96,27 +96,13 @@ def gradient(frozen, state, x, d_logits, mistake=None):
     delta = factor * m_hebb * beta / v_th
 
     # (HEBB), pulled back
-    to_w = delta if mistake == "dropout ignored" else keep_w * delta
-    to_f = delta if mistake == "dropout ignored" else keep_f * delta
+    to_w, to_f = keep_w * delta, keep_f * delta
     dW = rates.T @ to_w if mistake == "outer product transposed" else to_w.T @ rates
-    d_weight = weight_gradient(feedback.synapse, dW)
-    if mistake == "mean over positions" and d_weight.ndim == 4:
-        dW = dW / (a.shape[1] // channels)
-        d_weight = d_weight / (a.shape[1] // channels)
-    if mistake == "flipped weight gradient":
-        d_weight = d_weight[:, :, ::-1, ::-1]
+    positions = a.shape[1] // channels if mistake == "mean over positions" else 1
+    d_weight = weight_gradient(feedback.synapse, dW) / positions
     along = np.vdot(d_weight, params["feedback.weight"]) / norm
-    d_norm = weight_gradient(feedback.synapse, np.outer(left[:, 0], right[0]))
-    if mistake == "projection term missing":
-        d_norm = 0 * d_norm
-    d_raw = alpha / norm * (d_weight - along * d_norm)
-    if mistake == "flipped weight gradient":
-        # Flipped at the end, as a port would, after the right pull-back.
-        right_weight = weight_gradient(feedback.synapse, dW)
-        along = np.vdot(right_weight, params["feedback.weight"]) / norm
-        d_raw = (alpha / norm * (right_weight - along * d_norm))[:, :, ::-1, ::-1]
-    if mistake == "restriction ignored":
-        d_raw = d_weight
+    d_norm = weight_gradient(feedback.synapse, np.outer(left[:, 0], right[0])) * (mistake != "projection term missing")
+    d_raw = d_weight if mistake == "restriction ignored" else alpha / norm * (d_weight - along * d_norm)
 
     columns = to_f.reshape(-1, channels)
     if means is not x_mean:
@@ -128,16 +114,14 @@ def gradient(frozen, state, x, d_logits, mistake=None):
     d_z = centred * params["input.bn_weight"] / deviation
     d_input = weight_gradient(forward.synapse, d_z.reshape(a.shape).T @ means)
     d_bn = {"input.bias": d_z.sum(0), "input.bn_weight": (columns * z_hat).sum(0), "input.bn_bias": columns.sum(0)}
-    if mistake == "mean over positions" and d_input.ndim == 4:
-        scale = a.shape[1] // channels
-        d_input, d_bn = d_input / scale, {name: g / scale for name, g in d_bn.items()}
     if mistake == "flipped weight gradient":
-        d_input = d_input[:, :, ::-1, ::-1]
+        # At the end, as a port would, after the right pull-back.
+        d_input, d_raw = (g[:, :, ::-1, ::-1] for g in (d_input, d_raw))
     return {
-        "input.weight": d_input,
-        **d_bn,
+        "input.weight": d_input / positions,
+        **{name: g / positions for name, g in d_bn.items()},
         "feedback.weight": d_raw,
-        "feedback.alpha": np.asarray(along * (a.shape[1] // channels if mistake == "mean over positions" else 1)),
+        "feedback.alpha": np.asarray(along * positions),
         "readout.weight": weight_gradient(net.readout.synapse, d_logits.T @ rates),
         "readout.bias": d_logits.sum(axis=0),
     }

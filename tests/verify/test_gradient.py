@@ -14,6 +14,13 @@ from ide_ref.verify import check_gradient, sweep_steps
 from ide_ref.verify.gradient import _Check, _Point, _Problem, _Task, extrapolate, solve_region
 
 
+def passing(*args, **options):
+    """The report of a check that passes."""
+    report = check_gradient(*args, **options)
+    assert report.passed, report.table()
+    return report
+
+
 def row_of(report, parameter):
     return next(row for row in report.rows if row.parameter == parameter)
 
@@ -21,8 +28,7 @@ def row_of(report, parameter):
 @pytest.mark.parametrize("neuron", [ide_ref.IF(), ide_ref.LIF()], ids=["if", "lif"])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_directions_in_the_linear_cell(name, neuron):
-    report = check_gradient(*problem(name, neuron), method="cell", n_coordinates=0, n_directions=1, tol=1e-9)
-    assert report.passed, report.table()
+    report = passing(*problem(name, neuron), method="cell", n_coordinates=0, n_directions=1, tol=1e-9)
     assert report.set_aside == 0
 
 
@@ -30,8 +36,7 @@ def test_central_differences_and_what_they_set_aside():
     fractions = []
     for name in STRUCTURES:
         for seed, neuron in enumerate((ide_ref.IF(), ide_ref.LIF())):
-            report = check_gradient(*problem(name, neuron, seed=seed), n_coordinates=4, n_directions=1, tol=1e-7)
-            assert report.passed, report.table()
+            report = passing(*problem(name, neuron, seed=seed), n_coordinates=4, n_directions=1, tol=1e-7)
             assert report.max_direction_error <= 1e-7
             assert report.unresolved <= 0.05 * report.checked, report.table()
             fractions.append(report.set_aside_fraction)
@@ -119,8 +124,7 @@ def test_two_samples_normalised_by_themselves(name):
     and the normalised drive turns within a step as long as √ε."""
     network, params, x, y = problem(name, batch=2, dropout=0.0)
     x[1] = x[0] + 3e-2 * np.random.default_rng(1).normal(size=x[0].shape)
-    report = check_gradient(network, params, x, y)
-    assert report.passed, report.table()
+    report = passing(network, params, x, y)
     assert report.unresolved == 0, report.table()
 
 
@@ -140,8 +144,7 @@ def test_strided_feedback_from_a_picture_to_one_of_its_own_shape():
     rng = np.random.default_rng(0)
     params = network.init(rng)
     params["feedback.weight"] *= 0.5
-    report = check_gradient(network, params, rng.normal(0.3, 1, (4, *shape)), np.array([0, 1, 0, 1]), method="cell")
-    assert report.passed, report.table()
+    passing(network, params, rng.normal(0.3, 1, (4, *shape)), np.array([0, 1, 0, 1]), method="cell")
 
 
 def gradients_of(network, params, x, y):
@@ -158,9 +161,8 @@ def test_where_singular_values_almost_coincide(method, gap):
     u, s, vt = np.linalg.svd(params["feedback.weight"])
     s[1] = s[0] * (1 - gap)
     params = {**params, "feedback.weight": (u * s) @ vt}
-    report = check_gradient(network, params, x, y, method=method, n_directions=1, one_sided=True)
+    report = passing(network, params, x, y, method=method, n_directions=1, one_sided=True)
     row = row_of(report, "feedback.weight")
-    assert report.passed, report.table()
     assert (row.checked == 12) == (gap == 1e-3), report.table()
     assert row.unresolved == 0
     assert sum(r.set_aside + r.unresolved for r in report.rows if r.parameter.startswith("input")) == 0
@@ -187,7 +189,7 @@ def test_a_nan_is_a_failure():
 
 
 def test_without_training():
-    assert check_gradient(*problem("mnist-64c5"), method="cell", n_coordinates=2, training=False, tol=1e-9).passed
+    passing(*problem("mnist-64c5"), method="cell", n_coordinates=2, training=False, tol=1e-9)
 
 
 def test_cell_is_the_equilibrium_while_no_neuron_leaves_its_piece():
@@ -219,19 +221,16 @@ def test_a_clamped_alpha_is_set_aside_or_taken_from_inside():
     args = problem("fashion-mnist-400", alpha=1.0)
     alpha = row_of(check_gradient(*args, n_directions=0), "feedback.alpha")
     assert (alpha.checked, alpha.set_aside) == (0, 1)
-    sided = check_gradient(*args, n_directions=0, one_sided=True)
-    alpha = row_of(sided, "feedback.alpha")
+    alpha = row_of(passing(*args, n_directions=0, one_sided=True), "feedback.alpha")
     assert (alpha.checked, alpha.one_sided, alpha.set_aside) == (1, 1, 0)
-    assert sided.passed, sided.table()
 
 
 def test_an_alpha_at_its_clamp_does_not_spoil_what_goes_through_all_parameters():
     """Found on a trained network, whose α is 1: every step through all parameters crossed the clamp."""
     args = problem("fashion-mnist-400", alpha=1.0)
-    report = check_gradient(*args, n_coordinates=0, n_directions=2)
+    report = passing(*args, n_coordinates=0, n_directions=2)
     whole = row_of(report, "(all)")
     assert (whole.checked, whole.set_aside) == (2, 0), report.table()
-    assert report.passed, report.table()
     sweep = sweep_steps(*args, steps=(1e-3,))
     assert not sweep.crossed["linear region"].any()
     assert sweep.errors["linear region"][0] < 1e-7
@@ -245,21 +244,17 @@ def test_a_kink_closer_than_every_step_is_never_averaged_over():
         p = ide_ref.find_equilibrium(ide_ref.freeze(network, {**params, "input.bias": bias}), x).p[0, 3]
         bias[3] += network.neuron.v_th - 1e-9 - p
     args = network, {**params, "input.bias": bias}, x, y
-    report = check_gradient(*args, n_directions=0)
-    row = row_of(report, "input.bias")
+    report = passing(*args, n_directions=0)
     assert report.kink.distance == pytest.approx(1e-9, rel=1e-3)
     assert (report.kink.sample, report.kink.neuron) == (0, (3,))
+    row = row_of(report, "input.bias")
     n = row.set_aside
     assert n >= 1
     assert row.checked == 12 - n
-    assert report.passed, report.table()
-    sided = check_gradient(*args, n_directions=0, one_sided=True)
-    row = row_of(sided, "input.bias")
+    row = row_of(passing(*args, n_directions=0, one_sided=True), "input.bias")
     assert (row.checked, row.one_sided, row.set_aside) == (12, n, 0)
-    assert sided.passed, sided.table()
     # In the linear region there is no kink at all.
-    cell = check_gradient(*args, method="cell", n_directions=0, tol=1e-9)
-    assert (cell.set_aside, cell.passed) == (0, True), cell.table()
+    assert passing(*args, method="cell", n_directions=0, tol=1e-9).set_aside == 0
 
 
 def test_nearest_kink_is_where_it_was_put():
