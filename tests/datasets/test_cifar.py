@@ -62,8 +62,3 @@ def test_both_labels_of_cifar100_are_checked(tmp_path, labels, message):
     path.write_bytes(record([1, 1], 0) + record(labels, 0))
     with pytest.raises(DataError, match=message):
         read_cifar100(path)
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(DataError, match="no such file, expected a CIFAR binary batch"):
-        read_cifar10(tmp_path / "nowhere")

@@ -66,11 +66,6 @@ def test_damage_is_named_with_its_place(tmp_path, event_bytes, rows, cut, messag
         read_events(path)
 
 
-def test_a_missing_recording(tmp_path):
-    with pytest.raises(DataError, match="no such file, expected an N-MNIST event file"):
-        read_events(tmp_path / "nowhere.bin")
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ide_ref.datasets import DataError, idx_shape, read_idx
+from ide_ref.datasets import DataError, idx_shape, read_cifar10, read_events, read_idx
 
 STORED = st.sampled_from(["u1", "i1", "i2", "i4", "f4", "f8"]).map(np.dtype)
 
@@ -73,28 +73,30 @@ def test_expectations_are_checked(tmp_path):
 
 
 def test_broken_gzip_streams_are_named_with_their_place(tmp_path):
-    path = tmp_path / "file.gz"
-    whole = gzip.compress(GOOD)
-    path.write_bytes(whole[:-3])
-    with pytest.raises(DataError, match=rf"byte {len(whole) - 3}: found the end of the compressed file"):
-        read_idx(path)
-    path.write_bytes(whole + b"more")
-    with pytest.raises(DataError, match=rf"byte {len(whole)}: found 4 bytes after the gzip stream"):
-        read_idx(path)
+    path, whole = tmp_path / "file.gz", gzip.compress(GOOD)
     noise = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
-    compressed = bytearray(gzip.compress(GOOD + noise))
-    compressed[-6] ^= 1
-    path.write_bytes(compressed)
-    with pytest.raises(DataError, match=r"byte 196608: found an error in the 65536 bytes from here"):
-        read_idx(path)
-    path.write_bytes(whole[:3] + b"\xff" * 40)
-    with pytest.raises(DataError, match="byte 0: found a broken gzip stream"):
-        idx_shape(path)
+    damaged = bytearray(gzip.compress(GOOD + noise))
+    damaged[-6] ^= 1
+    for content, read, message in (
+        (whole[:-3], read_idx, f"byte {len(whole) - 3}: found the end of the compressed file"),
+        (whole + b"more", read_idx, f"byte {len(whole)}: found 4 bytes after the gzip stream"),
+        (damaged, read_idx, "byte 196608: found an error in the 65536 bytes from here"),
+        (whole[:3] + b"\xff" * 40, idx_shape, "byte 0: found a broken gzip stream"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read(path)
 
 
-@pytest.mark.parametrize("read", [read_idx, idx_shape])
-def test_a_missing_file_and_a_folder(tmp_path, read):
-    with pytest.raises(DataError, match="expected an IDX file"):
-        read(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="cannot be read"):
-        read(tmp_path)
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [
+        *((read, "an IDX file") for read in (read_idx, idx_shape)),
+        (read_cifar10, "a CIFAR binary batch"),
+        (read_events, "an N-MNIST event file"),
+    ],
+)
+def test_a_missing_file_and_a_folder(tmp_path, read, kind):
+    for place in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(DataError, match=rf"{place}: (no such file|cannot be read \(.*\)), expected {kind}; "):
+            read(place)

@@ -1,5 +1,6 @@
 import errno
 import io
+import itertools
 import json
 import signal
 from dataclasses import replace
@@ -180,16 +181,10 @@ def test_the_training_loss_is_the_mean_over_the_epoch_s_samples(data, tmp_path, 
     assert [line["train_loss"] for line in result.checkpoint.history] == pytest.approx(means)
 
 
-def test_no_random_numbers_are_drawn_twice(data, tmp_path, monkeypatch):
-    original, drawn = loop.generator, []
-
-    def spy(*place):
-        drawn.append(original(*place).random())
-        return original(*place)
-
-    monkeypatch.setattr(loop, "generator", spy)
-    loop.train(tiny.preset(), data, out=tmp_path)
-    assert len(set(drawn)) == len(drawn) == 1 + 3 + 3 * tiny.N_BATCHES
+def test_every_purpose_has_random_numbers_of_its_own_at_every_place():
+    places = itertools.product((0, 1), ("init", "order", "batch"), range(3), range(3))
+    drawn = [loop.generator(*place).random() for place in places]
+    assert len(set(drawn)) == len(drawn) == 54
 
 
 def test_it_learns(tmp_path):

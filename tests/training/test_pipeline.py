@@ -102,15 +102,6 @@ def test_alpha_stays_within_its_bounds(tmp_path, monkeypatch):
     assert loop.train(tiny.preset(epochs=1), tiny.data(), out=tmp_path).checkpoint.params["feedback.alpha"] == 1
 
 
-def test_about_half_of_the_training_images_are_mirrored():
-    preset = conv(crop=0)
-    plain, _ = evaluation.load_batch(preset, tiny.data(), "train", np.arange(50))
-    x, _ = evaluation.load_batch(preset, tiny.data(), "train", np.arange(50), rng=np.random.default_rng(0))
-    mirrored = np.array([(a == b[..., ::-1]).all() and (a != b).any() for a, b in zip(x, plain, strict=True)])
-    assert 15 < mirrored.sum() < 35
-    np.testing.assert_array_equal(x[~mirrored], plain[~mirrored])
-
-
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one processor")
 @both
 def test_the_weights_do_not_depend_on_the_threads(tmp_path, make):

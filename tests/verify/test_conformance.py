@@ -209,7 +209,10 @@ def test_dropout_masks_of_the_pack_are_those_of_the_reference(cases):
     assert np.all(reference(Case(made.config, swapped))["drive/a1"][cut_off[::-1]] == 0)
 
 
-def test_flipped_spike_is_located_and_weighed(case):
+def test_flipped_mask_or_spike_is_located_and_weighed(case):
+    d = check(case, changed(case, lambda out: np.bitwise_xor.at(out["mask/a2"], (0, 1, 2, 3), 1))).divergence
+    assert (d.stage, d.array, d.index) == ("mask", "a2", (0, 1, 2, 3))
+
     def flip(out):
         out["spikes/a3"][1, 2, 2, 1, 0] ^= 1
         out["spikes/a2"][0, 4, 0, 0, 0] ^= 1  # later in time, though earlier in the network
@@ -256,11 +259,6 @@ def test_wrong_number_is_located(case, name, index):
     assert result.compared == tuple(s for s in STAGES[: STAGES.index(stage)])
     # Rounding is let pass.
     assert add(1e-13).passed
-
-
-def test_wrong_mask(case):
-    d = check(case, changed(case, lambda out: np.bitwise_xor.at(out["mask/a2"], (0, 1, 2, 3), 1))).divergence
-    assert (d.stage, d.array, d.index) == ("mask", "a2", (0, 1, 2, 3))
 
 
 def test_beta_and_rates_name_the_population_computed_first(case):
