@@ -94,6 +94,8 @@ def binned(rows, n_frames, window):
 
 
 @given(rows=RECORDING, n_frames=st.integers(1, 12), window=st.none() | st.integers(1, 2**20))
+@example(rows=[], n_frames=3, window=None)
+@example(rows=[], n_frames=3, window=10)
 @example(rows=[(1, 2, 0, 29), (3, 4, 1, 30)], n_frames=3, window=10)
 def test_frames_are_counts_of_events(rows, n_frames, window):
     events = as_events(rows)
@@ -105,11 +107,6 @@ def test_frames_are_counts_of_events(rows, n_frames, window):
     np.testing.assert_array_equal(spikes, expected > 0)
     if window is None:
         assert counts.sum() == len(rows)
-
-
-def test_a_recording_without_events_has_empty_frames():
-    assert not bin_events(as_events([]), 3).any()
-    assert not bin_events(as_events([]), 3, window=10, binary=False).any()
 
 
 @pytest.mark.parametrize("n_frames", [1, 3, 7])

@@ -48,31 +48,21 @@ def test_the_rate_rises_to_its_value_within_the_warm_up():
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
 
+@pytest.mark.parametrize(("shape", "ulps"), [((3, 4), 0), ((400, 350), 8)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_large_arrays_step_as_small_ones_do(dtype):
-    rng = np.random.default_rng(0)
-    theta, v, gradient = (rng.normal(size=(400, 350)).astype(dtype) for _ in range(3))
-    sgd = SGD(momentum=0.9, weight_decay=1e-2)
-    params, velocity = sgd.step({"w": theta}, {"w": v}, {"w": gradient}, rate=0.1)
-    rows = [sgd.step({"w": a}, {"w": b}, {"w": c}, rate=0.1) for a, b, c in zip(theta, v, gradient, strict=True)]
-    tolerance = 8 * np.finfo(dtype).eps
-    np.testing.assert_allclose(params["w"], [p["w"] for p, _ in rows], rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(velocity["w"], [q["w"] for _, q in rows], rtol=tolerance, atol=tolerance)
-    assert params["w"].dtype == velocity["w"].dtype == dtype
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_steps_are_those_of_a_loop_over_numbers(dtype):
+def test_steps_are_those_of_the_formula(dtype, shape, ulps):
+    """To the last bit; large arrays, which the kernel may fuse, to rounding."""
     rng = np.random.default_rng(3)
-    theta = rng.normal(size=(3, 4)).astype(dtype)
+    theta = rng.normal(size=shape).astype(dtype)
     sgd, mu, kappa = SGD(momentum=0.9, weight_decay=0.01), dtype(0.9), dtype(0.01)
     params, velocity = {"w": theta}, sgd.start({"w": theta}, ["w"])
     expected, v = theta.copy(), np.zeros_like(theta)
     for rate in (0.5, 0.25, 0.125):
-        gradient = rng.normal(size=theta.shape).astype(dtype)
+        gradient = rng.normal(size=shape).astype(dtype)
         params, velocity = sgd.step(params, velocity, {"w": gradient}, rate=rate)
-        for i in np.ndindex(theta.shape):
-            v[i] = expected[i] * kappa + gradient[i] + v[i] * mu
-            expected[i] = expected[i] - v[i] * dtype(rate)
-    assert params["w"].tobytes() == expected.tobytes()
-    assert velocity["w"].tobytes() == v.tobytes()
+        v = expected * kappa + gradient + v * mu
+        expected = expected - v * dtype(rate)
+    tolerance = ulps * np.finfo(dtype).eps
+    for found, known in ((params["w"], expected), (velocity["w"], v)):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, known, rtol=tolerance, atol=tolerance)
