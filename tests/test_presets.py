@@ -20,10 +20,6 @@ def test_every_preset_survives_json_and_fits_its_data(name, neuron):
     assert (preset.recipe.input == "spikes") == (info.form == "events")
 
 
-def test_time_steps_can_be_chosen():
-    assert presets.load("digits", n_steps=9).recipe.n_steps == 9
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

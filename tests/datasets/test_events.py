@@ -24,7 +24,7 @@ UNEQUAL = replace(UNEQUAL, x=UNEQUAL.x[:1])
 
 
 def as_rows(events):
-    return list(zip(*(a.tolist() for a in (events.x, events.y, events.polarity, events.t)), strict=True))
+    return list(zip(*(column.tolist() for column in vars(events).values()), strict=True))
 
 
 @given(rows=RECORDING)

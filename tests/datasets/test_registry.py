@@ -58,6 +58,7 @@ def test_the_embedded_digits_are_uci_s(no_data):
     counts = np.bincount(data.y_train) + np.bincount(data.y_test)
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     np.testing.assert_array_equal(np.bincount(data.y_test), np.round(counts / 5))
+    assert fetch("digits") == data.source  # nothing to download
     assert "CC BY 4.0" in data.notice
     assert "CC BY 4.0" in (data.source / "NOTICE").read_text(encoding="utf-8")
     both = np.concatenate([data.x_train, data.x_test]).reshape(1797, 64)
@@ -296,10 +297,6 @@ def test_event_archives_are_unpacked_by_their_md5(tmp_path, no_data, serve, monk
     assert data.y_test.tolist() == list(range(10))
     x, _ = data.batch("train", [4])
     assert np.argwhere(x).tolist() == [[0, 1, 1, 1, 4]]
-
-
-def test_the_embedded_set_needs_no_download(no_data):
-    assert fetch("digits") == load("digits").source
 
 
 def test_without_pooch_there_is_a_line_to_follow(tmp_path, no_data, monkeypatch):

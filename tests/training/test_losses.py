@@ -11,9 +11,11 @@ from ide_ref import cross_entropy
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_no_logit_is_too_large(dtype):
     loss, gradient = cross_entropy(np.array([[1e4, -1e4], [-1e4, 1e4]], dtype), [0, 0])
-    assert loss == 1e4
-    assert gradient.dtype == dtype
+    assert (loss, gradient.dtype) == (1e4, dtype)
     np.testing.assert_array_equal(gradient, [[0, 0], [-0.5, 0.5]])
+    loss, gradient = cross_entropy(np.array([[1.5e38, 1.5e38, -1.5e38]], dtype), [0])
+    assert loss == pytest.approx(np.log(2))
+    np.testing.assert_allclose(gradient, [[-0.5, 0.5, 0]])
 
 
 @pytest.mark.parametrize(
@@ -43,9 +45,3 @@ def test_the_loss_is_the_mean_of_minus_the_log_of_the_softmax(n, k, seed, consta
         assert loss == pytest.approx(exact, rel=rel, abs=1e-11)
         np.testing.assert_allclose(gradient, (p - np.eye(k)[y]) / n, atol=tol)
         np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-15)
-
-
-def test_the_largest_logits_of_float32_give_no_nan():
-    loss, gradient = cross_entropy(np.array([[1.5e38, 1.5e38, -1.5e38]], np.float32), [0])
-    assert loss == pytest.approx(np.log(2))
-    np.testing.assert_allclose(gradient, [[-0.5, 0.5, 0]])

@@ -44,8 +44,7 @@ def test_gmres_that_stagnates_is_reported():
 
 
 def test_singular_system_is_reported():
-    product, b = system(np.diag([1.0, 0.5, 0.2]))
-    report = examine(product, b, gamma=1.0)
+    report = examine(*system(np.diag([1.0, 0.5, 0.2])), gamma=1.0)
     assert any("singular to working precision" in text for text in report.system.warnings)
     assert all(row.verdict != "converged" for row in report.rows), report.table()
     assert np.isnan(report.row("direct").error)
@@ -56,9 +55,7 @@ def test_singular_system_is_reported():
 
 
 def test_gamma_above_one_is_reported_and_nothing_certified():
-    rotation = 1.3 * np.array([[0, -1.0], [1, 0]])
-    product, b = system(rotation)
-    report = examine(product, b, gamma=1.3)
+    report = examine(*system(1.3 * np.array([[0, -1.0], [1, 0]])), gamma=1.3)
     assert report.row("fixed_point").verdict == "diverged"
     assert report.row("gmres").verdict == "converged"
     assert all(np.isinf(row.certificate) for row in report.rows)
@@ -76,8 +73,7 @@ def test_a_network_beyond_cond():
 
 
 def test_indefinite_and_out_of_products():
-    product, b = system(np.diag([2.0, 0.5, 0.1]))
-    report = examine(product, b)
+    report = examine(*system(np.diag([2.0, 0.5, 0.1])))
     assert report.system.smallest == pytest.approx(-1)
     assert report.row("fixed_point").verdict == "diverged"
     slow = examine(*system(np.diag([0.99, 0.5])), gamma=0.99, methods=("fixed_point",), max_iter=50)
@@ -86,24 +82,21 @@ def test_indefinite_and_out_of_products():
 
 
 def test_halved_on_request_solves_another_equation():
-    product, b = system(np.diag([0.5, 0.25]))
-    row = examine(product, b, methods=("direct", "damped")).row("damped")
+    row = examine(*system(np.diag([0.5, 0.25])), methods=("direct", "damped")).row("damped")
     assert row.verdict == "another equation"
     assert row.error > 0.1
 
 
 def test_large_systems_are_not_taken_apart():
-    product, b = system(0.5 * np.eye(8))
-    report = examine(product, b, max_size=4)
+    report = examine(*system(0.5 * np.eye(8)), max_size=4)
     assert not report.system.examined
     assert [row.method for row in report.rows] == [m for m in METHODS if m != "direct"]
     assert np.isnan(report.system.radius)
 
 
 def test_wrong_arguments():
-    product, b = system(np.eye(2) / 2)
     with pytest.raises(ValueError, match="methods has 'magic'; expected names of fixed_point"):
-        examine(product, b, methods=("magic",))
+        examine(*system(np.eye(2) / 2), methods=("magic",))
     network, params, x, _ = problem("fashion-mnist-400")
     frozen = ide_ref.freeze(network, params)
     state = ide_ref.simulate(frozen, x, 2)
