@@ -98,4 +98,4 @@ def test_where_no_equilibrium_is_found_the_report_says_what_was_observed(tmp_pat
         assert 0 < neuron["firing_rates"]["a1"] < 1
     drawn = (tmp_path / "equilibrium.svg").read_text()
     assert "(COND) 90: the theorems do not apply, this is what was observed; no a* was found for IF and LIF" in drawn
-    assert "residual of (FP), in spikes a step" in drawn
+    assert "residual of (FP), in spikes per step" in drawn
