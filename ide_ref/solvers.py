@@ -567,7 +567,7 @@ def solve(
     Parameters
     ----------
     method : {"fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct", "damped"}
-    product : callable
+    matvec : callable
         (B, n) ↦ J x, row by row, linear, as an array or an :class:`Image`; may not change its argument.
     b : (B, n) array
         float32 or float64.
@@ -595,7 +595,7 @@ def solve(
         raise ValueError(f"solver {method!r} is unknown; expected one of {', '.join(SOLVERS)}")
     tol, max_iter = positive("tol", tol), whole("max_iter", max_iter)
     if not callable(matvec):
-        raise ValueError(f"product is of type {type(matvec).__name__}; expected a callable, v to J v")
+        raise ValueError(f"matvec is of type {type(matvec).__name__}; expected a callable, v to J v")
     b = _system_array("b", b)
     if x0 is not None:
         x0 = _system_array("x0", x0)

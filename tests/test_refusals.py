@@ -295,10 +295,10 @@ CALLS = [
     ),
     (
         solve,
-        {"method": "direct", "product": lambda v: 0.5 * v, "b": np.ones((2, 3)), "tol": 1e-3},
+        {"method": "direct", "matvec": lambda v: 0.5 * v, "b": np.ones((2, 3)), "tol": 1e-3},
         {
             "method": NO_NAME,
-            "product": NO_OBJECT[:-1],
+            "matvec": NO_OBJECT[:-1],
             "b": (*NO_ARRAY, np.ones(3), np.ones((2, 3), int)),
             "tol": NO_POSITIVE,
             "max_iter": NO_COUNT,
