@@ -14,7 +14,7 @@ from theorems import System, note_tightness, system_of, systems
 from ide_ref import IF, LIF, build, find_equilibrium, freeze, simulate, theory
 from ide_ref import norms as norms_
 from ide_ref.authors import Profile, edited
-from ide_ref.theory import conditions, error_bound, split
+from ide_ref.theory import condition, conditions, discrete, error_bound, split
 
 ROUNDING = 1e-11
 
@@ -179,7 +179,7 @@ def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monke
     frozen = freeze(network, network.init(np.random.default_rng(0)))
     x = np.full((1, 3), 0.4)
     rates = simulate(frozen, x, 6, record=True)
-    monkeypatch.setattr(theory, "_CHUNK", 1)
+    monkeypatch.setattr(discrete, "_CHUNK", 1)
     for step in range(6):
         potentials = rates.potentials.copy()
         potentials[0, step, 1] += 0.5
@@ -340,7 +340,7 @@ def test_iterated_norms_keep_to_their_stated_error(monkeypatch):
     B, places = theory.block_matrix(frozen), [network.slice_of(0), network.slice_of(1)]
     for norm, (target, source) in zip(exact.norms, ((1, 0), (0, 1)), strict=True):
         assert norm.value == pytest.approx(np.linalg.norm(B[places[target], places[source]], 2), rel=1e-12)
-    for module in (theory, norms_):
+    for module in (condition, norms_):
         monkeypatch.setattr(module, "EXACT_SIZE", 10)
     again = conditions(replace(frozen, maps=tuple(replace(m) for m in frozen.maps)))
     assert again.elementwise is None
