@@ -80,7 +80,7 @@ def test_a_sweep_and_its_equilibrium_are_the_equations(case):
     x = from_channels_last(x_mean, case.network.input_shape)
     expected = gather_sources(case.network, np.concatenate(swept, axis=1))
     size = max(1.0, *(np.abs(q).max() for q in p))
-    np.testing.assert_allclose(fixed_point_map(case.frozen, x, z), expected, rtol=0, atol=1e-13 * size)
+    np.testing.assert_allclose(fixed_point_map(case.frozen, x, z), expected, rtol=0, atol=1e-13 * size * len(p))
 
 
 def test_sgd_step_is_the_equations():
