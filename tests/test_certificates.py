@@ -319,3 +319,15 @@ def test_beta_of_a_network_that_left_the_range_is_no_solution():
     rates = simulate(frozen, np.zeros((1, 1), np.float32), 4)
     with np.errstate(over="ignore"), pytest.raises(NotConverged, match="right-hand side has left the range of float32"):
         backward(frozen, rates, np.ones((1, 2), np.float32))
+
+
+@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+def test_a_map_of_all_sizes_is_nowhere_smaller(case, seed):
+    rng = np.random.default_rng(seed)
+    for m in case.frozen.maps:
+        s = rng.normal(size=(len(case.x), m.synapse.n_in))
+        made = certificates.Map(m, slice(None))
+        value, error = made.output(certificates.Near.exactly(s))
+        size, more = made.absolute().output(certificates.Near.exactly(np.abs(s)))
+        assert np.all(np.abs(value) <= size * (1 + 1e-12))
+        assert np.all(error <= more * (1 + 1e-12))

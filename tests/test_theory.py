@@ -11,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from theorems import System, note_tightness, system_of, systems
 
-from ide_ref import IF, LIF, build, find_equilibrium, freeze, simulate, theory
+from ide_ref import (
+    IF,
+    LIF,
+    Connection,
+    Dense,
+    Network,
+    Population,
+    Readout,
+    build,
+    find_equilibrium,
+    freeze,
+    simulate,
+    theory,
+)
 from ide_ref import norms as norms_
 from ide_ref.authors import Profile, edited
 from ide_ref.theory import condition, conditions, discrete, error_bound, split
@@ -491,3 +504,19 @@ def test_the_pages_neuron_refutes_u_plus_inside_sigma():
     assert (rates.u[0, 0], u_plus, rates.a[0, 0]) == pytest.approx((-1.2, -1.0, 1 / 3))
     assert np.clip(p - u_plus / 3, 0, 1) == pytest.approx(0.8 / 3)
     assert np.clip(p, 0, 1) - u_plus / 3 == pytest.approx(1 / 3)
+
+
+def test_the_block_radius_adds_what_goes_by_several_ways():
+    """One neuron per population, a to b to c and a to c, back to a: 0.5 (0.5 · 0.5 + 0.5)."""
+    one = Dense((1,), (1,))
+    ends = (("input", "a"), ("a", "b"), ("b", "c"), ("a", "c"), ("c", "a"))
+    network = Network(
+        (1,),
+        tuple(Population(name, (1,)) for name in "abc"),
+        tuple(Connection(f"{source}{target}", source, target, one) for source, target in ends),
+        Readout("c", Dense((1,), (2,))),
+        IF(1.0),
+    )
+    params = network.init(np.random.default_rng(0))
+    params |= {f"{source}{target}.weight": np.full((1, 1), 0.5) for source, target in ends}
+    assert conditions(freeze(network, params)).block == pytest.approx(0.375, rel=1e-12)
