@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks, constraints
 from ide_ref.constraints import MOMENTUM, SingularPair
-from ide_ref.maps import AffineMap, Frozen
+from ide_ref.maps import AffineMap, BatchNormCache, Frozen
 from ide_ref.network import INPUT, Connection, Network, Params, check_norm, restricted_map
 
 
@@ -99,19 +99,12 @@ class CoupledMap(AffineMap):
 
     def apply_at(self, s: NDArray, out: NDArray) -> tuple[AffineMap, NDArray]:
         z = self.pre_activation(s)
-        here = self.normalised_at(z)
+        here: AffineMap = self
+        if self.norm is not None:
+            _, mean, variance = BatchNormCache.of(self.name, z, self.synapse.out_shape[0])
+            here = replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
         here.normalise(z, out)
         return here, z
-
-    def normalised_at(self, z: NDArray) -> CoupledMap:
-        """The map with the statistics of z."""
-        if self.norm is None:
-            return self
-        # The running statistics of the map stand in ``norm`` until a batch's take their place.
-        seen = replace(self, norm=replace(self.norm, from_batch=False)).cache(z, z)
-        if seen is None:
-            return self
-        return replace(self, norm=replace(self.norm, mean=seen.mean, variance=seen.variance, from_batch=True), z=z)
 
 
 @dataclass(frozen=True)

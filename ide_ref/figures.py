@@ -279,7 +279,7 @@ def roofline(
     limits : mapping of str to float
         Most synaptic events per second and thread, by the size of the weights.
     dense : float
-        Multiply-adds a second and thread of a dense matrix product.
+        Multiply-adds per second and thread of a dense matrix product.
     """
     import numpy as np
 
@@ -292,7 +292,7 @@ def roofline(
     for (label, share, rate), marker in zip(points, "os^Dv<>PX*" * len(points), strict=False):
         ax.loglog([share], [rate / share / 1e9], marker, color=MUTED, markersize=6, label=label)
     ax.set_xlabel("spikes per neuron and step", color=MUTED)
-    ax.set_ylabel("10⁹ dense multiply-adds a second and thread", color=MUTED)
+    ax.set_ylabel("10⁹ dense multiply-adds per second and thread", color=MUTED)
     _legend(ax, 7)
     ax.set_title("Event-driven rollouts, counted as dense products", loc="left", fontsize=11)
     save(figure, path)

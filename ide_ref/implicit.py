@@ -182,11 +182,11 @@ def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> tu
     """
     frozen = linearisation.frozen
     net = frozen.network
-    cells = to_channels_last(x_mean, net.input_shape)
+    inputs = to_channels_last(x_mean, net.input_shape)
     grads: Params = {}
     statistics: Params = {}
     for i, (source, target) in enumerate(net.edges):
-        sent = cells
+        sent = inputs
         if source >= 0:
             rates = linearisation.forward if source < target else linearisation.feedback
             sent = rates[:, net.slice_of(source)]

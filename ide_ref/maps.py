@@ -470,9 +470,9 @@ def freeze(
         x = network.check_input(x, dtype)
         x_mean = network.mean_input(x)
         inputs = to_channels_last(x_mean, network.input_shape)
-        if rng is None and any(c.dropout > 0 for c in network.connections):
-            name = next(c.name for c in network.connections if c.dropout > 0)
-            raise ValueError(f"rng is missing; connection {name!r} has dropout and needs a generator")
+        dropped = [c.name for c in network.connections if c.dropout > 0]
+        if rng is None and dropped:
+            raise ValueError(f"rng is missing; connection {dropped[0]!r} has dropout and needs a generator")
     n_batch = None if x_mean is None else len(x_mean)
     tol = constraints.singular_tolerance(dtype, training=training)
     maps: list[AffineMap] = []

@@ -47,15 +47,15 @@ class Timing:
     dense_forward : float
         Seconds that the forward pass takes with dense products at ``matrix_rate``, and nothing else.
     matrix_rate : float
-        Multiply-adds a second times two of the float32 matrix product.
+        Multiply-adds per second times two of the float32 matrix product.
     firing_rate : float
         Spikes per neuron and step in the last step.
     events_per_second : float
         Synaptic events of the rollout: spikes times receivers.
     sent_per_second : float
-        The events that the rollout sent for them, times receivers: fewer where spikes were expected.
+        The events that the rollout sent for them, times receivers: fewer where spikes were predicted.
     sweeps : float
-        Mean products with Jᵀ a step.
+        Mean products with Jᵀ per step.
     peak_mebibytes : float
         Of the whole process so far.
     data : str
