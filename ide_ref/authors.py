@@ -91,11 +91,15 @@ def profile_of(network: Network) -> Profile:
 
 @dataclass(frozen=True)
 class CoupledMap(AffineMap):
-    """A map whose output is normalised with the statistics of the very rates that it is given."""
+    """A map whose output is normalised with the statistics of the very rates that it is given; not in simulation."""
 
     @property
     def coupled(self) -> bool:
         return True
+
+    @property
+    def in_rollout(self) -> AffineMap:
+        return as_kind(AffineMap, self)
 
     def apply_at(self, s: NDArray, out: NDArray) -> tuple[AffineMap, NDArray]:
         z = self.pre_activation(s)
@@ -105,6 +109,24 @@ class CoupledMap(AffineMap):
             here = replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
         here.normalise(z, out)
         return here, z
+
+
+@dataclass(frozen=True)
+class UnbiasedMap(AffineMap):
+    """A map of spike input whose statistics in simulation have the unbiased variance and 1e-8 inside the root."""
+
+    @property
+    def in_rollout(self) -> AffineMap:
+        if self.norm is None or self.z is None:
+            return self
+        n = self.z.size // self.norm.mean.size
+        variance = self.norm.variance * self.z.dtype.type(n / (n - 1))
+        return replace(as_kind(AffineMap, self), norm=replace(self.norm, variance=variance, epsilon=1e-8))
+
+
+def as_kind(kind: type[AffineMap], m: AffineMap) -> AffineMap:
+    """The same map as one of another class."""
+    return kind(**{part.name: getattr(m, part.name) for part in fields(AffineMap)})
 
 
 @dataclass(frozen=True)
@@ -147,20 +169,18 @@ class EditedNetwork(Network):
         if frozen.batch_size is None or x is None:
             return frozen
         is_spike_input = self.is_spike_input(x)
-        maps, simulated, pullbacks = list(frozen.maps), list(frozen.maps), list(frozen.pullbacks)
+        maps, pullbacks = list(frozen.maps), list(frozen.pullbacks)
         for i, (c, m) in enumerate(zip(self.connections, frozen.maps, strict=True)):
             if m.norm is None:
                 continue
             if c.source != INPUT:
                 if profile.batch_statistics_in_beta:
-                    maps[i] = CoupledMap(**{part.name: getattr(m, part.name) for part in fields(AffineMap)})
+                    maps[i] = as_kind(CoupledMap, m)
                 pullbacks[i] = replace(pullbacks[i], through_statistics=profile.batch_statistics_in_gradient)
             elif profile.statistics_twice and not is_spike_input:
                 pullbacks[i] = replace(pullbacks[i], momentum=1.0 - (1.0 - MOMENTUM) ** 2)
             elif profile.unbiased_spike_statistics and is_spike_input and m.z is not None:
-                n = m.z.size // m.norm.mean.size
-                if n < 2:
+                if m.z.size // m.norm.mean.size < 2:
                     raise ValueError("x has 1 sample; the profile's unbiased variance takes 2 values per channel")
-                variance = m.norm.variance * frozen.dtype.type(n / (n - 1))
-                simulated[i] = replace(m, norm=replace(m.norm, variance=variance, epsilon=1e-8))
-        return replace(frozen, maps=tuple(maps), pullbacks=tuple(pullbacks), rollout_maps=tuple(simulated))
+                maps[i] = as_kind(UnbiasedMap, m)
+        return replace(frozen, maps=tuple(maps), pullbacks=tuple(pullbacks))

@@ -90,6 +90,11 @@ class AffineMap:
         return self.norm is not None and self.norm.from_batch and self.z is not None
 
     @property
+    def in_rollout(self) -> AffineMap:
+        """The map as simulation has it: this one, unless a profile says otherwise."""
+        return self
+
+    @property
     def weight(self) -> NDArray:
         """W after the restriction, in the weight's own layout."""
         return self.synapse.from_taps(self.taps)
@@ -307,8 +312,6 @@ class Frozen:
         Singular vectors for the next search to start from.
     batch : (B, *input_shape) array or None
         x̄ of the batch it was frozen on.
-    rollout_maps : tuple of AffineMap or None
-        In place of ``maps`` in simulation, where that differs.
     further_sweeps : int
         How many sweeps beyond the given rates J of (BETA) is taken.
     """
@@ -321,7 +324,6 @@ class Frozen:
     batch_size: int | None
     statistics: Params
     batch: NDArray | None = None
-    rollout_maps: tuple[AffineMap, ...] | None = None
     further_sweeps: int = 0
 
     @property
@@ -329,10 +331,10 @@ class Frozen:
         """dtype of the computation."""
         return self.readout.dtype
 
-    @property
+    @cached_property
     def simulated(self) -> tuple[AffineMap, ...]:
         """The maps as the rollout has them."""
-        return self.maps if self.rollout_maps is None else self.rollout_maps
+        return tuple(m.in_rollout for m in self.maps)
 
     @cached_property
     def plan(self) -> layout.Plan:

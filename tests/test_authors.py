@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ide_ref import IF, LIF, Restriction, backward, build, cross_entropy, freeze, read_out, simulate
-from ide_ref.authors import PAPER, authors, edited
+from ide_ref.authors import PAPER, Profile, authors, edited
 
 FOLDER = Path(os.environ.get("IDE_REF_AUTHORS_DIR") or Path(__file__).parent / "data" / "authors")
 
@@ -104,3 +104,15 @@ def test_rates_and_gradients_are_theirs(path):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8, err_msg=name)
             # Small ones relatively, down to the 1e-9 to which their Broyden solver ran.
             assert np.abs(ours - theirs).max() <= 1e-7 * np.abs(theirs).max() + 1e-9, name
+
+
+@pytest.mark.parametrize("profile", [PAPER, authors(1), authors(2), Profile(unbiased_spike_statistics=True)])
+@pytest.mark.parametrize("structure", ["4 (F4)", "4-3 (F4)"])
+def test_maps_put_in_place_of_others_are_the_ones_simulated(structure, profile):
+    network = edited(build(structure, input_shape=(3,), n_classes=2, neuron=IF(1.0)), profile)
+    rng = np.random.default_rng(0)
+    x = (rng.random((2, 12, 3)) < 0.5).astype(float)
+    frozen = freeze(network, network.init(rng), x, training=True, rng=rng)
+    silent = replace(frozen, maps=tuple(replace(m, keep=np.zeros((2, m.synapse.n_out))) for m in frozen.maps))
+    assert simulate(frozen, x, 12).a.any()
+    assert not simulate(silent, x, 12).a.any()

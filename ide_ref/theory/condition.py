@@ -157,7 +157,7 @@ def of_rollout(frozen: Frozen) -> Frozen:
             raise ValueError(
                 f"connection {m.name!r} couples the samples of a batch; the theorems need affine connections"
             )
-    return replace(frozen, maps=frozen.simulated, rollout_maps=None)
+    return replace(frozen, maps=frozen.simulated)
 
 
 def operator_norm(m: AffineMap) -> OperatorNorm:
