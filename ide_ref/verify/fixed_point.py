@@ -1,0 +1,685 @@
+"""A foreign gradient of any fixed point z* = f(z*, x, θ), judged by the remainders of Taylor's theorem.
+
+Let L(θ) = ⟨c, z*(θ)⟩ and g the gradient in question. Along a direction d
+
+    R₁(h) = |L(θ + h d) − L(θ)|               falls like h,
+    R₂(h) = |L(θ + h d) − L(θ) − h ⟨g, d⟩|    falls like h² where g is right, like h where it is not,
+
+down to what rounding leaves of L. The same steps, extrapolated to h = 0, give ⟨∇L, d⟩ with an uncertainty, on both
+sides of θ: where they differ, a kink lies there. What neither shows is said to be undecidable.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ide_ref import _checks, solvers
+from ide_ref._files import finite
+from ide_ref.verify.gradient import extrapolate
+
+Verdict = Literal["right", "wrong", "undecidable"]
+
+LONGEST = 2.0**-4
+"""The first step, in parts of a parameter's own size."""
+
+LEVELS = 20
+"""Most halvings of it."""
+
+_LEAST = 6  # steps before an extrapolation may be called good enough
+# Errors below these parts of the largest derivative and of the terms of L are none: some derivatives are 0.
+_IGNORED, _NOTHING = 1e-9, 1e-10
+_CHUNK, _PATIENCE = 12, 4  # iterations between looks at the residual, and how many looks may find it no smaller
+_MOST = 400  # looks
+_DENSE = 400  # numbers in z up to which I − ∂f/∂z is taken column by column and inverted
+
+
+class NoFixedPoint(RuntimeError):
+    """f has no fixed point near the start, or none that could be found."""
+
+
+@dataclass(frozen=True)
+class Remainders:
+    """One direction: the remainders, and what they say.
+
+    Attributes
+    ----------
+    parameter : str
+        ``"(all)"`` for a direction through all parameters together.
+    number : int
+        Of the direction, from 0.
+    given, found : float
+        ⟨g, d⟩ of the gradient in question, and ⟨∇L, d⟩ by extrapolation.
+    uncertainty : float
+        Of ``found``.
+    error : float
+        |given − found| over ``scale``.
+    scale : float
+        What errors are relative to: the larger of the two, or what a direction of this length has on average.
+    first, second : float
+        Observed orders of R₁ and R₂; NaN where too little of a curve stands above rounding.
+    one_sided : bool
+        Whether a kink lies at θ: the derivatives to its two sides differ, and ``given`` is held against either.
+    verdict : {"right", "wrong", "undecidable"}
+    steps, r1, r2, noise : tuple of float
+        The steps, the remainders (the larger of both sides), and what rounding may make of these.
+    """
+
+    parameter: str
+    number: int
+    given: float
+    found: float
+    uncertainty: float
+    error: float
+    scale: float
+    first: float
+    second: float
+    one_sided: bool
+    verdict: Verdict
+    steps: tuple[float, ...]
+    r1: tuple[float, ...]
+    r2: tuple[float, ...]
+    noise: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FixedPointReport:
+    """Result of :func:`check_fixed_point`.
+
+    Attributes
+    ----------
+    rows : tuple of Remainders
+    tol : float
+        Largest relative error of a right gradient.
+    loss : float
+        L(θ).
+    residual : float
+        ‖f(z) − z‖₂ of the fixed point, after all iterations that made it smaller.
+    rounding : float
+        How much of f(z) may be rounding, from what roundings of z and θ make of it.
+    lipschitz : float
+        Largest ‖f(z + v) − f(z)‖/‖v‖ found by power iteration near it: an estimate, from below, of the constant.
+    certificate : float
+        (residual + rounding)/(1 − lipschitz), which bounds ‖z − z*‖₂ as far as the estimate holds; infinite from 1 on.
+    noise : float
+        What rounding leaves undecided of L: from the certificate, or by solving from elsewhere where that is infinite.
+    dtype : str
+        Of what f returned.
+    n_evaluations : int
+        Of f.
+    """
+
+    rows: tuple[Remainders, ...]
+    tol: float
+    loss: float
+    residual: float
+    rounding: float
+    lipschitz: float
+    certificate: float
+    noise: float
+    dtype: str
+    n_evaluations: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """``"wrong"`` where one direction shows it, ``"right"`` where all do, else ``"undecidable"``."""
+        found = {row.verdict for row in self.rows}
+        return "wrong" if "wrong" in found else "undecidable" if "undecidable" in found else "right"
+
+    @property
+    def orders(self) -> tuple[float, float]:
+        """Observed orders of R₁ and R₂: 1.00 and 2.00 for a right gradient, 1.00 and 1.00 for another.
+
+        Medians over the directions that made the verdict; NaN where rounding hides all of them.
+        """
+        rows = [row for row in self.rows if row.verdict == self.verdict]
+        return _median([row.first for row in rows]), _median([row.second for row in rows])
+
+    def table(self) -> str:
+        """The report as text."""
+        width = max(len("parameter"), *(len(row.parameter) for row in self.rows))
+        lines = [f"{'parameter':<{width}}   given         found        uncertainty  rel. error  order  with g  verdict"]
+        lines += [
+            f"{row.parameter:<{width}}  {row.given:>12.5e}  {row.found:>12.5e}  {row.uncertainty:>10.1e}  "
+            f"{row.error:>10.1e}  {row.first:>5.2f}  {row.second:>6.2f}  {row.verdict}"
+            f"{', one-sided' if row.one_sided else ''}"
+            for row in self.rows
+        ]
+        first, second = self.orders
+        lines.append(
+            f"{len(self.rows)} directions, tolerance {self.tol:.0e}: {self.verdict}; orders of the remainders without "
+            f"the gradient {first:.2f}, with it {second:.2f} (1.00 and 2.00 when it is right)"
+        )
+        lines.append(
+            f"fixed point in {self.dtype}: residual {self.residual:.1e}, rounding of f {self.rounding:.1e}, "
+            f"Lipschitz constant of f in z about {self.lipschitz:.3f}, so z is within {self.certificate:.1e}; rounding "
+            f"of L {self.noise:.1e}; "
+            f"{self.n_evaluations} evaluations of f"
+        )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+        first, second = self.orders
+        return finite({"verdict": self.verdict, "order_first": first, "order_second": second, **asdict(self)})
+
+
+def check_fixed_point(
+    f: Callable[[Any, Any, Any], Any],
+    z: Any,
+    theta: Mapping[str, Any],
+    x: Any,
+    gradient: Mapping[str, Any],
+    *,
+    cotangent: Any = None,
+    loss: Callable[[Any], Any] | None = None,
+    n_directions: int = 3,
+    tol: float | None = None,
+    seed: int = 0,
+) -> FixedPointReport:
+    """Judge a gradient through a fixed point z* = f(z*, x, θ), whatever computed it.
+
+    Parameters
+    ----------
+    f : callable
+        f(z, x, theta) → an array like z. It gets arrays of the kinds that were given: NumPy's, PyTorch's, JAX's or any
+        that DLPack carries; in float64 where it can take them, else in the dtype given.
+    z : array
+        A solution, or where to look for one.
+    theta : mapping of str to array
+        θ.
+    x : anything
+        Handed on; arrays of floats in float64.
+    gradient : mapping of str to array
+        ∂L/∂θ for some or all of θ, L = ⟨cotangent, z*(θ)⟩. A ``cotangent`` by which it was pulled back, or a ``loss``.
+    cotangent : array like z
+    loss : callable
+        z ↦ L, a number, in place of the cotangent.
+    n_directions : int
+        Random directions per parameter, and as many through all together.
+    tol : float, optional
+        Largest relative error of a right gradient; 1e-5 by default, 1e-4 for a gradient in single precision or less.
+    seed : int
+        Of the directions.
+
+    Returns
+    -------
+    FixedPointReport
+
+    Raises
+    ------
+    ValueError
+        For what does not fit: a shape, values that are not finite, an f that gives two results for one argument.
+    NoFixedPoint
+        Where iteration from z does not come to rest.
+
+    Notes
+    -----
+    z* is found by Anderson's acceleration, which follows one branch of solutions; f may be smooth or piecewise so, and
+    need not contract. Kinks further than the shortest step, a millionth or so of θ, do not disturb the extrapolation.
+    """
+    if (cotangent is None) == (loss is None):
+        raise ValueError("cotangent and loss: expected one of the two")
+    if not callable(f):
+        raise ValueError(f"f is of type {type(f).__name__}; expected a callable f(z, x, theta)")
+    if loss is not None and not callable(loss):
+        raise ValueError(f"loss is of type {type(loss).__name__}; expected a callable z to L")
+    n_directions = _checks.whole("n_directions", n_directions)
+    seed = _checks.whole("seed", seed, 0)
+    values = {name: _array(f"theta[{name!r}]", value) for name, value in _mapping("theta", theta).items()}
+    found: dict[str, NDArray] = {}
+    single = False
+    for name, value in _mapping("gradient", gradient).items():
+        if name not in values:
+            raise ValueError(f"gradient has {name!r}; theta has {', '.join(map(repr, values))}")
+        found[name] = _array(f"gradient[{name!r}]", value)
+        if found[name].shape != values[name].shape:
+            raise ValueError(
+                f"gradient[{name!r}] has shape {found[name].shape}; expected that of theta, {values[name].shape}"
+            )
+        single |= np.dtype(_dtype(value)).itemsize < 8
+    tol = (1e-4 if single else 1e-5) if tol is None else _checks.positive("tol", tol)
+    problem = _Problem(f, z, theta, x, cotangent, loss)
+    problem.refuse_randomness(values, problem.start)
+    base = problem.solve(values, problem.start)
+    inverse = problem.inverse(values, base)
+    if inverse is not None:
+        base = problem.solve(values, base.z, inverse)
+    rng = np.random.default_rng(seed)
+    lipschitz = problem.lipschitz(values, base, rng)
+    rounding = problem.rounding(values, base, rng)
+    noise = problem.noise_of(values, base, lipschitz, inverse, rounding, rng)
+    sizes = {name: _size(values[name]) for name in found}
+    spread = {name: float(np.linalg.norm(found[name])) * sizes[name] for name in found}
+    ignored = _IGNORED * max(spread.values()) + _NOTHING * problem.size_of_loss(base)
+    rows = []
+    names: Sequence[str]
+    for label, names in (*((name, (name,)) for name in found), ("(all)", tuple(found))):
+        if label == "(all)" and len(found) == 1:
+            continue
+        typical = float(np.sqrt(sum(spread[name] ** 2 for name in names)))
+        for number in range(n_directions):
+            direction = {name: sizes[name] * rng.standard_normal(values[name].shape) for name in names}
+            given = float(sum(np.vdot(found[name], direction[name]) for name in names))
+            samples = _sample(problem, values, base, inverse, direction, noise, given, tol * max(abs(given), typical))
+            rows.append(_judge(label, number, given, samples, typical, ignored, tol))
+    certificate = (base.residual + rounding) / (1.0 - lipschitz) if lipschitz < 1 else np.inf
+    return FixedPointReport(
+        tuple(rows),
+        tol,
+        base.loss,
+        base.residual,
+        rounding,
+        lipschitz,
+        certificate,
+        noise(base),
+        problem.dtype,
+        problem.n_evaluations,
+    )
+
+
+class _Point(NamedTuple):
+    """A fixed point as it was found, flat, with ‖f(z) − z‖ and the loss there."""
+
+    z: NDArray
+    residual: float
+    loss: float
+
+
+class _Samples(NamedTuple):
+    """Steps along a direction, the losses' changes on the right and the left, and how uncertain these are."""
+
+    steps: list[float]
+    right: list[float]
+    left: list[float]
+    noise: list[float]
+
+
+class _Problem:
+    """f on flat float64 arrays, and the loss; counts what it costs."""
+
+    def __init__(self, f: Any, z: Any, theta: Mapping[str, Any], x: Any, cotangent: Any, loss: Any) -> None:
+        start = _array("z", z)
+        self.f, self.z, self.theta, self.x, self.loss_of = f, z, theta, x, loss
+        self.shape, self.start = start.shape, start.ravel()
+        self.n_evaluations, self.dtype = 0, "float64"
+        self.c: NDArray | None = None
+        if cotangent is not None:
+            c = _array("cotangent", cotangent)
+            if c.shape != self.shape:
+                raise ValueError(f"cotangent has shape {c.shape}; expected that of z, {self.shape}")
+            self.c = c.ravel()
+        self.promoted = True
+        values = {name: _array(name, value) for name, value in theta.items()}
+        try:
+            self(values, self.start)
+        except ValueError as error:
+            if "f returned" in str(error):
+                raise
+            self._as_given(values)
+        except Exception:
+            self._as_given(values)
+
+    def _as_given(self, values: dict[str, NDArray]) -> None:
+        """From now on in the dtypes given; what f raises then is its own error."""
+        self.promoted = False
+        self(values, self.start)
+
+    def __call__(self, theta: Mapping[str, NDArray], z: NDArray) -> NDArray:
+        """f(z), flat."""
+        self.n_evaluations += 1
+        handed = {name: _like(self.theta[name], value, self.promoted) for name, value in theta.items()}
+        x = _like(self.x, None, self.promoted)
+        raw = self.f(_like(self.z, z.reshape(self.shape), self.promoted), x, handed)
+        out = _array("what f returned", raw, finite=False)
+        if out.shape != self.shape:
+            raise ValueError(f"f returned shape {out.shape}; expected that of z, {self.shape}")
+        self.dtype = str(_dtype(raw)).removeprefix("torch.")
+        return out.ravel()
+
+    def loss(self, z: NDArray) -> float:
+        if self.c is not None:
+            return float(np.dot(self.c, z))
+        value = _array("what loss returned", self.loss_of(_like(self.z, z.reshape(self.shape), self.promoted)))
+        if value.size != 1:
+            raise ValueError(f"loss returned shape {value.shape}; expected a number")
+        return float(value.reshape(()))
+
+    def size_of_loss(self, base: _Point) -> float:
+        return abs(base.loss) if self.c is None else float(np.abs(self.c) @ np.abs(base.z))
+
+    def solve(self, theta: Mapping[str, NDArray], start: NDArray, inverse: NDArray | None = None) -> _Point:
+        """The fixed point near ``start``, until no iteration makes the residual smaller.
+
+        With the inverse of I − ∂f/∂z of a point close by, by Newton's method with that slope.
+        """
+        z, residual, late = start, np.inf, 0
+        with np.errstate(over="ignore", invalid="ignore"):
+            r = self(theta, z) - z
+            residual = float(np.linalg.norm(r))
+            for _ in range(_MOST):
+                if residual == 0 or late == (_PATIENCE if residual > self._allowed(z) else 1):
+                    break
+                if inverse is not None and late == 0:
+                    after = z + inverse @ r
+                    r_after = self(theta, after) - after
+                else:
+                    after, r_after = self._accelerated(theta, z)
+                reached = float(np.linalg.norm(r_after))
+                # What only creeps while it is small already is at its rounding.
+                late = 0 if reached < 0.5 * residual else late + 1
+                if reached < residual:
+                    z, r, residual = after, r_after, reached
+        # Of a z that has grown without end, f(z) - z is lost to rounding.
+        if not residual + _eps(self.dtype) * float(np.linalg.norm(z)) <= self._allowed(start):
+            raise NoFixedPoint(
+                f"f has no fixed point that iteration from z reaches: residual {residual:.1e} where "
+                f"{self._allowed(start):.1e} would do; start closer to one"
+            )
+        return _Point(z, residual, self.loss(z))
+
+    def _allowed(self, z: NDArray) -> float:
+        """The largest residual of what may be called a fixed point."""
+        return float(np.sqrt(_eps(self.dtype))) * (1.0 + float(np.linalg.norm(z)))
+
+    def _accelerated(self, theta: Mapping[str, NDArray], z: NDArray) -> tuple[NDArray, NDArray]:
+        """Some iterations by Anderson's acceleration: the linear solver's, on f(z) = b + (f(z) − b)."""
+        b = np.full((1, z.size), (1.0 + np.linalg.norm(z)) / np.sqrt(max(1, z.size)))
+        tried = solvers.anderson(lambda v: self(theta, v[0])[None] - b, b, tol=1e-17, max_iter=_CHUNK, x0=z[None])
+        after = tried.x[0]
+        return after, self(theta, after) - after
+
+    def inverse(self, theta: Mapping[str, NDArray], base: _Point) -> NDArray | None:
+        """(I − ∂f/∂z)⁻¹ there, by differences; None where z is too large or that is singular."""
+        n = base.z.size
+        if n > _DENSE:
+            return None
+        length = float(np.sqrt(_eps(self.dtype))) * (1.0 + float(np.linalg.norm(base.z))) / np.sqrt(max(1, n))
+        here, system = self(theta, base.z), np.eye(n)
+        for j in range(n):
+            moved = base.z.copy()
+            moved[j] += length
+            system[:, j] -= (self(theta, moved) - here) / length
+        try:
+            inverse = np.linalg.inv(system)
+        except np.linalg.LinAlgError:
+            return None
+        return inverse if np.all(np.isfinite(inverse)) else None
+
+    def refuse_randomness(self, theta: Mapping[str, NDArray], z: NDArray) -> None:
+        once = self(theta, z)
+        if not np.all(np.isfinite(once)):
+            raise ValueError("f returned values that are NaN or infinite at z; expected finite ones")
+        if not np.array_equal(once, self(theta, z)):
+            raise ValueError("f gave two results for the same arguments; expected a function: fix its randomness")
+
+    def rounding(self, theta: Mapping[str, NDArray], base: _Point, rng: np.random.Generator) -> float:
+        """What f makes of roundings of its arguments, and so of its own: ‖f(z) − z‖ says no more than that."""
+        eps, here = _eps(self.dtype), self(theta, base.z)
+        largest = eps * float(np.linalg.norm(here))
+        for _ in range(4):
+            moved = {name: value * (1 + eps * rng.choice([-1, 1], value.shape)) for name, value in theta.items()}
+            after = self(moved, base.z * (1 + eps * rng.choice([-1, 1], base.z.shape)))
+            largest = max(largest, float(np.linalg.norm(after - here)))
+        return 2.0 * largest
+
+    def lipschitz(self, theta: Mapping[str, NDArray], base: _Point, rng: np.random.Generator) -> float:
+        """Largest ‖f(z + v) − f(z)‖/‖v‖ of small v met by power iteration."""
+        length = float(np.sqrt(_eps(self.dtype))) * (1.0 + float(np.linalg.norm(base.z)))
+        largest, here = 0.0, self(theta, base.z)
+        for _ in range(2):
+            v = rng.standard_normal(base.z.size)
+            for _ in range(12):
+                size = float(np.linalg.norm(v))
+                if not 0 < size < np.inf:
+                    break
+                step = length / size * v
+                v = self(theta, base.z + step) - here
+                largest = max(largest, float(np.linalg.norm(v)) / length)
+        return largest
+
+    def noise_of(
+        self,
+        theta: Mapping[str, NDArray],
+        base: _Point,
+        lipschitz: float,
+        inverse: NDArray | None,
+        rounding: float,
+        rng: np.random.Generator,
+    ) -> Callable[[_Point], float]:
+        """How uncertain L is at a fixed point, as a function of that."""
+        n, eps = base.z.size, float(np.finfo(float).eps)
+        scale = 1.0 + float(np.linalg.norm(base.z))
+        if self.c is not None:
+            slope = float(np.linalg.norm(self.c))
+            own = eps * self.size_of_loss(base)
+        else:
+            length = 1e-6 * scale / np.sqrt(max(1, n))
+            draws = (rng.standard_normal(n) for _ in range(6))
+            changes = [abs(self.loss(base.z + length * v) - base.loss) / length for v in draws]
+            # ⟨∇L, v⟩ of a drawn v is ‖∇L‖ on average.
+            slope = 2.0 * max(changes)
+            own = 4.0 * eps * abs(base.loss)
+        if inverse is not None and self.c is not None:
+            # ⟨c, z − z*⟩ = ⟨(I − J)⁻ᵀ c, r⟩ for a residual r.
+            reach = 2.0 * float(np.linalg.norm(inverse.T @ self.c))
+            return lambda point: own + reach * (point.residual + rounding)
+        if lipschitz < 1:
+            return lambda point: own + slope * (point.residual + rounding) / (1.0 - lipschitz)
+        length = 1e-5 * scale / np.sqrt(max(1, n))
+        others = [self.solve(theta, base.z + length * rng.standard_normal(n)) for _ in range(3)]
+        apart = max(abs(other.loss - base.loss) for other in others)
+        farthest = max(float(np.linalg.norm(other.z - base.z)) for other in others)
+        least = own + 4.0 * apart + slope * min(farthest, 4.0 * (base.residual + rounding))
+        return lambda point: least * max(1.0, point.residual / (base.residual + rounding + eps))
+
+
+def _sample(
+    problem: _Problem,
+    theta: Mapping[str, NDArray],
+    base: _Point,
+    inverse: NDArray | None,
+    direction: Mapping[str, NDArray],
+    noise: Callable[[_Point], float],
+    given: float,
+    wanted: float,
+) -> _Samples:
+    """Losses at ever shorter steps on both sides, until the derivative is known to a part of what is wanted."""
+    samples = _Samples([], [], [], [])
+    for level in range(LEVELS):
+        h = LONGEST / 2**level
+        points = []
+        try:
+            for side in (1.0, -1.0):
+                moved = {
+                    name: value + side * h * direction[name] if name in direction else value
+                    for name, value in theta.items()
+                }
+                points.append(problem.solve(moved, base.z, inverse))
+        except NoFixedPoint:
+            if not samples.steps:
+                continue
+            break
+        right, left = points
+        samples.steps.append(h)
+        samples.right.append(right.loss - base.loss)
+        samples.left.append(left.loss - base.loss)
+        samples.noise.append(max(noise(right), noise(left)) + noise(base))
+        if len(samples.steps) >= _LEAST:
+            found, uncertainty = _central(samples)
+            # A wrong gradient is followed down to where its error rules the remainder.
+            wrong = abs(given - found)
+            if uncertainty < 0.03 * wanted and (wrong <= wanted or _r2(samples, given)[-4] < 1.02 * wrong * 8 * h):
+                break
+            if samples.noise[-1] / h > 1e3 * max(wanted, abs(found)):
+                break
+    return samples
+
+
+def _central(samples: _Samples) -> tuple[float, float]:
+    quotients = [(r - s) / (2 * h) for h, r, s in zip(samples.steps, samples.right, samples.left, strict=True)]
+    return _limit(quotients, samples, order=2)
+
+
+def _sided(samples: _Samples, side: float) -> tuple[float, float]:
+    changes = samples.right if side > 0 else samples.left
+    return _limit([side * c / h for h, c in zip(samples.steps, changes, strict=True)], samples, order=1)
+
+
+def _limit(quotients: list[float], samples: _Samples, *, order: Literal[1, 2]) -> tuple[float, float]:
+    """The quotients' limit, less certain where shorter steps than it was made of speak against it."""
+    noises = [n / h for h, n in zip(samples.steps, samples.noise, strict=True)]
+    value, uncertainty = extrapolate(quotients, noises, order=order)
+    ends = range(1, len(quotients) + 1)
+    made_of = next(k for k in ends if extrapolate(quotients[:k], noises[:k], order=order)[0] == value)
+    # Beyond a kink two orders may agree by chance. Without one the error falls with the step.
+    error = 2.0 * abs(quotients[made_of - 1] - value)
+    for k in range(made_of, len(quotients)):
+        error /= 2**order
+        uncertainty = max(uncertainty, abs(quotients[k] - value) - error - 3 * noises[k])
+    return value, uncertainty
+
+
+def _r2(samples: _Samples, given: float, sides: Sequence[float] = (1.0, -1.0)) -> list[float]:
+    """R₂, the larger of both sides or of the one given."""
+    changes = {1.0: samples.right, -1.0: samples.left}
+    return [max(abs(changes[s][k] - s * h * given) for s in sides) for k, h in enumerate(samples.steps)]
+
+
+def _order(steps: Sequence[float], remainders: Sequence[float], noise: Sequence[float]) -> float:
+    """Observed order of remainders that stand well above rounding, at the shortest such steps; NaN for fewer than 3."""
+    clear = [(h, r) for h, r, n in zip(steps, remainders, noise, strict=True) if r > 30 * n and r > 0][-4:]
+    if len(clear) < 3:
+        return float("nan")
+    logs = np.log([list(pair) for pair in clear])
+    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+
+
+def _judge(
+    label: str, number: int, given: float, samples: _Samples, typical: float, ignored: float, tol: float
+) -> Remainders:
+    if len(samples.steps) < 2:
+        raise NoFixedPoint(
+            f"{label}: f has no fixed point near z for parameters moved by {LONGEST / 2**LEVELS:.0e} of their size; "
+            "differences say nothing here"
+        )
+    both, sides = _central(samples), (_sided(samples, 1.0), _sided(samples, -1.0))
+    scale = max(abs(given), typical, *(abs(v) for v, _ in (both, *sides)))
+    allowed = max(tol * scale, ignored)
+    apart = abs(sides[0][0] - sides[1][0])
+    kinked = apart > allowed + 10 * (sides[0][1] + sides[1][1])
+    found, uncertainty = min((both, *sides), key=lambda pair: pair[1])
+    verdict: Verdict = "undecidable"
+    r2 = _r2(samples, given)
+    if kinked:
+        nearer = int(abs(sides[1][0] - given) < abs(sides[0][0] - given))
+        found, uncertainty = sides[nearer]
+        r2 = _r2(samples, given, [(1.0, -1.0)[nearer]])
+        least, most = sorted(v for v, _ in sides)
+        outside = max(least - given, given - most)
+        if abs(given - found) + uncertainty <= allowed:
+            verdict = "right"
+        elif outside > allowed + 10 * (sides[0][1] + sides[1][1]):
+            verdict = "wrong"
+    else:
+        # Estimates that disagree with the best one by more than both know are a warning.
+        for value, doubt in (both, *sides):
+            uncertainty = max(uncertainty, abs(value - found) - 10 * doubt)
+        if abs(given - found) + uncertainty <= allowed:
+            verdict = "right"
+        elif abs(given - found) > allowed + 10 * uncertainty:
+            verdict = "wrong"
+    r1 = [max(abs(r), abs(s)) for r, s in zip(samples.right, samples.left, strict=True)]
+    return Remainders(
+        label,
+        number,
+        given,
+        found,
+        uncertainty,
+        abs(given - found) / scale if scale > 0 else 0.0,
+        scale,
+        _order(samples.steps, r1, samples.noise),
+        _order(samples.steps, r2, samples.noise),
+        kinked,
+        verdict,
+        tuple(samples.steps),
+        tuple(r1),
+        tuple(r2),
+        tuple(samples.noise),
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.median(known)) if known else float("nan")
+
+
+def _size(value: NDArray) -> float:
+    """Root mean square of a parameter, 1 where it is 0."""
+    size = float(np.sqrt(np.mean(value**2))) if value.size else 0.0
+    return size if size > 0 else 1.0
+
+
+def _eps(dtype: str) -> float:
+    """Grain of a dtype by name, also of those that NumPy lacks."""
+    return {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}.get(dtype, 2.0**-52)
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{name} is {type(value).__name__}; expected a mapping of names to arrays, not empty")
+    return value
+
+
+def _dtype(value: Any) -> Any:
+    """The dtype as its own library has it; of what has none, NumPy's."""
+    dtype = getattr(value, "dtype", None)
+    return np.asarray(value).dtype if dtype is None else dtype
+
+
+def _array(name: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]:
+    """Any library's array of floats as NumPy's in float64."""
+    for method in ("detach", "cpu"):
+        if hasattr(value, method):
+            value = getattr(value, method)()
+    if str(_dtype(value)).endswith("bfloat16"):
+        # NumPy has no such numbers; every library widens them.
+        value = value.float() if hasattr(value, "float") else value.astype("float32")
+    out = _checks.reals(name, value)
+    if finite and not np.all(np.isfinite(out)):
+        raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
+    return out
+
+
+def _like(given: Any, value: NDArray | None, promoted: bool) -> Any:
+    """An array of the library of ``given``, with its values or others; in float64, or in its own dtype."""
+    if isinstance(given, (tuple, list)):
+        return type(given)(_like(part, None, promoted) for part in given)
+    if isinstance(given, Mapping):
+        return {name: _like(part, None, promoted) for name, part in given.items()}
+    if not hasattr(given, "dtype"):
+        return given if value is None else value.copy()
+    if value is None:
+        if "float" not in str(given.dtype):
+            return given
+        value = _array("x", given)
+    if isinstance(given, (np.ndarray, np.generic)):
+        return value.astype(np.float64 if promoted else given.dtype)
+    library = given.__array_namespace__() if hasattr(given, "__array_namespace__") else _library_of(given)
+    out = library.from_dlpack(np.array(value))
+    if hasattr(given, "device") and hasattr(out, "to"):
+        return out.to(given.device) if promoted else out.to(given.device, given.dtype)
+    return out if promoted else out.astype(given.dtype)
+
+
+def _library_of(array: Any) -> Any:
+    """The module of an array's class that takes DLPack: torch of torch.Tensor."""
+    library = sys.modules[type(array).__module__.partition(".")[0]]
+    if not hasattr(library, "from_dlpack"):
+        raise ValueError(f"arrays of {type(array).__module__} cannot be made from others; expected DLPack")
+    return library
