@@ -59,11 +59,20 @@ def shown(text: str) -> str:
 def mutants_of(file: str, source: bytes, excluded: Collection[str] = ()) -> list[Mutant]:
     """All of them, in the order of their places.
 
-    ``excluded`` names what is left alone: functions, classes, names assigned at the top, keyword arguments as written.
+    ``excluded`` names what is left alone: functions, classes, names assigned at the top or, as ``function.name``, in a
+    function, keyword arguments as written, all products with a name as a factor as ``* NAME``, and the second argument
+    of a function, say, as ``function#2``.
     """
     finder = _Finder(file, source, excluded)
     finder.visit(ast.parse(source))
     return sorted(set(finder.found), key=lambda m: (m.start, m.old, m.new))
+
+
+def factors(node: ast.expr) -> list[str]:
+    """Names among the factors and divisors of a product; of a single name, that."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)):
+        return factors(node.left) + factors(node.right)
+    return [node.id] if isinstance(node, ast.Name) else []
 
 
 class _Finder(ast.NodeVisitor):
@@ -135,6 +144,8 @@ class _Finder(ast.NodeVisitor):
     def visit_Assign(self, node: ast.Assign) -> None:
         if not self.around and any(n.id in self.excluded for n in ast.walk(node) if isinstance(n, ast.Name)):
             return
+        if isinstance(node.targets[0], ast.Name) and ".".join((*self.around, node.targets[0].id)) in self.excluded:
+            return
         if isinstance(node.targets[0], (ast.Subscript, ast.Attribute)):
             self.replace(node, "pass")
         self.generic_visit(node)
@@ -156,6 +167,8 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
+        if any(f"* {name}" in self.excluded for name in factors(node)):
+            return
         self.token(node.left, node.right, node.op)
         self.generic_visit(node)
 
@@ -202,7 +215,13 @@ class _Finder(ast.NodeVisitor):
                     self.add(before.start(), end, "")
                 else:
                     self.add(start, end, "")
-        self.generic_visit(node)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        self.visit(node.func)
+        for number, argument in enumerate(node.args, 1):
+            if f"{name}#{number}" not in self.excluded:
+                self.visit(argument)
+        for keyword in node.keywords:
+            self.visit(keyword)
 
     def visit_keyword(self, node: ast.keyword) -> None:
         if self.text(node) not in self.excluded:

@@ -43,14 +43,18 @@ OPERATORS = {
     "messages and annotations": ('"""0 + 1"""\nraise ValueError(f"{x + 1}", 1 + 1)', []),
     "a decorator": ("@d(x=1)\ndef f():\n    pass", []),
     "a name that is excluded": ("BLOCK = 8", []),
+    "a name in a function that is excluded": ("def f():\n    block = 8", []),
+    "a factor that is excluded": ("z = x + 2 * GRAIN * (y + 1)", ["z = x - 2 * GRAIN * (y + 1)"]),
+    "an argument that is excluded": ("z = widened(x + y, 3)", ["z = widened(x - y, 3)"]),
 }
+EXCLUDED = ["BLOCK", "f.block", "* GRAIN", "widened#2"]
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_yields_code_that_differs_there_alone_and_compiles(name):
     written, expected = OPERATORS[name]
     source = f"# λ\n{written}\ny = x\n".encode()
-    found = [mutant.applied_to(source).decode() for mutant in mutants_of("f.py", source, ["BLOCK"])]
+    found = [mutant.applied_to(source).decode() for mutant in mutants_of("f.py", source, EXCLUDED)]
     assert sorted(found) == sorted(f"# λ\n{new}\ny = x\n" for new in expected)
     for text in found:
         assert ast.dump(ast.parse(text)) != ast.dump(ast.parse(source))
