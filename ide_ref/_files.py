@@ -10,7 +10,9 @@ from typing import Any
 
 
 def finite(value: Any) -> Any:
-    """The same with null for NaN and infinite, which JSON does not know, and lists for tuples."""
+    """The same with null for NaN and infinite, which JSON does not know, and lists for tuples and arrays."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,7 @@ TRAIN, TEST, ACCENT, MUTED = "#8c96a8", "#1f5fbf", "#c8452d", "#5b6470"
 
 def available() -> bool:
     """Whether Matplotlib is installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("matplotlib") is not None
 
 
 def new_figure(n_columns: int = 1, *, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:
@@ -47,6 +44,8 @@ def new_figure(n_columns: int = 1, *, width: float = 4.6, height: float = 3.4) -
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(MUTED)
         ax.tick_params(colors=MUTED, labelsize=9)
+        for label in (ax.xaxis.label, ax.yaxis.label):
+            label.set_color(MUTED)
         ax.grid(True, color="#e4e7ec", linewidth=0.8)
         ax.set_axisbelow(True)
     return figure, axes
@@ -82,13 +81,11 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
     ):
         ax.plot(epochs, values("train"), color=TRAIN, label="train (with dropout)", **points)
         ax.plot(epochs, values("test"), color=TEST, label="test", **points)
-        ax.set_yscale("log")
         # One epoch has one tick.
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         # Room for the words below the best epoch.
         ax.margins(y=0.15)
-        ax.set_xlabel("epoch", color=MUTED)
-        ax.set_ylabel(unit, color=MUTED)
+        ax.set(xlabel="epoch", ylabel=unit, yscale="log")
         _plain_numbers(ax.yaxis)
         for before, after in pairwise(history):
             if after["lr"] < 0.5 * before["lr"]:
@@ -131,23 +128,19 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Seque
         error = np.asarray(panel["error"] if found else panel["residual"])
         if ax is not axes[0]:
             ax.sharey(axes[0])
-        ax.set_xscale("log")
-        ax.set_yscale("log")
+        ax.set(xscale="log", yscale="log", xlabel="time step t")
         ax.fill_between(times, error.min(axis=0), error.max(axis=0), color=TEST, alpha=0.18, linewidth=0)
         steps = _points(len(times))
         observed = "‖a[t] − a*‖, observed" if found else "‖f(a[t]) − a[t]‖, observed"
         ax.plot(times, np.median(error, axis=0), color=TEST, label=observed, **steps)
-        ax.set_xlabel("time step t", color=MUTED)
-        for axis in (ax.xaxis, ax.yaxis):
-            _plain_numbers(axis)
-        words = panel["name"]
-        if found:
-            words += _draw_bounds(ax, panel, times, error)
-        ax.set_title(words, loc="left", fontsize=10, color=MUTED)
+        _plain_numbers(ax.xaxis)
+        _plain_numbers(ax.yaxis)
+        slope = _draw_bounds(ax, panel, times, error) if found else ""
+        ax.set_title(panel["name"] + slope, loc="left", fontsize=10, color=MUTED)
         _legend(ax, 8, loc="lower left")
     drawn = {"distance from a*, in " if panel.get("error") is not None else "residual of (FP), in " for panel in panels}
     # Where the panels differ, their legends say what each shows.
-    axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes per step", color=MUTED)
+    axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes per step")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     save(figure, *paths)
 
@@ -231,8 +224,7 @@ def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
         ax.loglog(sweep.steps, floor, color=color, linewidth=1.4, label=name)
         ax.loglog(sweep.steps[~crossed], floor[~crossed], "o", color=color, markersize=4)
         ax.loglog(sweep.steps[crossed], floor[crossed], "o", color=color, markersize=4, markerfacecolor="white")
-    ax.set_xlabel("step h", color=MUTED)
-    ax.set_ylabel("relative error", color=MUTED)
+    ax.set(xlabel="step h", ylabel="relative error")
     _legend(ax)
     ax.set_title(title, loc="left", fontsize=11)
     save(figure, path)
@@ -257,11 +249,9 @@ def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path)
         if name != "whole error":
             right.semilogx(steps, [part.cosine for part in parts], ".-", color=color, linewidth=1.4)
     right.semilogx(steps, [b.cosine for b in budgets], ".--", color="black", linewidth=1.4, label="training gradient")
-    left.set_ylabel("norm / norm of the exact gradient", color=MUTED)
-    right.set_ylabel("cosine with the exact gradient", color=MUTED)
-    right.set_ylim(-1.05, 1.05)
+    left.set(xlabel="T", ylabel="norm / norm of the exact gradient")
+    right.set(xlabel="T", ylabel="cosine with the exact gradient", ylim=(-1.05, 1.05))
     for ax in (left, right):
-        ax.set_xlabel("T", color=MUTED)
         _plain_numbers(ax.xaxis)
         _legend(ax, 8)
     left.set_title(title, loc="left", fontsize=11)
@@ -291,8 +281,7 @@ def roofline(
     ax.axhline(dense / 1e9, color=ACCENT, linewidth=1, label="dense matrix product")
     for (label, share, rate), marker in zip(points, "os^Dv<>PX*" * len(points), strict=False):
         ax.loglog([share], [rate / share / 1e9], marker, color=MUTED, markersize=6, label=label)
-    ax.set_xlabel("spikes per neuron and step", color=MUTED)
-    ax.set_ylabel("10⁹ dense multiply-adds per second and thread", color=MUTED)
+    ax.set(xlabel="spikes per neuron and step", ylabel="10⁹ dense multiply-adds per second and thread")
     _legend(ax, 7)
     ax.set_title("Event-driven rollouts, counted as dense products", loc="left", fontsize=11)
     save(figure, path)

@@ -19,35 +19,24 @@ CONTINUOUS = ((400, False), (12_544, True))
 
 @dataclass(frozen=True)
 class ContinuousTiming:
-    """Event-driven runs of one network.
-
-    Attributes
-    ----------
-    structure : str
-    n_neurons : int
-    tau : float
-        τ_m; infinite for IF.
-    delay : float
-        Δ.
-    seed : int
-        Of weights and input.
-    t_end : float
-        Simulated time.
-    n_spikes, n_deliveries : int
-        Of one run: spikes, and receivers reached by them.
-    seconds, fastest, slowest : float
-        Of a whole call: median and extremes.
-    """
+    """Event-driven runs of one network."""
 
     structure: str
     n_neurons: int
     tau: float
+    """τ_m; infinite for IF."""
     delay: float
+    """Δ."""
     seed: int
+    """Of weights and input."""
     t_end: float
+    """Simulated time."""
     n_spikes: int
+    """Of one run."""
     n_deliveries: int
+    """Receivers reached by them."""
     seconds: float
+    """Of a whole call, the median; then its extremes."""
     fastest: float
     slowest: float
 
@@ -85,8 +74,6 @@ def continuous_speed(
         About how many in a run.
     repeats : int
         Runs counted; one more comes before.
-    seed : int
-        Of weights and input.
     """
     width = round((n_neurons / 64) ** 0.5)
     if convolution and n_neurons != 64 * width**2:

@@ -27,40 +27,7 @@ from ide_ref.training.step import STAGES, training_step
 
 @dataclass(frozen=True)
 class Timing:
-    """Steps of one preset.
-
-    Attributes
-    ----------
-    preset, neuron, dtype : str
-    n_steps, batch_size, threads : int
-    stages : dict of str to float
-        Median seconds of each stage.
-    step, fastest, slowest : float
-        Seconds of a whole step: median and extremes.
-    forward : float
-        Median seconds of the rollout and the readout of a frozen network, evaluation mode.
-    dense_rollout : float or None
-        Seconds of :func:`~ide_ref.bench.dense.dense_rollout` on the same batch; None where the kernels have fewer
-        threads than BLAS, or for spike trains.
-    dense_equivalent : float
-        D, seconds.
-    dense_forward : float
-        Seconds that the forward pass takes with dense products at ``matrix_rate``, and nothing else.
-    matrix_rate : float
-        Multiply-adds per second times two of the float32 matrix product.
-    firing_rate : float
-        Spikes per neuron and step in the last step.
-    events_per_second : float
-        Synaptic events of the rollout: spikes times receivers.
-    sent_per_second : float
-        The events that the rollout sent for them, times receivers: fewer where spikes were predicted.
-    sweeps : float
-        Mean products with Jᵀ per step.
-    peak_mebibytes : float
-        Of the whole process so far.
-    data : str
-        What the steps were run on.
-    """
+    """Steps of one preset; times in seconds."""
 
     preset: str
     neuron: str
@@ -69,20 +36,34 @@ class Timing:
     batch_size: int
     threads: int
     stages: dict[str, float]
+    """Median of each stage."""
     step: float
+    """Of a whole step, the median; then its extremes."""
     fastest: float
     slowest: float
     forward: float
+    """Rollout and readout of a frozen network in evaluation mode, the median."""
     dense_rollout: float | None
+    """:func:`~ide_ref.bench.dense.dense_rollout` on the same batch; None where BLAS has more threads than the kernels,
+    or for spike trains."""
     dense_equivalent: float
+    """D."""
     dense_forward: float
+    """The forward pass with dense products at ``matrix_rate``, and nothing else."""
     matrix_rate: float
+    """Floating-point operations per second of the float32 matrix product."""
     firing_rate: float
+    """Spikes per neuron and step in the last step."""
     events_per_second: float
+    """Synaptic events of the rollout: spikes times receivers."""
     sent_per_second: float
+    """The events that the rollout sent for them, times receivers: fewer where spikes were predicted."""
     sweeps: float
+    """Mean products with Jᵀ per step."""
     peak_mebibytes: float
+    """Of the whole process so far."""
     data: str
+    """What the steps were run on."""
 
     @property
     def ratio(self) -> float:
@@ -149,19 +130,12 @@ def run(
     ----------
     preset : Preset
         Its recipe says batch size, dtype, solver and tolerance.
-    data_dir : str, optional
     warm_up, repeats : int
         Steps not counted, and counted for each number of threads.
-    seed : int
     threads : sequence of int
-        Of the kernels, one after another; all there are by default.
+        Of the kernels, a timing for each; all there are by default.
     rate : float, optional
         Matrix-product rate measured before.
-
-    Returns
-    -------
-    list of Timing
-        One for each number of threads.
     """
     import numba
 
@@ -179,8 +153,7 @@ def run(
     order = generator(seed, "order").permutation(len(data.y_train))
     size = preset.recipe.batch_size
     found: list[Timing] = []
-    params, velocity = state.params, state.velocity
-    step = 0
+    params, velocity, step = state.params, state.velocity, 0
     before = numba.get_num_threads()
     try:
         for n_threads in threads:
@@ -229,13 +202,7 @@ def _timed_step(
 
 
 def _timing(
-    preset: Preset,
-    params: Params,
-    x: NDArray,
-    laps: Sequence[_Laps],
-    threads: int,
-    rate: float,
-    data: str,
+    preset: Preset, params: Params, x: NDArray, laps: Sequence[_Laps], threads: int, rate: float, data: str
 ) -> Timing:
     totals = [sum(lap.seconds.values()) for lap in laps]
     network, n_steps = preset.network, preset.recipe.n_steps
@@ -243,7 +210,6 @@ def _timing(
     frozen = freeze(preset.network, params)
     forward = median_seconds(lambda: read_out(frozen, simulate(frozen, x, n_steps)), len(laps))
     stages = {name: float(np.median([lap.seconds[name] for lap in laps])) for name in STAGES}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
     dense = None
     if threads == most_threads() and not network.is_spike_input(x):
         dense = median_seconds(lambda: dense_rollout(frozen, x, n_steps), 1 if forward > 1 else len(laps))
@@ -267,7 +233,7 @@ def _timing(
         events_per_second=_events(network, n_spikes) / stages["rollout"],
         sent_per_second=_events(network, n_events) / stages["rollout"],
         sweeps=float(np.mean([lap.n_products for lap in laps])),
-        peak_mebibytes=peak,
+        peak_mebibytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
         data=data,
     )
 
@@ -292,8 +258,7 @@ def table(timings: list[Timing], limits: Mapping[str, float]) -> str:
             f"{t.preset:<20}{t.dtype:>8}{t.threads:>4}{1e3 * t.step:>10.1f}{1e3 * t.dense_equivalent:>9.1f}"
             f"{t.ratio:>7.2f}{t.samples_per_second:>9.0f}{1e3 * t.forward:>9.1f}"
             f"{t.forward_ratio:>10.2f}{'' if t.blas_ratio is None else format(t.blas_ratio, '.2f'):>9}"
-            f"{t.events_per_second:>10.2e}"
-            f"{t.sweeps:>7.1f}{t.peak_mebibytes:>9.0f}"
+            f"{t.events_per_second:>10.2e}{t.sweeps:>7.1f}{t.peak_mebibytes:>9.0f}"
         )
         stages = "  ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in t.stages.items())
         lines.append(

@@ -2,6 +2,8 @@
 
 Progress and logs go to stderr, results to stdout; ``--json`` prints one JSON document and nothing else there.
 Exit status: 0 success, 1 a check failed, 2 wrong use, with one line saying what and what to do.
+
+A command is a module: ``add`` gives the parser its options, and the function it sets as ``run`` returns the status.
 """
 
 from __future__ import annotations

@@ -61,9 +61,14 @@ def positive(text: str) -> float:
     return value
 
 
+def as_json(document: dict[str, Any]) -> str:
+    """A document in one line."""
+    return json.dumps(finite(document), ensure_ascii=False, allow_nan=False)
+
+
 def print_result(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
     """The result on stdout: the document with ``--json``, the text without."""
-    print(json.dumps(finite(document), ensure_ascii=False, allow_nan=False) if args.json else text)
+    print(as_json(document) if args.json else text)
 
 
 def condition(gamma: float) -> str:

@@ -11,7 +11,6 @@ from ide_ref.cli import _common
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
     p = sub.add_parser("bench", parents=parents, help="step times by stage, against the dense-equivalent")
     p.add_argument("presets", metavar="PRESET", nargs="*", help="default: digits fashion-mnist-400 mnist-64c5")
     p.add_argument("--steps", type=_common.count, default=10, metavar="N", help="steps timed (default 10)")
@@ -27,7 +26,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``ide-ref bench``."""
     from ide_ref.bench import continuous, machine, steps
 
     if args.continuous:

@@ -9,7 +9,6 @@ from ide_ref.cli import _common
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
     p = sub.add_parser("conformance", help="test vectors for ports to other hardware, and what a port made of them")
     actions = p.add_subparsers(dest="action", metavar="make|compare", required=True)
 
@@ -26,11 +25,10 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def make(args: argparse.Namespace) -> int:
-    """``ide-ref conformance make``."""
     from ide_ref.verify import conformance
 
     manifest = conformance.make(args.directory, names=args.case)
-    files = sorted(path for path in manifest.parent.glob("*.safetensors"))
+    files = list(manifest.parent.glob("*.safetensors"))
     size = manifest.stat().st_size + sum(path.stat().st_size for path in files)
     document = {
         "manifest": str(manifest),

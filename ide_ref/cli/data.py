@@ -10,14 +10,12 @@ from ide_ref.cli import _common
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
     p = sub.add_parser("data", parents=parents, help="which data sets were found, and how to get the others")
     p.add_argument("--download", metavar="NAME", help="fetch a data set from its published address")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """``ide-ref data``."""
     from ide_ref.datasets import fetch, status
 
     if args.download:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,6 @@ _STATISTICS = 64  # images whose statistics normalise a freshly drawn network
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
     p = sub.add_parser("equilibrium", parents=parents, help="distance from the equilibrium over time, and its bound")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
     p.add_argument("--n-steps", dest="asked", type=_common.count, metavar="T", help="time steps (default: up to 1000)")
@@ -40,19 +38,21 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``ide-ref equilibrium``."""
     import matplotlib  # noqa: F401  what is missing is told before the run
 
     from ide_ref import figures
-    from ide_ref._files import finite, write_atomically
+    from ide_ref._files import write_atomically
     from ide_ref.maps import freeze
     from ide_ref.neurons import IF, LIF
     from ide_ref.simulation import simulate
     from ide_ref.solvers import NotConverged
     from ide_ref.theory import conditions, error_bound
+    from ide_ref.training.evaluation import load_batch, load_data
 
     preset, params, fresh = _network(args)
-    images = _batch(args, preset, max(args.samples, _STATISTICS if fresh else 0))
+    n_images = max(args.samples, _STATISTICS if fresh else 0)
+    data = load_data(preset, data_dir=args.data_dir, limit=n_images)
+    images, _ = load_batch(preset, data, "test", range(min(n_images, len(data.y_test))))
     if fresh:
         params = _with_statistics(preset, params, images)
     x = images[: args.samples]
@@ -91,10 +91,9 @@ def run(args: argparse.Namespace) -> int:
             "norms": {norm.name: [norm.value, norm.error] for norm in found.norms},
             "applies": found.applies,
         },
-        "neurons": [{name: _plain(value) for name, value in panel.items()} for panel in panels],
+        "neurons": panels,
     }
-    text = json.dumps(finite(document), ensure_ascii=False, allow_nan=False)
-    write_atomically(out / "equilibrium.json", text.encode())
+    write_atomically(out / "equilibrium.json", _common.as_json(document).encode())
     _common.print_result(args, document, _table(title, found.describe(), panels, n_steps, out))
     return 0
 
@@ -111,16 +110,6 @@ def _network(args: argparse.Namespace) -> tuple[Preset, Params, bool]:
         preset = replace(preset, recipe=replace(preset.recipe, n_steps=args.asked))
     preset = replace(preset, dropout=0.0, recipe=replace(preset.recipe, dtype="float64"))
     return preset, {name: np.asarray(value, np.float64) for name, value in params.items()}, fresh
-
-
-def _batch(args: argparse.Namespace, preset: Preset, n: int) -> NDArray:
-    import numpy as np
-
-    from ide_ref.training.evaluation import load_batch, load_data
-
-    data = load_data(preset, data_dir=args.data_dir, limit=n)
-    x, _ = load_batch(preset, data, "test", np.arange(min(n, len(data.y_test))))
-    return x.astype(np.float64)
 
 
 def _n_steps(args: argparse.Namespace, preset: Preset, x: NDArray) -> int:
@@ -199,16 +188,12 @@ def _observed(frozen: Frozen, x: NDArray, rates: Rates, name: str, problem: str)
 
 def _populations(found: Equilibrium) -> dict[str, dict[str, float]]:
     """a* of each population: mean, and the shares that never fire and that fire at every step."""
-    net = found.network
-    places = {p.name: net.slice_of(i) for i, p in enumerate(net.populations)}
-    return {
-        name: {
-            "mean_rate": float(found.a[:, columns].mean()),
-            "silent": float((found.a[:, columns] == 0).mean()),
-            "saturated": float((found.a[:, columns] == 1).mean()),
-        }
-        for name, columns in places.items()
-    }
+    shares = {}
+    for i, population in enumerate(found.network.populations):
+        a = found.a[:, found.network.slice_of(i)]
+        silent, saturated = float((a == 0).mean()), float((a == 1).mean())
+        shares[population.name] = {"mean_rate": float(a.mean()), "silent": silent, "saturated": saturated}
+    return shares
 
 
 def _verdict(found: Conditions) -> str:
@@ -216,10 +201,6 @@ def _verdict(found: Conditions) -> str:
     if not found.applies:
         return f"(COND) {found.paper:.3g}: the theorems do not apply, this is what was observed"
     return f"(COND) {found.paper:.3g}{'' if found.paper < 1 else ', but a sharper condition holds'}: the theorems apply"
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int, out: Path) -> str:

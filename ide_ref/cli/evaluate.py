@@ -9,7 +9,6 @@ from ide_ref.cli import _common
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
     p = sub.add_parser("evaluate", parents=parents, help="accuracy, firing rates, distance to equilibrium")
     p.add_argument("checkpoint", metavar="CHECKPOINT")
     p.add_argument("--limit", type=_common.count, metavar="N")
@@ -18,7 +17,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``ide-ref evaluate``."""
     import numpy as np
 
     from ide_ref.equilibrium import contraction

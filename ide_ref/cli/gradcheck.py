@@ -23,7 +23,6 @@ _TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
     p = sub.add_parser("gradcheck", parents=parents, help="implicit gradient against differences")
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
     p.add_argument("--small", action="store_true", help="the preset's structure in small, on drawn inputs: no data set")

@@ -9,14 +9,12 @@ from ide_ref.cli import _common
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
     p = sub.add_parser("info", parents=parents, help="structure, sizes and norms of an initialised network")
     p.add_argument("preset", metavar="PRESET")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """``ide-ref info``."""
     from ide_ref.equilibrium import contraction
     from ide_ref.maps import freeze
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ _CURVES = "curves.png"
 
 
 def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
     p = sub.add_parser("train", parents=parents, help="train a preset")
     p.add_argument("preset", metavar="PRESET")
     p.add_argument("--epochs", type=_common.count, metavar="N")
@@ -42,7 +41,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``ide-ref train``."""
     # What is missing is told before anything is written.
     import safetensors  # noqa: F401
     import tqdm  # noqa: F401
@@ -52,20 +50,14 @@ def run(args: argparse.Namespace) -> int:
     from ide_ref.training.evaluation import load_data
 
     preset = _common.load_preset(args, args.preset)
-    changes = {
-        name: value
-        for name in (
-            *("epochs", "batch_size", "lr", "warmup_steps", "dtype", "limit"),
-            *("solver", "tol", "max_iter", "allow_unconverged"),
-        )
-        if (value := getattr(args, name)) is not None
-    }
     if args.milestones is not None:
         try:
-            changes["milestones"] = tuple(int(part) for part in args.milestones.split(",") if part)
+            args.milestones = tuple(int(part) for part in args.milestones.split(",") if part)
         except ValueError:
             raise ValueError(f"--milestones is {args.milestones!r}; expected epochs like 30,60,90") from None
-    preset = replace(preset, recipe=replace(preset.recipe, **changes))
+    options = {field.name: getattr(args, field.name, None) for field in fields(preset.recipe)}
+    given = {name: value for name, value in options.items() if value is not None}
+    preset = replace(preset, recipe=replace(preset.recipe, **given))
     out = Path(args.out or f"runs/{preset.name}-{preset.neuron.name}-s{args.seed}")
     data = load_data(preset, data_dir=args.data_dir, limit=preset.recipe.limit)
     drawn = figures.available()

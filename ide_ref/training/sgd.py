@@ -21,13 +21,6 @@ Arrays = Mapping[str, NDArray[np.floating]]
 class SGD:
     """The rule v ← μ v + (∇L + κ θ), θ ← θ - η v, with the rate η inside neither v nor κ.
 
-    Attributes
-    ----------
-    momentum : float
-        μ, 0 ≤ μ < 1.
-    weight_decay : float
-        κ ≥ 0, applied to every parameter named in the velocity.
-
     Raises
     ------
     ValueError
@@ -35,7 +28,9 @@ class SGD:
     """
 
     momentum: float = 0.9
+    """μ, 0 ≤ μ < 1."""
     weight_decay: float = 5e-4
+    """κ ≥ 0, applied to every parameter named in the velocity."""
 
     def __post_init__(self) -> None:
         if not (_checks.is_real(self.momentum) and 0 <= self.momentum < 1):

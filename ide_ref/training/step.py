@@ -27,24 +27,16 @@ class NotFinite(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch made of the parameters.
-
-    Attributes
-    ----------
-    params, velocity : dict of arrays
-        Parameters with running statistics, and the optimiser's velocity, after the step.
-    loss : float
-        Mean cross-entropy of the batch, before the step.
-    n_correct : int
-        Samples whose largest logit was the label's.
-    rates : Rates
-    backward : Backward
-    """
+    """What one batch made of the parameters."""
 
     params: Params
+    """With running statistics, after the step."""
     velocity: Params
+    """The optimiser's, after the step."""
     loss: float
+    """Mean cross-entropy of the batch, before the step."""
     n_correct: int
+    """Samples whose largest logit was the label's."""
     rates: Rates
     backward: Backward
 
@@ -69,7 +61,6 @@ def training_step(
 
     Parameters
     ----------
-    preset : Preset
     params, velocity : dict of arrays
         Not changed.
     x : (B, *input_shape) or (B, T, *input_shape) array
@@ -80,10 +71,6 @@ def training_step(
         Draws the dropout masks.
     lap : callable
         Called with the name of each of `STAGES` as it ends.
-
-    Returns
-    -------
-    Step
 
     Raises
     ------

@@ -267,122 +267,98 @@ def _flipped(g: NDArray) -> NDArray:
     return g[:, :, ::-1, ::-1] if g.ndim == 4 else g
 
 
-MISTAKES: tuple[Mistake, ...] = (
-    Mistake("sign", "the sign is wrong: this is the direction of ascent", _everywhere(np.negative)),
-    Mistake(
-        "sum loss",
+_PLANTED: dict[str, tuple[str, Callable[[Context], Params | None]]] = {
+    "sign": ("the sign is wrong: this is the direction of ascent", _everywhere(np.negative)),
+    "sum loss": (
         "the loss is summed over the batch, not averaged: every gradient is the batch size times too large",
         lambda ctx: {name: len(ctx.d_logits) * g for name, g in ctx.gradients().items()},
     ),
-    Mistake(
-        "factor V_th missing",
+    "factor V_th missing": (
         "1/V_th is missing in (HEBB): every connection's gradient is V_th times too large",
         lambda ctx: ctx.wrong(beta=lambda delta: ctx.frozen.network.neuron.v_th * delta),
     ),
-    Mistake(
-        "V_th missing in beta",
+    "V_th missing in beta": (
         "1/V_th is missing inside (BETA)",
         lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, ctx.frozen.network.neuron.v_th)),
     ),
-    Mistake(
-        "half of beta",
+    "half of beta": (
         "beta is half as large as it should be, as after averaging x with f(x) + g",
         lambda ctx: ctx.wrong(beta=lambda delta: 0.5 * delta),
     ),
-    Mistake(
-        "damped iteration",
+    "damped iteration": (
         "(BETA) was iterated as x <- (x + J'x - x + g)/2, whose limit is (2I - J')^-1 g: about half of beta, turned",
         lambda ctx: ctx.wrong(solver="damped"),
     ),
-    Mistake(
-        "no feedback in beta",
+    "no feedback in beta": (
         "beta is g itself: (BETA) was not solved, as in a one-step gradient",
         lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, 0.0)),
     ),
-    Mistake(
-        "one iteration of beta",
+    "one iteration of beta": (
         "(BETA) was stopped after one iteration",
         lambda ctx: ctx.wrong(solver="fixed_point", max_iter=1),
     ),
-    Mistake(
-        "mask missing", "the mask M is missing, in (BETA) and in (HEBB)", lambda ctx: ctx.wrong(at=_without_mask(ctx))
-    ),
-    Mistake(
-        "mask missing in beta", "the mask M is missing in (BETA)", lambda ctx: ctx.wrong(beta_at=_without_mask(ctx))
-    ),
-    Mistake(
-        "mask missing in hebb", "the mask M is missing in (HEBB)", lambda ctx: ctx.wrong_in_hebb(_without_mask(ctx))
-    ),
-    Mistake("mask on the wrong side", "(BETA) was solved with M W^T in place of W^T M", _mask_on_the_wrong_side),
-    Mistake(
-        "W for its transpose",
+    "mask missing": ("the mask M is missing, in (BETA) and in (HEBB)", lambda ctx: ctx.wrong(at=_without_mask(ctx))),
+    "mask missing in beta": ("the mask M is missing in (BETA)", lambda ctx: ctx.wrong(beta_at=_without_mask(ctx))),
+    "mask missing in hebb": ("the mask M is missing in (HEBB)", lambda ctx: ctx.wrong_in_hebb(_without_mask(ctx))),
+    "mask on the wrong side": ("(BETA) was solved with M W^T in place of W^T M", _mask_on_the_wrong_side),
+    "W for its transpose": (
         "(BETA) was solved with W in place of W^T",
         lambda ctx: ctx.wrong(beta_at=ctx.with_maps(_as(_Untransposed))),
     ),
-    Mistake(
-        "unflipped kernel",
+    "unflipped kernel": (
         "the transposed convolution in (BETA) uses the kernel upside down",
         lambda ctx: ctx.wrong(at=ctx.with_maps(_as(_Unflipped))),
     ),
-    Mistake("flipped weight gradient", "the kernels' gradients are upside down", _everywhere(_flipped)),
-    Mistake(
-        "outer product transposed",
+    "flipped weight gradient": ("the kernels' gradients are upside down", _everywhere(_flipped)),
+    "outer product transposed": (
         "(HEBB) of the feedback is a beta^T in place of beta a^T",
         lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Transposed)),
     ),
-    Mistake(
-        "mean over positions",
+    "mean over positions": (
         "gradients of convolutions are averaged over positions, not summed",
         lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_MeanOverPositions)),
     ),
-    Mistake(
-        "a[T-1] for a[T]",
+    "a[T-1] for a[T]": (
         "the rates are those of the step before the last",
         lambda ctx: _averaged(ctx, ctx.frozen.network.neuron, earlier=1),
     ),
-    Mistake("rates not normalised", "the rates are sums: the division by S_T of (RATE) is missing", _unnormalised),
-    Mistake(
-        "plain mean of spikes",
+    "rates not normalised": ("the rates are sums: the division by S_T of (RATE) is missing", _unnormalised),
+    "plain mean of spikes": (
         "the rates of LIF neurons are plain means, without the weights of (RATE)",
         lambda ctx: _averaged(ctx, IF()),
     ),
-    Mistake(
-        "last frame for the mean input",
+    "last frame for the mean input": (
         "the input's gradient uses the last frame in place of the average input",
         _input_as(lambda ctx, x: x[:, -1]),
     ),
-    Mistake(
-        "plain mean of the input",
+    "plain mean of the input": (
         "the average input is a plain mean, without the weights of (RATE)",
         _input_as(lambda ctx, x: x.mean(axis=1)),
     ),
-    Mistake("input summed", "the input's sum over time is used in place of its average", _input_as(_input_summed)),
-    Mistake(
-        "batch statistics constant",
+    "input summed": ("the input's sum over time is used in place of its average", _input_as(_input_summed)),
+    "batch statistics constant": (
         "batch normalisation is differentiated as if mean and variance did not depend on the batch",
         lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(lambda norm: replace(norm, from_batch=False))),
     ),
-    Mistake(
-        "batch mean missing",
+    "batch mean missing": (
         "the term of the batch mean is missing in the gradient of batch normalisation",
         lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(lambda norm: _NormWithoutMean(**_fields(norm, BatchNorm)))),
     ),
-    Mistake(
-        "projection term missing",
+    "projection term missing": (
         "the norm in (NORM) is treated as a constant: its projection term is missing",
         lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unprojected)),
     ),
-    Mistake(
-        "restriction ignored",
+    "restriction ignored": (
         "the gradient is that of the restricted weight W, not of the raw weight",
         lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unrestricted)),
     ),
-    Mistake(
-        "dropout ignored",
+    "dropout ignored": (
         "the dropout mask is missing on the way back",
         lambda ctx: ctx.wrong(at=ctx.with_maps(lambda m: replace(m, keep=None))),
     ),
-)
+}
+
+MISTAKES = tuple(Mistake(name, says, plant) for name, (says, plant) in _PLANTED.items())
 """The library of signatures."""
 
 

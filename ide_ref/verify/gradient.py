@@ -217,9 +217,8 @@ class StepSweep:
 
     def to_dict(self) -> dict[str, Any]:
         """The curves as JSON-ready values."""
-        curves = {"errors": self.errors, "crossed": self.crossed}
-        lists = {key: {name: v.tolist() for name, v in values.items()} for key, values in curves.items()}
-        return finite({"steps": self.steps.tolist(), **lists, "nearest_kink": asdict(self.kink)})
+        own = asdict(self)
+        return finite({"nearest_kink": own.pop("kink"), **own})
 
 
 def _largest(errors: Sequence[float]) -> float:

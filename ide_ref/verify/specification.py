@@ -22,44 +22,26 @@ from ide_ref.synapses import Synapse, to_channels_last
 
 @dataclass(frozen=True)
 class Specified:
-    """A frozen network by the equations.
-
-    Attributes
-    ----------
-    net : equations.Network
-        With frozen maps.
-    connections, params : list
-        Structure and parameters, one entry per connection.
-    readout : tuple
-        Index of the population read out, W^o and b^o.
-    names : list of str
-        Of the connections.
-    x : (B, T, n_in) array
-        The input of every step.
-    training : bool
-    readout_tie : (n_classes, n) int array
-        Which number of the readout's weight stands where in W^o, whose columns are cells.
-    method : module
-        The equations.
-    """
+    """A frozen network by the equations."""
 
     net: equations.Network
+    """With frozen maps."""
     connections: list[equations.Connection]
     params: list[dict[str, NDArray]]
+    """Of each connection."""
     readout: tuple[int, NDArray, NDArray]
+    """Index of the population read out, W^o and b^o."""
     names: list[str]
+    """Of the connections."""
     x: NDArray
+    """(B, T, n_in): the input of every step."""
     training: bool
     readout_tie: NDArray[np.int64]
+    """(n_classes, n): which number of the readout's weight stands where in W^o, whose columns are cells."""
     method: ModuleType = equations
 
     def gradient(self, y: NDArray) -> tuple[float, NDArray, NDArray, Params, Params]:
-        """L, a[T] (B, n), β (B, n), the gradients of all parameters by name, and the running statistics.
-
-        Parameters
-        ----------
-        y : (B,) int array
-        """
+        """L, a[T] (B, n), β (B, n), the gradients of all parameters by name, and the running statistics."""
         value, a, beta, found = self.method.gradient(
             self.net, self.connections, self.params, self.readout, self.x, y, self.training
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ide_ref._files import finite
 from ide_ref.verify.compare import as_array
 from ide_ref.verify.conformance import pack as _pack
 from ide_ref.verify.conformance.pack import DISCRETE, STAGES, Case, PackError, errors, load, stage_of
@@ -21,29 +22,19 @@ OUTPUTS = "a mapping of '<stage>/<name>' to arrays"
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first wrong number of a case, or what kept it from being compared.
-
-    Attributes
-    ----------
-    case, stage, array : str
-        ``array`` is the population, connection or parameter; empty for stages with a single array. ``stage`` is empty
-        where the case itself is unknown.
-    kind : {"value", "missing", "shape", "dtype", "not finite", "error", "unknown"}
-    step : int or None
-        1 to T, for spikes.
-    index : tuple of int
-        (sample, neuron...) in the array, without the step.
-    expected, got : float
-    error, allowed : float
-    detail : str
-    """
+    """The first wrong number of a case, or what kept it from being compared."""
 
     case: str
     stage: str
+    """Empty where the case itself is unknown."""
     array: str
+    """The population, connection or parameter; empty for stages with a single array."""
     kind: str
+    """``value``, ``missing``, ``shape``, ``dtype``, ``not finite``, ``error`` or ``unknown``."""
     step: int | None = None
+    """1 to T, for spikes."""
     index: tuple[int, ...] = ()
+    """(sample, neuron...) in the array, without the step."""
     expected: float = float("nan")
     got: float = float("nan")
     error: float = float("nan")
@@ -72,22 +63,14 @@ class Divergence:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """How one case went.
-
-    Attributes
-    ----------
-    case : str
-    divergence : Divergence or None
-    compared : tuple of str
-        Stages that agree.
-    complete : bool
-        Whether the port's output reaches the last stage.
-    """
+    """How one case went."""
 
     case: str
     divergence: Divergence | None
     compared: tuple[str, ...]
+    """Stages that agree."""
     complete: bool
+    """Whether the port's output reaches the last stage."""
 
     @property
     def passed(self) -> bool:
@@ -97,17 +80,11 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class ConformanceReport:
-    """Result of :func:`compare` and :func:`run_port`.
-
-    Attributes
-    ----------
-    results : tuple of CaseResult
-    absent : tuple of str
-        Cases of the pack without any output; they are not counted against the port.
-    """
+    """Result of :func:`compare` and :func:`run_port`."""
 
     results: tuple[CaseResult, ...]
     absent: tuple[str, ...] = ()
+    """Cases of the pack without any output; they are not counted against the port."""
 
     @property
     def passed(self) -> bool:
@@ -148,12 +125,10 @@ class ConformanceReport:
         """The report as JSON-ready values; numbers that are not finite become null."""
 
         def row(d: Divergence | None) -> dict[str, Any] | None:
-            values = {} if d is None else vars(d)
-            plain = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
-            return None if d is None else {**plain, "rounding": d.rounding, "text": str(d)}
+            return None if d is None else {**asdict(d), "rounding": d.rounding, "text": str(d)}
 
-        cases = [{**vars(r), "passed": r.passed, "divergence": row(r.divergence)} for r in self.results]
-        return {"passed": self.passed, "first": row(self.first), "absent": list(self.absent), "cases": cases}
+        cases = [{**asdict(r), "passed": r.passed, "divergence": row(r.divergence)} for r in self.results]
+        return finite({"passed": self.passed, "first": row(self.first), "absent": self.absent, "cases": cases})
 
 
 def check(case: Case, outputs: Mapping[str, Any], *, stages: Sequence[str] | None = None) -> CaseResult:

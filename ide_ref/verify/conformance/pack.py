@@ -66,19 +66,13 @@ class PackError(ValueError):
 
 @dataclass(frozen=True)
 class Case:
-    """One case of a pack.
-
-    Attributes
-    ----------
-    config : dict
-        Structure, neuron, sizes, options: what a port needs besides arrays.
-    arrays : dict of str to array
-        ``input/x``, ``input/y``, ``input/keep/<connection>``, ``param/<name>``, ``expected/<stage>/<name>``, and
-        ``margin/<population>``, v − V_th at every step.
-    """
+    """One case of a pack."""
 
     config: dict[str, Any]
+    """Structure, neuron, sizes, options: what a port needs besides arrays."""
     arrays: dict[str, NDArray]
+    """``input/x``, ``input/y``, ``input/keep/<connection>``, ``param/<name>``, ``expected/<stage>/<name>``, and
+    ``margin/<population>``, v − V_th at every step."""
 
     @property
     def name(self) -> str:
