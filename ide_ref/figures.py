@@ -190,10 +190,7 @@ def _plain_numbers(axis: Axis) -> None:
 
 
 def event_picture(events: Events, *, title: str, path: str | Path, n_windows: int = 3) -> None:
-    """A recording as pictures of successive windows: ON events red, OFF events blue.
-
-    The windows are equal parts of the recording's time; N-MNIST's sensor makes three saccades.
-    """
+    """A recording as pictures of equal parts of its time (N-MNIST has three saccades): ON events red, OFF blue."""
     import numpy as np
 
     figure, axes = new_figure(n_windows, width=2.6, height=2.9)
@@ -213,10 +210,7 @@ def event_picture(events: Events, *, title: str, path: str | Path, n_windows: in
 
 
 def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
-    """Error of a directional difference over its step: the V-shaped curve, open circles where a kink was crossed.
-
-    The sweep is that of :func:`ide_ref.verify.sweep_steps`.
-    """
+    """The V-shaped curve of :func:`ide_ref.verify.sweep_steps`, with open circles where a kink was crossed."""
     figure, (ax,) = new_figure(width=5.6, height=3.8)
     for (name, errors), color in zip(sweep.errors.items(), (TRAIN, ACCENT, TEST), strict=True):
         crossed = sweep.crossed[name]
@@ -231,10 +225,7 @@ def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
 
 
 def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path) -> None:
-    """The parts of a training gradient's error over T, from :func:`ide_ref.verify.explain_over_time`.
-
-    Relative to the exact gradient.
-    """
+    """What :func:`ide_ref.verify.explain_over_time` found: the parts relative to the exact gradient, over T."""
     figure, (left, right) = new_figure(2, width=5.0, height=3.8)
     steps = [budget.n_steps for budget in budgets]
     lines = {part.name: [b.part(part.name) for b in budgets] for part in budgets[0].parts}

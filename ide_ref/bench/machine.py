@@ -52,10 +52,7 @@ EVENT_LIMITS = {"16 KiB": 64, "256 KiB": 1024, "4 MiB": 16384}
 
 
 def event_limits() -> dict[str, float]:
-    """Synaptic events per second of one thread where nothing but weights is read, by the size of the weights.
-
-    The kernel of the rollout, on 40 events in every output position.
-    """
+    """Synaptic events per second of one thread, by the size of the weights, where the rollout reads nothing else."""
     rng = np.random.default_rng(0)
     n_positions, n_events, width = 256, 40, 64
     positions = np.arange(n_positions, dtype=np.int32)
@@ -63,18 +60,15 @@ def event_limits() -> dict[str, float]:
     first = (np.arange(n_positions + 1, dtype=np.int64) * n_events)[None]
     ones = np.ones(n_positions * n_events, np.float32)
     places = np.zeros(1, np.int64)
-    out = memory.empty((n_positions, width), np.float32)
-    out[:] = 0
+    out = memory.zeros((n_positions, width), np.float32)
     found = {}
     for name, n_rows in EVENT_LIMITS.items():
-        weights = memory.empty(n_rows * width, np.float32)
-        weights[:] = 0
+        weights = memory.zeros(n_rows * width, np.float32)
         channels = np.sort(rng.integers(0, n_rows, (n_positions, n_events)), axis=1)
         cells = (channels + positions[:, None] * n_rows).astype(np.uint32).ravel()
         call = partial(
             _propagate.propagate, runs, False, 0, n_positions, first, n_rows, cells, ones, 1, n_rows, weights, 0,
             width, out.reshape(-1), places,
         )  # fmt: skip
-        seconds = median_seconds(call, 101)
-        found[name] = n_positions * n_events * width / seconds
+        found[name] = n_positions * n_events * width / median_seconds(call, 101)
     return found

@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _set_threads(getattr(args, "threads", None))
+        if getattr(args, "threads", None) is not None:
+            _set_threads(args.threads)
         status = int(args.run(args))
         sys.stdout.flush()
         return status
@@ -81,9 +82,7 @@ def _fail(command: str, message: str) -> int:
     return WRONG_USE
 
 
-def _set_threads(n: int | None) -> None:
-    if n is None:
-        return
+def _set_threads(n: int) -> None:
     import numba
 
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ide_ref.network import Params
     from ide_ref.presets import Preset
     from ide_ref.simulation import Rates
-    from ide_ref.theory import Conditions, ErrorBound
+    from ide_ref.theory import ErrorBound
 
 _RECORDED = 2**26  # numbers kept of a run, two per neuron and step
 _POINTS = 160
@@ -60,7 +60,11 @@ def run(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     v_th = preset.neuron.v_th
     leaky = preset.neuron if preset.neuron.leak < 1 else LIF(v_th=v_th)
-    n_steps = _n_steps(args, preset, x)
+    n_steps = preset.recipe.n_steps
+    if preset.recipe.input != "spikes":
+        # As long as what is recorded fits, but not below the preset's own.
+        fitting = _RECORDED // (len(x) * preset.network.state_size)
+        n_steps = args.asked or max(n_steps, min(1000, fitting))
     found = conditions(freeze(preset.network, params))
     panels = []
     for neuron in (IF(v_th), leaky):
@@ -73,7 +77,12 @@ def run(args: argparse.Namespace) -> int:
             panels.append(_observed(frozen, x, rates, neuron.name.upper(), str(error)))
     title = f"{preset.name}, {'freshly drawn' if fresh else 'trained'}"
     missing = [p["name"] for p in panels if p["problem"]]
-    verdict = _verdict(found) + (f"; no a* was found for {' and '.join(missing)}" if missing else "")
+    verdict = f"(COND) {found.paper:.3g}: the theorems do not apply, this is what was observed"
+    if found.applies:
+        sharper = "" if found.paper < 1 else ", but a sharper condition holds"
+        verdict = f"(COND) {found.paper:.3g}{sharper}: the theorems apply"
+    if missing:
+        verdict += f"; no a* was found for {' and '.join(missing)}"
     paths = [out / f"equilibrium.{suffix}" for suffix in ("png", "svg")]
     figures.convergence(panels, title=f"{title}\n{verdict}", paths=paths)
     document = {
@@ -110,14 +119,6 @@ def _network(args: argparse.Namespace) -> tuple[Preset, Params, bool]:
         preset = replace(preset, recipe=replace(preset.recipe, n_steps=args.asked))
     preset = replace(preset, dropout=0.0, recipe=replace(preset.recipe, dtype="float64"))
     return preset, {name: np.asarray(value, np.float64) for name, value in params.items()}, fresh
-
-
-def _n_steps(args: argparse.Namespace, preset: Preset, x: NDArray) -> int:
-    """T: asked for, a train's length, or up to 1000, as memory allows, but not below the preset's own."""
-    if preset.recipe.input == "spikes":
-        return int(preset.recipe.n_steps)
-    fitting = _RECORDED // (len(x) * preset.network.state_size)
-    return int(args.asked or max(preset.recipe.n_steps, min(1000, fitting)))
 
 
 def _with_statistics(preset: Preset, params: Params, images: NDArray) -> Params:
@@ -194,13 +195,6 @@ def _populations(found: Equilibrium) -> dict[str, dict[str, float]]:
         silent, saturated = float((a == 0).mean()), float((a == 1).mean())
         shares[population.name] = {"mean_rate": float(a.mean()), "silent": silent, "saturated": saturated}
     return shares
-
-
-def _verdict(found: Conditions) -> str:
-    """The second line of the figure's title."""
-    if not found.applies:
-        return f"(COND) {found.paper:.3g}: the theorems do not apply, this is what was observed"
-    return f"(COND) {found.paper:.3g}{'' if found.paper < 1 else ', but a sharper condition holds'}: the theorems apply"
 
 
 def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int, out: Path) -> str:

@@ -31,8 +31,10 @@ def run(args: argparse.Namespace) -> int:
     distance, problem = None, None
     try:
         distance = evaluation.equilibrium_distance(state.preset, state.params, x.astype(np.float64))
+        told = f"{distance.rms:.4f} a neuron (root mean square, {len(x)} images)"
     except NotConverged as error:
         problem = str(error)
+        told = f"unknown ({problem})"
     gamma = distance.contraction if distance else contraction(freeze(state.preset.network, state.params))
     document = {
         "checkpoint": args.checkpoint,
@@ -47,18 +49,13 @@ def run(args: argparse.Namespace) -> int:
         "condition_holds": gamma < 1,
         "equilibrium_problem": problem,
     }
-    rates = "\n".join(
-        f"  {name:<6} {rate:.4f} spikes per neuron and step" for name, rate in result.firing_rates.items()
-    )
+    firing = result.firing_rates.items()
+    rates = "\n".join(f"  {name:<6} {rate:.4f} spikes per neuron and step" for name, rate in firing)
     text = (
         f"{state.preset.name} after {len(state.history)} {'epoch' if len(state.history) == 1 else 'epochs'}, "
         f"{result.n_samples:,} test {'images' if data.n_frames is None else 'recordings'}\n"
         f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}\nfiring rates\n{rates}\n"
-        f"distance of a[T] from the equilibrium: "
+        f"distance of a[T] from the equilibrium: {told}\n{_common.condition(gamma)}"
     )
-    if distance:
-        text += f"{distance.rms:.4f} a neuron (root mean square, {len(x)} images)"
-    else:
-        text += f"unknown ({problem})"
-    _common.print_result(args, document, f"{text}\n{_common.condition(gamma)}")
+    _common.print_result(args, document, text)
     return 0

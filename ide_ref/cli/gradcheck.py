@@ -41,12 +41,8 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--solver", choices=_common.SOLVERS, default="gmres", help="of (BETA) (default gmres)")
     p.add_argument("--evaluation", action="store_true", help="running statistics and no dropout, as in evaluation")
     p.add_argument("--sweep", metavar="FILE", help="draw the error over the step, a V, to a .png or .svg file")
-    p.add_argument(
-        "--budget", metavar="FILE", help="draw what separates training's gradient from the exact one, over T"
-    )
-    p.add_argument(
-        "--times", metavar="T,T", help="of the budget (default: 14 from 1 to 200; for trains, to their length)"
-    )
+    p.add_argument("--budget", metavar="FILE", help="draw what separates training's gradient from the exact one")
+    p.add_argument("--times", metavar="T,T", help="of the budget (default: 14 up to 200, or to the trains' length)")
     p.add_argument("--parameter", metavar="NAME", help="of the sweep's direction (default: all together)")
     p.set_defaults(run=run)
 

@@ -21,21 +21,15 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--milestones", metavar="E,E", help="epochs after which the learning rate falls, e.g. 30,60,90")
     p.add_argument("--out", metavar="DIR", help="output folder (default: runs/PRESET-NEURON-sSEED)")
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    p.add_argument(
-        "--limit", type=_common.count, metavar="N", help="only the first N training and the first N test images"
-    )
+    p.add_argument("--limit", type=_common.count, metavar="N", help="only the first N training and N test images")
     p.add_argument("--batch-size", type=_common.count, metavar="B")
     p.add_argument("--lr", type=_common.positive)
     p.add_argument("--warmup-steps", type=_common.count, metavar="N", help="batches in which the learning rate rises")
     p.add_argument("--dtype", choices=("float32", "float64"))
     p.add_argument("--solver", help=f"of (BETA): {', '.join(_common.SOLVERS)}")
     p.add_argument("--tol", type=_common.positive, help="relative residual of (BETA)")
-    p.add_argument(
-        "--max-iter", type=_common.count, metavar="N", help="most products with the transposed Jacobian per step"
-    )
-    p.add_argument(
-        "--allow-unconverged", action="store_true", default=None, help="take (BETA) as it is after --max-iter"
-    )
+    p.add_argument("--max-iter", type=_common.count, metavar="N", help="most products with Jᵀ per step")
+    p.add_argument("--allow-unconverged", action="store_true", default=None, help="take (BETA) as --max-iter leaves it")
     p.add_argument("--threads", type=_common.count, metavar="N")
     p.set_defaults(run=run)
 

@@ -12,32 +12,10 @@ from ide_ref.datasets.idx import idx_shape, read_idx
 from ide_ref.datasets.registry import DATASETS, Dataset, DatasetInfo, Download, Status, fetch, load, status
 from ide_ref.datasets.synthetic import Recordings, Sensor, make_recordings, record
 
-__all__ = [
-    "DATASETS",
-    "DataError",
-    "Dataset",
-    "DatasetInfo",
-    "Download",
-    "EventFrames",
-    "Events",
-    "Recordings",
-    "Sensor",
-    "Status",
-    "bin_events",
-    "check_images",
-    "fetch",
-    "find_recordings",
-    "idx_shape",
-    "load",
-    "make_recordings",
-    "normalise",
-    "random_crop",
-    "random_flip",
-    "read_cifar10",
-    "read_cifar100",
-    "read_events",
-    "read_idx",
-    "record",
-    "status",
-    "write_events",
-]
+__all__ = ["check_images", "normalise", "random_crop", "random_flip"]
+__all__ += ["read_cifar10", "read_cifar100"]
+__all__ += ["DataError"]
+__all__ += ["EventFrames", "Events", "bin_events", "find_recordings", "read_events", "write_events"]
+__all__ += ["idx_shape", "read_idx"]
+__all__ += ["DATASETS", "Dataset", "DatasetInfo", "Download", "Status", "fetch", "load", "status"]
+__all__ += ["Recordings", "Sensor", "make_recordings", "record"]

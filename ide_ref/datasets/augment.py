@@ -16,11 +16,8 @@ def check_images(x: ArrayLike, y: ArrayLike, *, n_classes: int, input_shape: Seq
     Parameters
     ----------
     x : (B, *input_shape) real numbers
-        Images or spike trains.
     y : (B,) integers
         Labels, 0 to ``n_classes - 1``.
-    input_shape : sequence of int
-        Shape of one item.
 
     Raises
     ------
@@ -76,11 +73,7 @@ def normalise(
     scale : float
         The pixel value that becomes 1: 255, or 16 for the digits.
     dtype : float32 or float64
-        Type of the computation and the result.
-
-    Returns
-    -------
-    (B, C, rows, columns) of ``dtype``
+        Type of the computation and the result, an array of the shape of ``x``.
 
     Raises
     ------
@@ -111,20 +104,15 @@ def normalise(
 def random_crop(x: NDArray[np.generic], rng: np.random.Generator, *, padding: int = 4) -> NDArray[np.generic]:
     """Each image shifted by up to ``padding`` pixels in rows and columns, zeros moving in.
 
-    The image is padded with zeros on every side and a window of its own size cut out at a uniformly
-    random place. Call it on raw pixels, before :func:`normalise`, as the paper's authors do: the border
-    is then black. After normalisation the same zeros would be the mean grey.
+    Call it on raw pixels, before :func:`normalise`, as the paper's authors do: the border is then black.
+    After normalisation the same zeros would be the mean grey.
 
     Parameters
     ----------
     x : (B, C, rows, columns)
-        Raw pixels.
+        Raw pixels; the result has their shape and dtype.
     rng : Generator
-        One draw of shape (2, B): for each image the first row, then for each the first column.
-
-    Returns
-    -------
-    (B, C, rows, columns), dtype of ``x``
+        One uniform draw of shape (2, B): for each image the first row, then for each the first column.
 
     Raises
     ------
@@ -149,12 +137,9 @@ def random_flip(x: NDArray[np.generic], rng: np.random.Generator, *, probability
     Parameters
     ----------
     x : (B, C, rows, columns)
+        The result has its shape and dtype.
     rng : Generator
         One draw of shape (B,).
-
-    Returns
-    -------
-    (B, C, rows, columns), dtype of ``x``
 
     Raises
     ------

@@ -24,8 +24,7 @@ def read_cifar10(path: str | Path, *, n_records: int | None = None) -> tuple[NDA
     Parameters
     ----------
     n_records : int, optional
-        Number of records that the file has to hold (10,000 in the published files); by default any
-        whole number of them.
+        Number that the file has to hold (10,000 in the published files); by default any whole number.
 
     Returns
     -------

@@ -6,17 +6,11 @@ from pathlib import Path
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or not what it claims to be.
-
-    The message is one line: where, what was found, what was expected, and what to do.
-    """
+    """Data that are missing, damaged or not what they claim to be: where, what was found and expected, what to do."""
 
 
 def damaged(path: Path, offset: int, found: str, expected: str) -> DataError:
-    """Error for a file whose content is wrong at a place: what stands there, and what should.
-
-    ``offset`` is that of the first wrong byte (for gzip, the text says which stream is counted).
-    """
+    """Error for a file that is wrong from a byte on (of which stream of a gzip file the text says)."""
     return DataError(f"{path}: byte {offset}: found {found}, expected {expected}; replace the file with an intact copy")
 
 

@@ -76,14 +76,7 @@ def read_events(path: str | Path) -> Events:
 
 
 def write_events(path: str | Path, events: Events) -> None:
-    """Write a recording in N-MNIST's format.
-
-    Parameters
-    ----------
-    path : path
-        The file, overwritten.
-    events : Events
-        Times below 2^23 µs, as the format's time field has no room for more.
+    """Write a recording in N-MNIST's format, whose time field has no room for 2^23 µs and more.
 
     Raises
     ------
@@ -133,8 +126,7 @@ def bin_events(
         equal parts: k = floor(T t / (t_last + 1)). Then no event is lost, and the length of a frame
         differs a little between recordings (about 10 ms for T = 30).
     binary : bool
-        1 where a pixel has at least one event of that polarity in that frame (the default: the
-        network's input is spikes), otherwise the number of them.
+        1 where a pixel has an event of that polarity in that frame, otherwise the number of them.
 
     Returns
     -------
@@ -155,11 +147,8 @@ def bin_events(
     cell = ((frame * 2 + events.polarity) * SENSOR_SIZE + events.y) * SENSOR_SIZE + events.x
     cell = cell[: np.searchsorted(frame, n_frames)]
     shape = _frames_shape(n_frames)
-    if binary:
-        spikes = np.zeros(int(np.prod(shape)), np.uint8)
-        spikes[cell] = 1
-        return spikes.reshape(shape)
-    return np.bincount(cell, minlength=int(np.prod(shape))).astype(np.int32).reshape(shape)
+    counts = np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
+    return (counts > 0).astype(np.uint8) if binary else counts.astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,8 +212,6 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
 
     Parameters
     ----------
-    folder : path
-        The folder that holds ``Train`` and ``Test``.
     split : {"train", "test"}
 
     Returns

@@ -6,6 +6,7 @@ An IDX file is two zero bytes, a type code, the number of dimensions, each dimen
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ _LONGEST_HEADER = 4 + 4 * 255
 def read_idx(
     path: str | Path, *, shape: Sequence[int | None] | None = None, dtype: DTypeLike | None = None
 ) -> NDArray[np.generic]:
-    """Array stored in an IDX file.
+    """Array stored in an IDX file, of its shape and type in native byte order, read-only.
 
     Parameters
     ----------
@@ -36,10 +37,6 @@ def read_idx(
         Expected shape, ``None`` where any size will do. Not checked by default.
     dtype : dtype, optional
         Expected element type. Not checked by default.
-
-    Returns
-    -------
-    array of the file's shape and type, native byte order, read-only
 
     Raises
     ------
@@ -55,13 +52,13 @@ def read_idx(
     stored, dims, start = _header(path, content)
     if dtype is not None and stored.newbyteorder("=") != np.dtype(dtype):
         raise damaged(path, 2, f"elements of type {stored.name}", f"type {np.dtype(dtype).name}")
-    if shape is not None and not _fits(dims, shape):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise damaged(path, 3, f"shape {dims}", f"shape ({wanted})")
+    if shape is not None:
+        pairs = zip(dims, shape, strict=False)
+        if len(dims) != len(shape) or not all(wanted in (None, size) for size, wanted in pairs):
+            told = ", ".join("any" if size is None else str(size) for size in shape)
+            raise damaged(path, 3, f"shape {dims}", f"shape ({told})")
     # Python integers: a damaged header may announce more elements than an int64 can count.
-    end = start + stored.itemsize
-    for size in dims:
-        end = start + (end - start) * size
+    end = start + stored.itemsize * math.prod(dims)
     if len(content) < end:
         raise damaged(path, len(content), "the end of the file", f"{end} bytes for shape {dims}")
     if len(content) > end:
@@ -92,10 +89,6 @@ def idx_shape(path: str | Path) -> tuple[int, ...]:
         except zlib.error as error:
             raise damaged(path, 0, f"a broken gzip stream ({error})", "a sound one") from None
     return _header(path, begin)[1]
-
-
-def _fits(dims: tuple[int, ...], shape: Sequence[int | None]) -> bool:
-    return len(dims) == len(shape) and all(wanted in (None, size) for size, wanted in zip(dims, shape, strict=True))
 
 
 def _header(path: Path, content: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], int]:

@@ -137,13 +137,7 @@ class Dataset:
         return tuple(self.x_train.shape[-3:])
 
     def batch(self, split: str, indices: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Some items of one split: x, (B, channels, rows, columns) or (B, T, 2, 34, 34), and y, (B,).
-
-        Parameters
-        ----------
-        split : {"train", "test"}
-        indices : (B,) int
-        """
+        """Items of a split, "train" or "test": x, (B, channels, rows, columns) or (B, T, 2, 34, 34), and y, (B,)."""
         if not _checks.is_one_of(split, _SPLITS):
             raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
         x, y = (self.x_train, self.y_train) if split == "train" else (self.x_test, self.y_test)
@@ -261,8 +255,6 @@ def fetch(name: str, *, cache_dir: str | Path | None = None, progress: bool = Fa
 
     Parameters
     ----------
-    name : str
-        A key of :data:`DATASETS`.
     cache_dir : path, optional
         Root to use in place of the user's cache.
     progress : bool
@@ -398,13 +390,12 @@ def _read_idx(info: DatasetInfo, folder: Path, split: str, limit: int | None) ->
 
 def _read_cifar(info: DatasetInfo, folder: Path, split: str, limit: int | None) -> _Images:
     read = read_cifar10 if info.form == "cifar10" else read_cifar100
-    images, labels, n = [], [], 0
+    images, labels = [], []
     for file, n_records in _cifar_files(info, split).items():
         x, y, *_ = read(folder / file, n_records=n_records)
         images.append(x)
         labels.append(y)
-        n += n_records
-        if limit is not None and n >= limit:
+        if limit is not None and sum(map(len, labels)) >= limit:
             break
     x = np.concatenate(images)[:limit]
     x.flags.writeable = False

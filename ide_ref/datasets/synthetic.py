@@ -60,9 +60,8 @@ class Sensor:
         for name, value in vars(self).items():
             if not _checks.is_real(value):
                 raise ValueError(f"{name} is {value!r}, expected a finite number")
-        for name in ("saccade", "sub_frames"):
-            _checks.whole(name, getattr(self, name))
-        _checks.whole("refractory", self.refractory, 0)
+        for name, least in (("saccade", 1), ("sub_frames", 1), ("refractory", 0)):
+            _checks.whole(name, getattr(self, name), least)
         # Each crossing is one pass over the pixels, and single precision has to resolve it.
         if not self.threshold >= 0.01:
             raise ValueError(f"threshold is {self.threshold}, expected at least 0.01")
@@ -85,27 +84,22 @@ class Recordings:
 
 
 def record(images: ArrayLike, *, seed: int = 0, sensor: Sensor | None = None) -> list[Events]:
-    """Simulated recordings of images.
+    """Simulated recordings of B images, times from 0 to three saccades.
 
     Parameters
     ----------
     images : (B, 28, 28) or (B, 1, 28, 28) uint8
         Grey values, 0 black.
     seed : int
-        Decides the pixels' thresholds (one camera a seed) and, with an image's index, its noise and
+        Decides the pixels' thresholds (one camera per seed) and, with an image's index, its noise and
         what the pixels saw before.
-
-    Returns
-    -------
-    list of B Events, times from 0 to three saccades
 
     Raises
     ------
     ValueError
         ``images`` of another shape or type.
     """
-    sensor = _check_sensor(seed, sensor)
-    return list(_record(_check_images(images), seed, 0, sensor))
+    return list(_record(_check_images(images), seed, 0, _check_sensor(seed, sensor)))
 
 
 def make_recordings(
@@ -151,16 +145,16 @@ def make_recordings(
     if limit is not None:
         _checks.whole("limit", limit)
     sensor = _check_sensor(seed, sensor)
-    n = len(pixels) if limit is None else min(limit, len(pixels))
+    pixels = pixels[:limit]
     folder = _checks.path("out_dir", out_dir) / split.capitalize()
     if folder.exists():
         raise DataError(f"{folder}: exists already, expected no such folder; remove it or choose another")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    n_events = np.empty(n, np.int64)
+    n_events = np.empty(len(pixels), np.int64)
     try:
         for label in range(N_CLASSES):
             (partial / str(label)).mkdir(parents=True)
-        for i, events in enumerate(_record(pixels[:n], seed, int(split == "test"), sensor)):
+        for i, events in enumerate(_record(pixels, seed, int(split == "test"), sensor)):
             if not len(events):
                 raise ValueError(f"images[{i}] gives no event, expected an image with some contrast")
             n_events[i] = len(events)
@@ -181,8 +175,7 @@ def make_recordings(
 
 def _check_sensor(seed: int, sensor: Sensor | None) -> Sensor:
     _checks.whole("seed", seed, 0)
-    if sensor is None:
-        return Sensor()
+    sensor = Sensor() if sensor is None else sensor
     _checks.kind("sensor", sensor, Sensor)
     return sensor
 

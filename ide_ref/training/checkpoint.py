@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,16 +52,15 @@ class Checkpoint:
         """Epochs finished."""
         return len(self.history)
 
+    @property
+    def contraction(self) -> float | None:
+        """γ of (COND) after the last epoch; None before any, or where it was not noted."""
+        return self.history[-1].get(CONTRACTION) if self.history else None
 
-def contraction_of(history: Sequence[Mapping[str, Any]]) -> float | None:
-    """γ of (COND) after the last epoch; None before any, or where it was not noted."""
-    return history[-1].get(CONTRACTION) if history else None
-
-
-def condition_of(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """(COND) after the last epoch in words; None as in :func:`contraction_of`."""
-    gamma = contraction_of(history)
-    return None if gamma is None else verdict(gamma)
+    @property
+    def condition(self) -> str | None:
+        """(COND) after the last epoch in words; None as for `contraction`."""
+        return None if self.contraction is None else verdict(self.contraction)
 
 
 def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -90,7 +88,7 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         "step": checkpoint.step,
         "totals": checkpoint.totals,
         "history": checkpoint.history,
-        "condition": condition_of(checkpoint.history),
+        "condition": checkpoint.condition,
     }
     write_atomically(path, to_bytes(tensors, {"ide_ref": json.dumps(about)}))
 

@@ -54,7 +54,7 @@ def load_data(preset: Preset, *, data_dir: str | None = None, limit: int | None 
 def load_batch(
     preset: Preset, data: Dataset, split: str, indices: ArrayLike, *, rng: np.random.Generator | None = None
 ) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    """Some samples of a data set as the network takes them.
+    """Some samples of a data set as the network takes them, and their labels.
 
     Parameters
     ----------

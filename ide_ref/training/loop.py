@@ -28,7 +28,7 @@ from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
 from ide_ref.maps import freeze
-from ide_ref.presets import Preset, Recipe
+from ide_ref.presets import Preset
 from ide_ref.solvers import NotConverged
 from ide_ref.theory import verdict
 from ide_ref.training import checkpoint as checkpoints
@@ -70,8 +70,8 @@ class Training:
             "best_accuracy": history[self.best_epoch - 1]["test_accuracy"] if history else None,
             "best_epoch": self.best_epoch,
             "seconds_per_epoch": sum(line["seconds"] for line in history) / len(history) if history else None,
-            "contraction": checkpoints.contraction_of(history),
-            "condition": checkpoints.condition_of(history),
+            "contraction": self.checkpoint.contraction,
+            "condition": self.checkpoint.condition,
             "interrupted": self.stopped_by is not None,
         }
 
@@ -142,6 +142,8 @@ def train(
     Diverged
         Naming epoch and batch. The last checkpoint stays.
     """
+    from tqdm import tqdm
+
     _checks.kind("preset", preset, Preset)
     _checks.kind("data", data, Dataset)
     _checks.whole("seed", seed, 0)
@@ -162,7 +164,9 @@ def train(
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
                 chunks = np.split(order, range(preset.recipe.batch_size, len(order), preset.recipe.batch_size))
-                for chunk in _progress(chunks, state, log):
+                left, title = chunks[state.step :], f"epoch {state.epoch + 1}/{preset.recipe.epochs}"
+                no_bar = log is None or not log.isatty()
+                for chunk in tqdm(left, title, n_batches, initial=state.step, file=log, disable=no_bar, leave=False):
                     check()
                     state = _train_batch(state, data, chunk, n_batches)
                 state = _end_epoch(state, data, n_batches, check)
@@ -207,11 +211,14 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
     try:
         done = training_step(preset, state.params, state.velocity, x, y, rate=_rate(state, n_batches), rng=rng)
     except (NotFinite, NotConverged) as error:
-        remedy = _easier(preset.recipe) if isinstance(error, NotConverged) else "a smaller learning rate"
-        raise Diverged(
-            f"epoch {state.epoch + 1}, batch {state.step + 1}: {error}; the checkpoint after epoch {state.epoch} is "
-            f"kept, try {remedy}"
-        ) from None
+        tol, remedy = preset.recipe.tol, "a smaller learning rate"
+        if isinstance(error, NotConverged):
+            remedy = "a larger tol, another solver or a smaller learning rate"
+            if preset.recipe.dtype == "float32" and tol < 1e-6:
+                remedy = f"dtype float64, as rounding in float32 leaves more than {tol:.0e}, or a larger tol"
+        place = f"epoch {state.epoch + 1}, batch {state.step + 1}"
+        kept = f"the checkpoint after epoch {state.epoch} is kept"
+        raise Diverged(f"{place}: {error}; {kept}, try {remedy}") from None
     solution = done.backward.solution
     totals = {
         "samples": len(y),
@@ -252,13 +259,6 @@ def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable
         "test_seconds": time.perf_counter() - began,
     }
     return replace(state, step=0, totals={}, history=(*state.history, line))
-
-
-def _easier(recipe: Recipe) -> str:
-    """What to try where (BETA) was not solved."""
-    if recipe.dtype == "float32" and recipe.tol < 1e-6:
-        return f"dtype float64, as rounding in float32 leaves more than {recipe.tol:.0e}, or a larger tol"
-    return "a larger tol, another solver or a smaller learning rate"
 
 
 def _about(preset: Preset, data: Dataset, seed: int, command: Sequence[str], state: Checkpoint) -> dict[str, Any]:
@@ -309,15 +309,6 @@ def _epoch_line(state: Checkpoint) -> str:
         f"rate {line['firing_rate']:.4f}  gamma {gamma:.3f}  {line['seconds'] + line['test_seconds']:.1f} s"
         + ("" if gamma < 1 else f"  {verdict(gamma)}")
     )
-
-
-def _progress(chunks: Sequence[np.ndarray], state: Checkpoint, log: TextIO | None) -> Iterator[np.ndarray]:
-    """The chunks not yet done, behind a bar where `log` is a terminal."""
-    from tqdm import tqdm
-
-    title = f"epoch {state.epoch + 1}/{state.preset.recipe.epochs}"
-    quiet = log is None or not log.isatty()
-    yield from tqdm(chunks[state.step :], title, len(chunks), initial=state.step, file=log, disable=quiet, leave=False)
 
 
 class _Stopped(Exception):

@@ -6,33 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def check_labels(y: ArrayLike, *, n_samples: int, n_classes: int) -> NDArray[np.int64]:
-    """Labels as integers, checked to be one a sample and inside the classes.
-
-    Parameters
-    ----------
-    y : (n_samples,) integers
-        Class of each sample, 0 to `n_classes` - 1.
-
-    Returns
-    -------
-    (n_samples,) array of int64
-
-    Raises
-    ------
-    ValueError
-        Another shape, another kind of number, or a label that names no class.
-    """
-    labels = np.asarray(y)
-    if labels.shape != (n_samples,):
-        raise ValueError(f"y has shape {labels.shape}, expected ({n_samples},): one label per sample")
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"y has dtype {labels.dtype}, expected integers")
-    if n_samples and not (labels.min() >= 0 and labels.max() < n_classes):
-        raise ValueError(f"y holds labels {labels.min()} to {labels.max()}, expected 0 to {n_classes - 1}")
-    return labels.astype(np.int64)
-
-
 def cross_entropy(logits: NDArray[np.floating], y: ArrayLike) -> tuple[float, NDArray[np.floating]]:
     """Mean cross-entropy of the softmax and its gradient: L of (READ).
 
@@ -64,7 +37,13 @@ def cross_entropy(logits: NDArray[np.floating], y: ArrayLike) -> tuple[float, ND
             f"logits has shape {logits.shape} and dtype {logits.dtype}, expected floats of shape (B, n_classes)"
         )
     n_samples, n_classes = logits.shape
-    labels = check_labels(y, n_samples=n_samples, n_classes=n_classes)
+    labels = np.asarray(y)
+    if labels.shape != (n_samples,):
+        raise ValueError(f"y has shape {labels.shape}, expected ({n_samples},): one label per sample")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"y has dtype {labels.dtype}, expected integers")
+    if not (labels.min() >= 0 and labels.max() < n_classes):
+        raise ValueError(f"y holds labels {labels.min()} to {labels.max()}, expected 0 to {n_classes - 1}")
     # Sums run in another order where the numbers of a row do not lie side by side.
     logits = np.ascontiguousarray(logits, logits.dtype.newbyteorder("="))
     rows = np.arange(n_samples)

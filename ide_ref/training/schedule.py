@@ -22,10 +22,6 @@ def learning_rate(
         Batches finished since the training began. Step k of the first `warmup_steps` (from 0) has the share
         (k + 1) / warmup_steps of the rate.
 
-    Returns
-    -------
-    float
-
     Raises
     ------
     ValueError

@@ -74,38 +74,29 @@ class SGD:
             A gradient or a parameter is missing, has another shape than its velocity, or is not of real numbers (a
             parameter: of float32 or float64); or `rate` is no finite number.
         """
-        for name, arrays in (("params", params), ("velocity", velocity), ("gradients", gradients)):
-            _checks.kind(name, arrays, Mapping)
+        for name, mapping in (("params", params), ("velocity", velocity), ("gradients", gradients)):
+            _checks.kind(name, mapping, Mapping)
         if not _checks.is_real(rate):
             raise ValueError(f"rate is {rate!r}, expected a finite number")
         new_params, new_velocity = dict(params), {}
         for name, v in velocity.items():
-            if name not in params or np.shape(params[name]) != np.shape(v):
-                given = f"shape {np.shape(params[name])}" if name in params else "nothing"
-                raise ValueError(f"params has {given} for {name!r}, expected shape {np.shape(v)}")
-            theta = params[name]
-            if name not in gradients or np.shape(gradients[name]) != np.shape(theta):
-                given = f"shape {np.shape(gradients[name])}" if name in gradients else "nothing"
-                raise ValueError(f"gradients has {given} for {name!r}, expected shape {np.shape(theta)}")
-            new_params[name], new_velocity[name] = self._step(*self._like(name, theta, gradients[name], v), rate)
+            for argument, mapping in (("params", params), ("gradients", gradients)):
+                if name not in mapping or np.shape(mapping[name]) != np.shape(v):
+                    given = f"shape {np.shape(mapping[name])}" if name in mapping else "nothing"
+                    raise ValueError(f"{argument} has {given} for {name!r}, expected shape {np.shape(v)}")
+            arrays = {"params": params[name], "gradients": gradients[name], "velocity": v}
+            arrays = {given: np.asarray(array) for given, array in arrays.items()}
+            dtype = arrays["params"].dtype.newbyteorder("=")
+            if dtype not in (np.float32, np.float64):
+                raise ValueError(f"params has dtype {dtype} for {name!r}, expected float32 or float64")
+            for given, array in arrays.items():
+                if array.dtype.kind not in "fiu":
+                    raise ValueError(f"{given} has dtype {array.dtype} for {name!r}, expected real numbers")
+            like = (_checks.converted(f"{given} of {name!r}", array, dtype) for given, array in arrays.items())
+            new_params[name], new_velocity[name] = self._step(*like, rate=rate)
         return new_params, new_velocity
 
-    @staticmethod
-    def _like(name: str, theta: NDArray, gradient: NDArray, v: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        """The three arrays of a step in the parameter's dtype, as kernels take them."""
-        dtype = np.asarray(theta).dtype.newbyteorder("=")
-        if dtype not in (np.float32, np.float64):
-            raise ValueError(f"params has dtype {dtype} for {name!r}, expected float32 or float64")
-        for given, array in (("gradients", gradient), ("velocity", v)):
-            if np.asarray(array).dtype.kind not in "fiu":
-                raise ValueError(f"{given} has dtype {np.asarray(array).dtype} for {name!r}, expected real numbers")
-        return (
-            _checks.converted(f"params of {name!r}", theta, dtype),
-            _checks.converted(f"gradients of {name!r}", gradient, dtype),
-            _checks.converted(f"velocity of {name!r}", v, dtype),
-        )
-
-    def _step(self, theta: NDArray, gradient: NDArray, v: NDArray, rate: float) -> tuple[NDArray, NDArray]:
+    def _step(self, theta: NDArray, gradient: NDArray, v: NDArray, *, rate: float) -> tuple[NDArray, NDArray]:
         dtype = theta.dtype
         if theta.size < _LARGE:
             v = np.asarray(v * dtype.type(self.momentum) + (gradient + theta * dtype.type(self.weight_decay)), dtype)

@@ -7,30 +7,9 @@ from ide_ref.verify.fixed_point import FixedPointReport, NoFixedPoint, Remainder
 from ide_ref.verify.gradient import GradientReport, GradientRow, StepSweep, check_gradient, sweep_steps
 from ide_ref.verify.solvers import SolverReport, SolverRow, cross_examine
 
-__all__ = [
-    "MISTAKES",
-    "Budget",
-    "Comparison",
-    "ConformanceReport",
-    "Context",
-    "Divergence",
-    "FixedPointReport",
-    "GradientReport",
-    "GradientRow",
-    "Mistake",
-    "NoFixedPoint",
-    "Part",
-    "Remainders",
-    "SolverReport",
-    "SolverRow",
-    "StepSweep",
-    "check_fixed_point",
-    "check_gradient",
-    "compare",
-    "cross_examine",
-    "explain_gradient",
-    "explain_over_time",
-    "run_port",
-    "sweep_steps",
-    "table_over_time",
-]
+__all__ = ["Budget", "Part", "explain_gradient", "explain_over_time", "table_over_time"]
+__all__ += ["MISTAKES", "Comparison", "Context", "Mistake", "compare"]
+__all__ += ["ConformanceReport", "Divergence", "run_port"]
+__all__ += ["FixedPointReport", "NoFixedPoint", "Remainders", "check_fixed_point"]
+__all__ += ["GradientReport", "GradientRow", "StepSweep", "check_gradient", "sweep_steps"]
+__all__ += ["SolverReport", "SolverRow", "cross_examine"]

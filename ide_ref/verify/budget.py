@@ -25,6 +25,7 @@ from ide_ref.network import Network, Params
 from ide_ref.simulation import Rates, simulate
 from ide_ref.training.losses import cross_entropy
 from ide_ref.verify.compare import Context
+from ide_ref.verify.gradient import dot
 
 _FORWARD_QUIRKS = {
     "long_average": "average of LIF spike input too large",
@@ -101,11 +102,10 @@ class Budget:
         """The budget as text; norms are relative to the exact gradient."""
         parts = [*self.parts, self.total]
         width = max(len(part.name) for part in parts)
-        names = list(self.exact)
         lines = [f"{'part':<{width}}      norm    cosine  largest in"]
         for part in parts:
             # By absolute size: next to a gradient that is 0 but for rounding, anything looks large.
-            worst = max(names, key=lambda name: float(np.linalg.norm(part.gradients[name])))
+            worst = max(self.exact, key=lambda name: float(np.linalg.norm(part.gradients[name])))
             where = f"{worst} ({part.norms[worst]:.1e})" if part.norm > 0 else "-"
             lines.append(f"{part.name:<{width}}  {part.norm:>8.1e}  {part.cosine:>8.4f}  {where}")
         lines.append(
@@ -133,14 +133,14 @@ class Budget:
 
 
 def _norm(gradients: Mapping[str, NDArray]) -> float:
-    return float(np.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values())))
+    return float(np.sqrt(dot(gradients, gradients)))
 
 
 def _part(name: str, says: str, gradients: Params, exact: Params) -> Part:
     def compare(u: Mapping[str, NDArray], v: Mapping[str, NDArray]) -> tuple[float, float]:
-        of_u, of_v, dot = _norm(u), _norm(v), sum(float(np.vdot(u[key], v[key])) for key in u)
+        of_u, of_v = _norm(u), _norm(v)
         ratio = of_u / of_v if of_v > 0 else (0.0 if of_u == 0 else float("inf"))
-        return ratio, dot / (of_u * of_v) if of_u > 0 and of_v > 0 else float("nan")
+        return ratio, dot(u, v) / (of_u * of_v) if of_u > 0 and of_v > 0 else float("nan")
 
     alone = {key: compare({key: value}, exact) for key, value in gradients.items()}
     norms, cosines = ({key: pair[i] for key, pair in alone.items()} for i in (0, 1))
@@ -213,7 +213,7 @@ def explain_gradient(
     Parameters
     ----------
     x, y : arrays
-        A batch and its labels.
+        A batch, (B, *input_shape) or (B, T, *input_shape), and its (B,) labels.
     n_steps : int
         T of training.
     solver, tol, max_iter
@@ -221,9 +221,7 @@ def explain_gradient(
     profile : Profile, optional
         As in training; by default the network's own.
     training : bool
-        With batch statistics and dropout.
-    seed : int
-        Of the dropout masks.
+        With batch statistics and dropout, whose masks ``seed`` draws.
 
     Raises
     ------
@@ -322,13 +320,10 @@ def explain_over_time(
     if not n_steps or min(n_steps) < 1 or (is_spike_input and max(n_steps) > x.shape[1]):
         expected = f"numbers from 1 to {x.shape[1]}, the frames of x" if is_spike_input else "numbers of at least 1"
         raise ValueError(f"n_steps is {tuple(n_steps)}; expected {expected}")
-    solving: dict[str, Any] = {"solver": solver, "tol": tol, "max_iter": max_iter}
-    others: dict[str, Any] = {"profile": profile, "training": training, "seed": seed}
-    trains = (x[:, :t] if is_spike_input else x for t in n_steps)
-    return tuple(
-        explain_gradient(network, params, train, y, t, **solving, **others)
-        for t, train in zip(n_steps, trains, strict=True)
-    )
+    options: dict[str, Any] = {"solver": solver, "tol": tol, "max_iter": max_iter, "profile": profile}
+    options |= {"training": training, "seed": seed}
+    cut = {t: x[:, :t] if is_spike_input else x for t in n_steps}
+    return tuple(explain_gradient(network, params, cut[t], y, t, **options) for t in n_steps)
 
 
 def table_over_time(budgets: Sequence[Budget]) -> str:

@@ -65,17 +65,9 @@ class Context:
     ) -> Params:
         """The gradient with a part of the backward pass replaced; without arguments the right one.
 
-        Parameters
-        ----------
-        beta_at, at : Linearisation
-            For (BETA), and for the last sweep and (HEBB).
-        a : (B, n) array
-            Rates in the outer products.
-        x_mean : (B, *input_shape) array
-        beta : callable
-            Applied to δ = (1/V_th) M β, (B, n), before (HEBB).
-        solver, max_iter
-            For (BETA), stopped where they stop.
+        (BETA) is solved around ``beta_at``, as far as ``solver`` and ``max_iter`` go; the last sweep and (HEBB) are
+        taken around ``at``, with the rates ``a`` (B, n) and the input ``x_mean`` (B, *input_shape) in the outer
+        products. ``beta`` is applied to δ = (1/V_th) M β, (B, n), before (HEBB).
         """
         at = at or self.linearisation
         state = self.state if a is None else replace(self.state, a=a)
@@ -96,11 +88,7 @@ class Context:
 
     def with_norms(self, change: Callable[[BatchNorm], BatchNorm]) -> Linearisation:
         """The linearisation with every normalisation by the batch's statistics replaced."""
-
-        def of_map(m: AffineMap) -> AffineMap:
-            return m if m.norm is None or not m.norm.from_batch else replace(m, norm=change(m.norm))
-
-        return self.with_maps(of_map)
+        return self.with_maps(lambda m: replace(m, norm=change(m.norm)) if m.norm and m.norm.from_batch else m)
 
     def with_pullbacks(self, kind: type[Pullback]) -> Linearisation:
         """The linearisation with another way from the maps' gradients back to the parameters."""
@@ -119,9 +107,6 @@ class Mistake:
     name: str
     says: str
     plant: Callable[[Context], Params | None] = field(repr=False)
-
-
-# --- maps and pullbacks with a mistake ---------------------------------------------------------------
 
 
 class _Untransposed(AffineMap):
@@ -196,9 +181,6 @@ def _fields(part: Any, kind: type) -> dict[str, Any]:
 
 def _as(kind: type[AffineMap]) -> Callable[[AffineMap], AffineMap]:
     return lambda m: kind(**_fields(m, AffineMap))
-
-
-# --- the mistakes ------------------------------------------------------------------------------------
 
 
 def _scaled_slope(ctx: Context, factor: float) -> Linearisation:
@@ -362,9 +344,6 @@ MISTAKES = tuple(Mistake(name, says, plant) for name, (says, plant) in _PLANTED.
 """The library of signatures."""
 
 
-# --- the comparison ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ComparedRow:
     """One parameter's gradient against the foreign one."""
@@ -421,10 +400,8 @@ class Comparison:
         lines = [f"{'parameter':<{width}}  {'status':<11}  distance     cosine  norm ratio"]
         for row in self.rows:
             note = row.detail or ", ".join(row.looks_like)
-            lines.append(
-                f"{row.parameter:<{width}}  {row.status:<11}  {row.distance:>8.1e}  {row.cosine:>9.6f}  "
-                f"{row.ratio:>10.6f}  {note}".rstrip()
-            )
+            numbers = f"{row.distance:>8.1e}  {row.cosine:>9.6f}  {row.ratio:>10.6f}"
+            lines.append(f"{row.parameter:<{width}}  {row.status:<11}  {numbers}  {note}".rstrip())
         if self.same:
             lines.append(f"the gradients agree to {self.tol:.0e}")
         elif self.suspects:
@@ -445,10 +422,7 @@ class Comparison:
 def as_array(name: str, value: Any) -> NDArray:
     """A foreign array as NumPy: through ``__array__``, DLPack, or what NumPy makes of it.
 
-    Raises
-    ------
-    ValueError
-        Naming the array, where it holds no numbers or cannot be reached from the CPU.
+    ValueError, naming the array, where it holds no numbers or cannot be reached from the CPU.
     """
     if hasattr(value, "detach"):  # an array that records its history gives no view of itself
         value = value.detach()
@@ -487,15 +461,11 @@ def compare(
     tol : float
         Relative distance, in norm, up to which two gradients are the same.
 
-    Returns
-    -------
-    Comparison
-        Arrays that are missing, misshapen or not finite are reported in their row, not raised.
-
     Raises
     ------
     ValueError
-        Where `ours` or `theirs` is no mapping, or one of our own arrays is none.
+        Where `ours` or `theirs` is no mapping, or one of our own arrays is none. Foreign arrays that are missing,
+        misshapen or not finite are reported in their row.
     """
     for argument, given in (("ours", ours), ("theirs", theirs)):
         if not isinstance(given, Mapping):
@@ -541,11 +511,10 @@ def compare(
         suspects = _suspects(planted, usable, overall, floor, tol)
         for name in usable:
             if rows[name].status == "differs" and not suspects:
-                near = [
-                    (_distance(usable[name], wrong[name], floor), label)
-                    for label, _, wrong in planted
-                    if name in wrong and wrong[name].shape == usable[name].shape
-                ]
+                near = []
+                for label, _, wrong in planted:
+                    if name in wrong and wrong[name].shape == usable[name].shape:
+                        near.append((_distance(usable[name], wrong[name], floor), label))
                 alike = tuple(label for d, label in sorted(near) if d * DECISIVE <= rows[name].distance)
                 rows[name] = replace(rows[name], looks_like=alike)
     return Comparison(tuple(rows.values()), suspects, overall, tol)

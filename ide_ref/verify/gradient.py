@@ -179,9 +179,8 @@ class GradientReport:
         )
         if self.why_not:
             lines.append(f"no error is certified: {self.why_not}")
-        kink = self.kink
-        where = f"sample {kink.sample}, {kink.population}, neuron {kink.neuron}"
-        lines.append(f"nearest kink {kink.distance:.1e} away in potential: {where}")
+        where = f"sample {self.kink.sample}, {self.kink.population}, neuron {self.kink.neuron}"
+        lines.append(f"nearest kink {self.kink.distance:.1e} away in potential: {where}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,20 +226,11 @@ def _largest(errors: Sequence[float]) -> float:
 
 
 def extrapolate(differences: Sequence[Any], noises: Sequence[float], *, order: Literal[1, 2]) -> tuple[float, float]:
-    """Limit at h = 0 of difference quotients at h, h/2, h/4, ..., by Richardson's extrapolation.
+    """Limit at h = 0 of difference quotients at h, h/2, h/4, ..., by Richardson's extrapolation, and its uncertainty.
 
-    Parameters
-    ----------
-    noises : sequence of float
-        What rounding leaves of each quotient.
-    order : {1, 2}
-        The error is a series in h (one-sided quotients) or in h² (central ones).
-
-    Returns
-    -------
-    value, uncertainty : float
-        The entry of the tableau that differs least from the two that it was made of, and by how much, noise
-        included; infinite for a single difference.
+    It is the entry of the tableau that differs least from the two that it was made of, and uncertain by that and what
+    rounding left of the quotients, their ``noises``; infinitely for a single difference. The error is a series in h
+    for one-sided quotients (order 1), in h² for central ones (2).
     """
     best = (float(differences[0]), float("inf"))
     row: list[Any] = []
@@ -465,7 +455,7 @@ class _Check:
             if result is None:
                 set_aside += 1
                 continue
-            value = _dot(task.direction, self.found)
+            value = dot(task.direction, self.found)
             scale = max(abs(value), abs(result.value), task.floor)
             error, doubt = abs(value - result.value) / scale, result.uncertainty / scale
             if doubt > self.tol and error <= 10 * doubt:
@@ -528,11 +518,12 @@ def _draw(rng: np.random.Generator, theta: Params, names: Sequence[str]) -> dict
     """A direction of length 1 through some parameters, each moved in proportion to its scale."""
     scales = {name: max(0.1, float(np.sqrt(np.mean(np.square(theta[name]))))) for name in names}
     drawn = {name: rng.standard_normal(theta[name].shape) * scale for name, scale in scales.items()}
-    length = np.sqrt(_dot(drawn, drawn))
+    length = np.sqrt(dot(drawn, drawn))
     return {name: d / length for name, d in drawn.items()}
 
 
-def _dot(u: Mapping[str, NDArray], v: Mapping[str, NDArray]) -> float:
+def dot(u: Mapping[str, NDArray], v: Mapping[str, NDArray]) -> float:
+    """Inner product over the parameters of `u`."""
     return sum(float(np.vdot(d, v[name])) for name, d in u.items())
 
 
@@ -558,11 +549,10 @@ def check_gradient(
 
     The loss is that of a*(θ), solved for each perturbed θ, with batch statistics recomputed and dropout masks
     held. Differences at θ ± h, θ ± h/2, ... are extrapolated to h = 0 until they are certain to a hundredth of
-    ``tol`` or to rounding, nine halvings at most. With ``central`` a step that moves a neuron onto another
-    piece of σ is not used, nor any longer one; where no two steps are left, the difference is set aside.
-    With ``cell`` every neuron stays on its piece and (FP) is a linear system: no kinks of σ, long steps, and errors
-    near rounding. The two agree up to what ``set_aside`` counts. A step that turns the leading singular vector of W̄,
-    (NORM), far enough for another singular value to have taken over counts as a kink with either.
+    ``tol`` or to rounding. With ``central`` a step that moves a neuron onto another piece of σ is not used, nor any
+    longer one; where no two steps are left, the difference is set aside. With ``cell`` every neuron stays on its
+    piece: no kinks of σ, long steps, and errors near rounding. The two agree up to what ``set_aside`` counts. A step
+    beyond which another singular value of W̄, (NORM), leads counts as a kink with either.
 
     A difference fails when it is off by more than ``tol`` and ten times its own uncertainty; one that is less
     certain than ``tol`` and does not fail is counted as unresolved.
@@ -574,9 +564,9 @@ def check_gradient(
     x, y : arrays
         A small batch: (B, *input_shape) or (B, T, *input_shape), and (B,) labels.
     n_coordinates : int
-        Coordinates drawn a parameter (all, where it has fewer); 0 for none.
+        Coordinates drawn per parameter (all, where it has fewer).
     n_directions : int
-        Random directions a parameter, and as many through all parameters together, but an α at its clamp; 0 for none.
+        Random directions per parameter, and as many through all parameters together, but an α at its clamp.
     seed : int
         Of the draws and of the dropout masks.
     step : float, optional
@@ -698,7 +688,7 @@ def sweep_steps(
     ours = backward(state.frozen, state, d_logits, solver="gmres", tol=1e-12, max_iter=2000).gradients
     names = _free(network, problem.theta) if parameter is None else (parameter,)
     direction = _draw(np.random.default_rng(seed), problem.theta, names)
-    value = _dot(direction, ours)
+    value = dot(direction, ours)
     curves: dict[str, tuple[int, Method]] = {
         "second order": (1, "central"),
         "fourth order": (2, "central"),

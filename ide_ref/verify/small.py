@@ -45,11 +45,6 @@ def shrink(preset: Preset) -> Preset:
 def draw(preset: Preset, n_samples: int, *, seed: int = 0) -> tuple[Params, NDArray, NDArray]:
     """Float64 parameters with nothing at its neutral value, where a mistake might not show, and a batch.
 
-    Parameters
-    ----------
-    preset : Preset
-        A small one.
-
     Returns
     -------
     params : dict of str to array

@@ -100,11 +100,9 @@ class SolverReport:
     def table(self) -> str:
         """The report as text."""
         lines = ["solver       verdict           iterations  products   residual  certified      error        ms"]
-        for row in self.rows:
-            lines.append(
-                f"{row.method:<11}  {row.verdict:<16}  {row.iterations:>10}  {row.n_products:>8}  "
-                f"{row.residual:>9.1e}  {row.certificate:>9.1e}  {row.error:>9.1e}  {1e3 * row.seconds:>8.2f}"
-            )
+        for r in self.rows:
+            numbers = f"{r.residual:>9.1e}  {r.certificate:>9.1e}  {r.error:>9.1e}  {1e3 * r.seconds:>8.2f}"
+            lines.append(f"{r.method:<11}  {r.verdict:<16}  {r.iterations:>10}  {r.n_products:>8}  {numbers}")
         s = self.system
         lines.append(
             f"{s.size} unknowns per sample, tolerance {self.tol:.0e}; gamma {s.gamma:.4f}, spectral radius "

@@ -13,8 +13,7 @@ from ide_ref.verify.conformance.make import cases, make
 from ide_ref.verify.conformance.pack import RTOL, SCHEMA, STAGES, VERSION, Case, PackError, load
 from ide_ref.verify.conformance.ports import reference, run_port
 
-# fmt: off
-__all__ = [
-    "RTOL", "SCHEMA", "STAGES", "VERSION", "Case", "CaseResult", "ConformanceReport", "Divergence", "PackError",
-    "cases", "check", "compare", "load", "make", "reference", "run_port",
-]
+__all__ = ["CaseResult", "ConformanceReport", "Divergence", "check", "compare"]
+__all__ += ["cases", "make"]
+__all__ += ["RTOL", "SCHEMA", "STAGES", "VERSION", "Case", "PackError", "load"]
+__all__ += ["reference", "run_port"]

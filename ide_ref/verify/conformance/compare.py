@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,6 @@ def check(case: Case, outputs: Mapping[str, Any], *, stages: Sequence[str] | Non
 
     Parameters
     ----------
-    case : Case
     outputs : mapping of str to array
         ``<stage>/<name>`` to NumPy arrays, or anything with ``__array__`` or DLPack. Stages after the last that is
         there are not asked for; one that is left out before it is reported.
@@ -184,48 +184,44 @@ def _check_stage(
 ) -> Divergence | None:
     theirs: dict[str, NDArray] = {}
     for name, right in expected.items():
-        try:
-            theirs[name] = _readable(name, right, outputs)
-        except _Unreadable as unreadable:
-            kind, detail = unreadable.args
-            return Divergence(case.name, stage, _array(name), kind, detail=detail)
+        found = _readable(case, name, right, outputs)
+        if isinstance(found, Divergence):
+            return found
+        theirs[name] = found
     if stage == "spikes":
         return _first_spike(case, expected, theirs)
     # In the order in which they are computed: populations forward, or backward for β.
     order = [p["name"] for p in case.config["populations"]]
     if stage == "beta":
         order.reverse()
-    found = errors(stage, theirs, expected, float(case.config["rtol"]))
+    judged = errors(stage, theirs, expected, float(case.config["rtol"]))
     for name in sorted(expected, key=lambda name: order.index(_array(name)) if _array(name) in order else 0):
-        error, allowed = found[name]
+        error, allowed = judged[name]
         if np.any(error > allowed):
             return _value(case, name, expected[name], theirs[name], error, allowed)
     return None
 
 
-class _Unreadable(Exception):
-    """The kind of a divergence, and its detail."""
-
-
-def _readable(name: str, right: NDArray, outputs: Mapping[str, Any]) -> NDArray:
-    """An output as an array that can be compared, or _Unreadable."""
+def _readable(case: Case, name: str, right: NDArray, outputs: Mapping[str, Any]) -> NDArray | Divergence:
+    """An output as an array that can be compared, or why it cannot."""
+    refuse = partial(Divergence, case.name, stage_of(name), _array(name))
     if name not in outputs:
-        raise _Unreadable("missing", f"{name!r} is missing, though later stages or arrays of this stage are there")
+        return refuse("missing", detail=f"{name!r} is missing, though later stages or arrays of this stage are there")
     try:
         given = as_array(name, outputs[name])
     except ValueError as error:
-        raise _Unreadable("dtype", str(error)) from None
+        return refuse("dtype", detail=str(error))
     if given.shape != right.shape:
-        raise _Unreadable("shape", f"{name!r} has shape {given.shape}; expected {right.shape}")
+        return refuse("shape", detail=f"{name!r} has shape {given.shape}; expected {right.shape}")
     discrete = stage_of(name) in DISCRETE
     if not discrete and given.dtype != right.dtype:
-        raise _Unreadable("dtype", f"{name!r} has dtype {given.dtype}; expected {right.dtype}")
+        return refuse("dtype", detail=f"{name!r} has dtype {given.dtype}; expected {right.dtype}")
     other = np.argwhere((given != 0) & (given != 1) if discrete else ~np.isfinite(given))
     if len(other):
         where = tuple(int(i) for i in other[0])
         kind = "dtype" if np.isfinite(given[where]) else "not finite"
         told = f"{name!r} holds {given[where]} at {where}"
-        raise _Unreadable(kind, told + "; expected 0 and 1 alone" * discrete)
+        return refuse(kind, detail=told + "; expected 0 and 1 alone" * discrete)
     return given
 
 
@@ -253,7 +249,7 @@ _LOWER = {"float64": ("single precision", 1e-5), "float32": ("half precision or 
 
 def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray, allowed: float) -> Divergence:
     """A wrong number: of a mask the first, else the worst: one wrong term touches many and shows where it is large."""
-    stage, array = stage_of(name), _array(name)
+    stage = stage_of(name)
     flat = int(np.argmax(error > allowed)) if stage in DISCRETE else int(np.argmax(error))
     at = tuple(int(i) for i in np.unravel_index(flat, right.shape))
     worst = float(error[at])
@@ -262,7 +258,7 @@ def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray
     if stage not in DISCRETE and worst <= size * float(np.max(np.abs(right))):
         detail += f"; by as little as {lower} would make it"
     values = float(right[at]), float(given[at]), worst, allowed
-    return Divergence(case.name, stage, array, "value", None, at, *values, detail)
+    return Divergence(case.name, stage, _array(name), "value", None, at, *values, detail)
 
 
 def compare(
@@ -278,7 +274,8 @@ def compare(
     directory : path
         The pack.
     outputs : path, or mapping of case name to mapping of arrays
-        A folder with ``<case>.safetensors`` for some or all cases, arrays named ``<stage>/<name>``.
+        A folder with ``<case>.safetensors`` for some or all cases, arrays named ``<stage>/<name>``. One that is called
+        like no case at all is reported as a divergence; one of another pack's case is left out.
     stages : sequence of str, optional
         Compare these alone.
 
@@ -286,10 +283,6 @@ def compare(
     ------
     PackError
         For a pack that cannot be read, or a folder without any output of its cases.
-
-    Notes
-    -----
-    An output that is called like no case at all is reported as a divergence; one of another pack's case is left out.
     """
     pack = load(directory)
     known = [case.name for case in pack]

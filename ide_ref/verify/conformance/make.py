@@ -208,26 +208,25 @@ def _make_case(config: dict[str, Any]) -> Case:
     return Case(config, {name: np.asarray(value, order="C") for name, value in arrays.items()})
 
 
-def cases(names: Iterable[str] | None = None) -> Iterator[Case]:
-    """The cases of a pack, made on the spot.
+def chosen(known: Mapping[str, Any], names: Iterable[str] | None) -> set[str]:
+    """The names asked for, or all; ValueError for one that is not known."""
+    wanted = set(known if names is None else names)
+    if wanted - set(known):
+        raise ValueError(f"names has {min(wanted - set(known))!r}; expected cases such as {next(iter(known))!r}")
+    return wanted
 
-    Parameters
-    ----------
-    names : iterable of str, optional
-        Only these; all by default.
-    """
-    wanted = None if names is None else set(names)
-    known = list(configs())
-    unknown = (wanted or set()) - {config["name"] for config in known}
-    if unknown:
-        raise ValueError(f"names has {min(unknown)!r}; expected cases such as {known[0]['name']!r}")
-    for config in known:
-        if wanted is None or config["name"] in wanted:
+
+def cases(names: Iterable[str] | None = None) -> Iterator[Case]:
+    """The cases of a pack, or those of some names, made on the spot."""
+    known = {config["name"]: config for config in configs()}
+    wanted = chosen(known, names)
+    for name, config in known.items():
+        if name in wanted:
             yield _make_case(config)
 
 
 def make(directory: str | Path, *, names: Iterable[str] | None = None) -> Path:
-    """Write a pack: ``manifest.json``, and a safetensors file a case.
+    """Write a pack: ``manifest.json``, whose path is returned, and a safetensors file per case.
 
     Parameters
     ----------
@@ -235,10 +234,5 @@ def make(directory: str | Path, *, names: Iterable[str] | None = None) -> Path:
         Made where it does not exist. Made twice, a pack is the same byte for byte.
     names : iterable of str, optional
         Only these cases.
-
-    Returns
-    -------
-    Path
-        Of the manifest.
     """
     return write(Path(directory), cases(names))

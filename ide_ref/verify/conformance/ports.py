@@ -19,7 +19,7 @@ from ide_ref.synapses import to_channels_last
 from ide_ref.training.losses import cross_entropy
 from ide_ref.training.sgd import SGD
 from ide_ref.verify.conformance.compare import OUTPUTS, CaseResult, ConformanceReport, Divergence, check
-from ide_ref.verify.conformance.make import cases
+from ide_ref.verify.conformance.make import cases, chosen
 from ide_ref.verify.conformance.pack import Case, load, network_of
 
 
@@ -30,7 +30,7 @@ def run_port(
     names: Iterable[str] | None = None,
     stages: Sequence[str] | None = None,
 ) -> ConformanceReport:
-    """Run a port on every case, in process, and compare.
+    """Run a port on every case, in process, and compare; what it raises is reported as that case's divergence.
 
     Parameters
     ----------
@@ -42,22 +42,14 @@ def run_port(
         Only these cases.
     stages : sequence of str, optional
         Compare these alone.
-
-    Returns
-    -------
-    ConformanceReport
-        An exception in the port is reported as that case's divergence.
     """
     found: Iterable[Case]
     if directory is None:
         found = cases(names)
     else:
-        pack = load(directory)
-        wanted = {case.name for case in pack} if names is None else set(names)
-        unknown = wanted - {case.name for case in pack}
-        if unknown:
-            raise ValueError(f"names has {min(unknown)!r}; expected cases such as {pack[0].name!r}")
-        found = [case for case in pack if case.name in wanted]
+        pack = {case.name: case for case in load(directory)}
+        wanted = chosen(pack, names)
+        found = [case for name, case in pack.items() if name in wanted]
     results = []
     for case in found:
         try:
