@@ -132,8 +132,7 @@ def build(
         if synapse.out_shape != first.shape:
             found = f"connection 'feedback' arrives with shape {synapse.out_shape}"
             raise ValueError(_point(structure, at, f"{found}, but the first layer has {first.shape}"))
-        connections.append(
-            Connection("feedback", source, first.name, synapse, restriction=restriction, dropout=dropout)
-        )
+        back = Connection("feedback", source, first.name, synapse, restriction=restriction, dropout=dropout)
+        connections.append(back)
     readout = Readout(source, Dense(shape, (n_classes,)))
     return Network(input_shape, tuple(populations), tuple(connections), readout, neuron)

@@ -25,10 +25,8 @@ def dense_equivalent(network: Network, n_steps: int, batch_size: int, rate: floa
 
 
 def _seconds(network: Network, n_sweeps: int, n_drives: int, batch_size: int, rate: float) -> float:
-    products = (
-        c.synapse.n_multiplications * (n_drives if c.source == INPUT else n_sweeps) for c in network.connections
-    )
-    return 2.0 * batch_size * sum(products) / rate
+    times = ((c, n_drives if c.source == INPUT else n_sweeps) for c in network.connections)
+    return 2.0 * batch_size * sum(c.synapse.n_multiplications * n for c, n in times) / rate
 
 
 COLUMNS_BYTES = 16 << 20

@@ -106,12 +106,8 @@ def find_data(preset: Preset, data_dir: str | None) -> Dataset:
     def enlarge(x: NDArray | EventFrames) -> NDArray:
         return np.repeat(np.asarray(x)[:, :1, rows][:, :, :, columns], shape[0], axis=1)
 
-    return replace(
-        digits,
-        name=f"digits enlarged to {'x'.join(map(str, shape))}",
-        x_train=enlarge(digits.x_train),
-        x_test=enlarge(digits.x_test),
-    )
+    name = f"digits enlarged to {'x'.join(map(str, shape))}"
+    return replace(digits, name=name, x_train=enlarge(digits.x_train), x_test=enlarge(digits.x_test))
 
 
 def run(

@@ -3,7 +3,7 @@
 Progress and logs go to stderr, results to stdout; ``--json`` prints one JSON document and nothing else there.
 Exit status: 0 success, 1 a check failed, 2 wrong use, with one line saying what and what to do.
 
-A command is a module: ``add`` gives the parser its options, and the function it sets as ``run`` returns the status.
+A command is a module: ``add`` gives its parser the options, ``run`` does the work and returns the status.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 from ide_ref.cli import _common, bench, conformance, data, equilibrium, evaluate, gradcheck, info, train
 
@@ -33,14 +35,20 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ide-ref {__version__}")
     sub = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     output, preset, datasets = _common.option_groups()
-    info.add(sub, [output, preset])
-    train.add(sub, [output, preset, datasets])
-    evaluate.add(sub, [output, datasets])
-    equilibrium.add(sub, [output, datasets])
-    gradcheck.add(sub, [output, preset, datasets])
-    conformance.add(sub, [output])
-    bench.add(sub, [output, preset, datasets])
-    data.add(sub, [output, datasets])
+    commands: tuple[tuple[ModuleType, list[Any], str], ...] = (
+        (info, [output, preset], "structure, sizes and norms of an initialised network"),
+        (train, [output, preset, datasets], "train a preset"),
+        (evaluate, [output, datasets], "accuracy, firing rates, distance to equilibrium"),
+        (equilibrium, [output, datasets], "distance from the equilibrium over time, and its bound"),
+        (gradcheck, [output, preset, datasets], "implicit gradient against differences"),
+        (conformance, [], "test vectors for ports to other hardware, and what a port made of them"),
+        (bench, [output, preset, datasets], "step times by stage, against the dense-equivalent"),
+        (data, [output, datasets], "which data sets were found, and how to get the others"),
+    )
+    for command, parents, says in commands:
+        p = sub.add_parser(command.__name__.rpartition(".")[2], parents=parents, help=says)
+        p.set_defaults(run=command.run)
+        command.add(p)
     return top
 
 

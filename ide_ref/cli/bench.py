@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import replace
-from typing import Any
 
 from ide_ref.cli import _common
 
 
-def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    p = sub.add_parser("bench", parents=parents, help="step times by stage, against the dense-equivalent")
+def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("presets", metavar="PRESET", nargs="*", help="default: digits fashion-mnist-400 mnist-64c5")
     p.add_argument("--steps", type=_common.count, default=10, metavar="N", help="steps timed (default 10)")
     p.add_argument("--warm-up", type=_common.count, default=20, metavar="N", help="training steps before (default 20)")
@@ -22,7 +20,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--threads", dest="thread_counts", type=_common.count, metavar="N", nargs="+", default=[])
     p.add_argument("--figure", metavar="FILE", help="draw the rates of events against the machine's limits (PNG, SVG)")
     p.add_argument("--continuous", action="store_true", help="spikes per second in continuous time instead")
-    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,23 +52,15 @@ def run(args: argparse.Namespace) -> int:
                 threads=args.thread_counts,
                 rate=rate,
             )
-    document = {
-        "machine": machine.describe(),
-        "seed": args.seed,
-        "event_limits": limits,
-        "timings": [t.to_dict() for t in timings],
-    }
     if args.figure:
         from ide_ref import figures
 
-        figures.roofline(
-            [
-                (f"{t.preset}, {t.dtype}, threads: {t.threads}", t.firing_rate, t.events_per_second / t.threads)
-                for t in timings
-            ],
-            limits=limits,
-            dense=rate / 2 / machine.most_threads(),
-            path=args.figure,
-        )
+        points = []
+        for t in timings:
+            label = f"{t.preset}, {t.dtype}, threads: {t.threads}"
+            points.append((label, t.firing_rate, t.events_per_second / t.threads))
+        figures.roofline(points, limits=limits, dense=rate / 2 / machine.most_threads(), path=args.figure)
+    document = {"machine": machine.describe(), "seed": args.seed, "event_limits": limits}
+    document["timings"] = [t.to_dict() for t in timings]
     _common.print_result(args, document, steps.table(timings, limits))
     return 0

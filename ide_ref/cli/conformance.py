@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ide_ref.cli import _common
 
 
-def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    p = sub.add_parser("conformance", help="test vectors for ports to other hardware, and what a port made of them")
+def add(p: argparse.ArgumentParser) -> None:
+    output, *_ = _common.option_groups()
     actions = p.add_subparsers(dest="action", metavar="make|compare", required=True)
 
-    p = actions.add_parser("make", parents=parents, help="write a pack of small cases with every stage's output")
+    p = actions.add_parser("make", parents=[output], help="write a pack of small cases with every stage's output")
     p.add_argument("directory", metavar="DIR")
     p.add_argument("--case", action="append", metavar="NAME", help="only this case (may be given again)")
-    p.set_defaults(run=make)
 
-    p = actions.add_parser("compare", parents=parents, help="name the first divergence of a port's outputs")
+    p = actions.add_parser("compare", parents=[output], help="name the first divergence of a port's outputs")
     p.add_argument("directory", metavar="DIR", help="the pack")
     p.add_argument("outputs", metavar="OUTPUTS", help="folder with CASE.safetensors, tensors named STAGE/NAME")
     p.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (may be given again)")
-    p.set_defaults(run=compare)
+
+
+def run(args: argparse.Namespace) -> int:
+    return make(args) if args.action == "make" else compare(args)
 
 
 def make(args: argparse.Namespace) -> int:
@@ -30,14 +31,9 @@ def make(args: argparse.Namespace) -> int:
     manifest = conformance.make(args.directory, names=args.case)
     files = list(manifest.parent.glob("*.safetensors"))
     size = manifest.stat().st_size + sum(path.stat().st_size for path in files)
-    document = {
-        "manifest": str(manifest),
-        "cases": len(files),
-        "bytes": size,
-        "version": conformance.VERSION,
-        "stages": list(conformance.STAGES),
-    }
-    text = f"{len(files)} cases, {size / 1e6:.1f} MB, schema version {conformance.VERSION}: {manifest}"
+    version, stages = conformance.VERSION, conformance.STAGES
+    document = {"manifest": str(manifest), "cases": len(files), "bytes": size, "version": version, "stages": stages}
+    text = f"{len(files)} cases, {size / 1e6:.1f} MB, schema version {version}: {manifest}"
     _common.print_result(args, document, text)
     return 0
 

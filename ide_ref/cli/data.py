@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from ide_ref.cli import _common
 
 
-def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    p = sub.add_parser("data", parents=parents, help="which data sets were found, and how to get the others")
+def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--download", metavar="NAME", help="fetch a data set from its published address")
-    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,11 +33,9 @@ def run(args: argparse.Namespace) -> int:
     }
     lines = []
     for s in found:
+        state, told = ("unusable", s.problem) if s.problem else ("missing", s.info.how_to_get)
         if s.found:
-            lines.append(f"{s.info.name:<14} found    {s.n_train:,} + {s.n_test:,} in {s.path}")
-        else:
-            state = "unusable" if s.problem else "missing"
-            lines.append(f"{s.info.name:<14} {state:<8} {s.problem or s.info.how_to_get}")
-        lines.append(f"{'':<14} {s.info.title}; {s.info.licence}")
+            state, told = "found", f"{s.n_train:,} + {s.n_test:,} in {s.path}"
+        lines += [f"{s.info.name:<14} {state:<8} {told}", f"{'':<14} {s.info.title}; {s.info.licence}"]
     _common.print_result(args, document, "\n".join(lines))
     return 0

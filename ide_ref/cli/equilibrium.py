@@ -26,15 +26,14 @@ _POINTS = 160
 _STATISTICS = 64  # images whose statistics normalise a freshly drawn network
 
 
-def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    p = sub.add_parser("equilibrium", parents=parents, help="distance from the equilibrium over time, and its bound")
+def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
     p.add_argument("--n-steps", dest="asked", type=_common.count, metavar="T", help="time steps (default: up to 1000)")
     p.add_argument("--samples", type=_common.count, default=4, metavar="N", help="images (default 4)")
     p.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
     p.add_argument("--out", metavar="DIR", help="output folder (default: runs/NAME-equilibrium)")
     p.add_argument("--seed", type=_common.seed, default=0)
-    p.set_defaults(run=run, neuron="lif", profile="paper", n_steps=None)
+    p.set_defaults(neuron="lif", profile="paper", n_steps=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -220,9 +219,7 @@ def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int,
             ]
     if known:
         lines += ["", "population  mean a*   silent  every step"]
-        lines += [
-            f"{name:<10} {p['mean_rate']:8.4f} {p['silent']:8.1%} {p['saturated']:11.1%}"
-            for name, p in known[0]["populations"].items()
-        ]
+        for name, p in known[0]["populations"].items():
+            lines.append(f"{name:<10} {p['mean_rate']:8.4f} {p['silent']:8.1%} {p['saturated']:11.1%}")
     lines += ["", f"T = {n_steps}; written: {out}/{{equilibrium.png, equilibrium.svg, equilibrium.json}}"]
     return "\n".join(lines)

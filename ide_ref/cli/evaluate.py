@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ide_ref.cli import _common
 
 
-def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    p = sub.add_parser("evaluate", parents=parents, help="accuracy, firing rates, distance to equilibrium")
+def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("checkpoint", metavar="CHECKPOINT")
     p.add_argument("--limit", type=_common.count, metavar="N")
     p.add_argument("--threads", type=_common.count, metavar="N")
-    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,8 +22,7 @@ _TOL = {"central": 1e-7, "cell": 1e-9}
 _TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 
 
-def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    p = sub.add_parser("gradcheck", parents=parents, help="implicit gradient against differences")
+def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("network", metavar="PRESET|CHECKPOINT")
     p.add_argument("--small", action="store_true", help="the preset's structure in small, on drawn inputs: no data set")
     p.add_argument("--samples", type=_common.count, default=8, metavar="N", help="batch size (default 8)")
@@ -44,7 +43,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--budget", metavar="FILE", help="draw what separates training's gradient from the exact one")
     p.add_argument("--times", metavar="T,T", help="of the budget (default: 14 up to 200, or to the trains' length)")
     p.add_argument("--parameter", metavar="NAME", help="of the sweep's direction (default: all together)")
-    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,9 +113,8 @@ def _draw_sweep(args: argparse.Namespace, preset: Preset, problem: Problem, path
     from ide_ref import figures
     from ide_ref.verify import sweep_steps
 
-    sweep = sweep_steps(
-        preset.network, *problem, parameter=args.parameter, seed=args.seed, training=not args.evaluation
-    )
+    training = not args.evaluation
+    sweep = sweep_steps(preset.network, *problem, parameter=args.parameter, seed=args.seed, training=training)
     title = f"{preset.name}, {args.parameter or 'all parameters'}"
     figures.step_sweep(sweep, title=title, path=path)
     text = f"\n\n{title}: relative error over the step, * beyond a kink\n{sweep.table()}\nwritten: {path}"
@@ -144,10 +141,8 @@ def _draw_budget(
     )
     title = f"{preset.name} ({preset.neuron.name.upper()}), {len(problem[2])} samples"
     figures.budget_over_time(budgets, title=title, path=path)
-    text = (
-        f"\n\nwhat separates training's gradient ({recipe.solver}, tolerance {recipe.tol:g}) from the exact one\n"
-        f"{table_over_time(budgets)}\nwritten: {path}"
-    )
+    text = f"\n\nwhat separates training's gradient ({recipe.solver}, tolerance {recipe.tol:g}) from the exact one\n"
+    text += f"{table_over_time(budgets)}\nwritten: {path}"
     return {"over_time": [b.to_dict() for b in budgets], "figure": str(path)}, text
 
 

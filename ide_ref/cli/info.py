@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ide_ref.cli import _common
 
 
-def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    p = sub.add_parser("info", parents=parents, help="structure, sizes and norms of an initialised network")
+def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("preset", metavar="PRESET")
-    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
         "contraction": gamma,
         "condition_holds": gamma < 1,
     }
+    neuron = f"{network.neuron.name.upper()} (leak {network.neuron.leak:g}, V_th {network.neuron.v_th:g})"
     lines = [
-        f"{preset.name}: {preset.structure}, {network.neuron.name.upper()} (leak {network.neuron.leak:g}, V_th "
-        f"{network.neuron.v_th:g}), T = {preset.recipe.n_steps}",
+        f"{preset.name}: {preset.structure}, {neuron}, T = {preset.recipe.n_steps}",
         f"neurons     {network.n_neurons:>12,}   (input included)",
         f"parameters  {network.n_parameters:>12,}",
         "",

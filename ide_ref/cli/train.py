@@ -7,15 +7,13 @@ import shlex
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from ide_ref.cli import _common
 
 _CURVES = "curves.png"
 
 
-def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
-    p = sub.add_parser("train", parents=parents, help="train a preset")
+def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("preset", metavar="PRESET")
     p.add_argument("--epochs", type=_common.count, metavar="N")
     p.add_argument("--milestones", metavar="E,E", help="epochs after which the learning rate falls, e.g. 30,60,90")
@@ -31,7 +29,6 @@ def add(sub: Any, parents: list[argparse.ArgumentParser]) -> None:
     p.add_argument("--max-iter", type=_common.count, metavar="N", help="most products with Jᵀ per step")
     p.add_argument("--allow-unconverged", action="store_true", default=None, help="take (BETA) as --max-iter leaves it")
     p.add_argument("--threads", type=_common.count, metavar="N")
-    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -42,16 +42,12 @@ def check_images(x: ArrayLike, y: ArrayLike, *, n_classes: int, input_shape: Seq
     bad = ~np.isfinite(images)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"x[{', '.join(map(str, place))}] is {images[place]}, expected finite pixels; "
-            f"{np.count_nonzero(bad)} pixels are NaN or infinite"
-        )
+        given = f"x[{', '.join(map(str, place))}] is {images[place]}"
+        raise ValueError(f"{given}, expected finite pixels; {np.count_nonzero(bad)} pixels are NaN or infinite")
     wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
     if wrong.size:
-        raise ValueError(
-            f"y[{wrong[0]}] is {labels[wrong[0]]}, expected labels 0 to {n_classes - 1}; "
-            f"{wrong.size} labels are out of range"
-        )
+        given = f"y[{wrong[0]}] is {labels[wrong[0]]}"
+        raise ValueError(f"{given}, expected labels 0 to {n_classes - 1}; {wrong.size} labels are out of range")
 
 
 def normalise(

@@ -217,8 +217,7 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
     Returns
     -------
     paths : tuple of Path
-        Sorted by file name across the classes, N-MNIST's order of MNIST's images: a part from the
-        beginning holds all classes.
+        Sorted by file name, N-MNIST's order of MNIST's images: a part from the beginning holds all classes.
     labels : (B,) int64
 
     Raises

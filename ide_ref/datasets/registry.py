@@ -286,11 +286,9 @@ def fetch(name: str, *, cache_dir: str | Path | None = None, progress: bool = Fa
                 shutil.rmtree(folder / part.name, ignore_errors=True)
                 part.rename(folder / part.name)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"{name}: {item.address} could not be downloaded ({reason}); check the connection, "
-                f"or put the files of {info.homepage} into {folder}"
-            ) from None
+            failed = f"{item.address} could not be downloaded ({' '.join(str(error).split())})"
+            remedy = f"check the connection, or put the files of {info.homepage} into {folder}"
+            raise DataError(f"{name}: {failed}; {remedy}") from None
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return next((place for place in _places(info, folder.parent) if not _missing(info, place)), folder)

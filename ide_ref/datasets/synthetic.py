@@ -159,10 +159,8 @@ def make_recordings(
                 raise ValueError(f"images[{i}] gives no event, expected an image with some contrast")
             n_events[i] = len(events)
             write_events(partial / str(classes[i]) / f"{i + 1:05d}.bin", events)
-        notice = (
-            "Synthetic recordings in the format of N-MNIST, simulated by ide_ref from still images. "
-            f"Not measured by an event camera. Seed {seed}, {sensor}.\n"
-        )
+        notice = "Synthetic recordings in the format of N-MNIST, simulated by ide_ref from still images. "
+        notice += f"Not measured by an event camera. Seed {seed}, {sensor}.\n"
         (folder.parent / SYNTHETIC_NOTICE).write_text(notice, encoding="utf-8")
         partial.rename(folder)
     except OSError as error:

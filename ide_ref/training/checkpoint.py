@@ -114,9 +114,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if "ide_ref" not in metadata:
-                raise CheckpointError(
-                    f"{path}: holds tensors but was not written by ide_ref; give a checkpoint of ide-ref train"
-                )
+                told = "holds tensors but was not written by ide_ref"
+                raise CheckpointError(f"{path}: {told}; give a checkpoint of ide-ref train")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); give a checkpoint file") from None
@@ -126,25 +125,23 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         about = json.loads(metadata["ide_ref"])
         version = about["format_version"]
         if version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path}: has format {version}, this ide_ref reads up to {FORMAT_VERSION}; install a newer ide_ref"
-            )
+            told = f"has format {version}, this ide_ref reads up to {FORMAT_VERSION}"
+            raise CheckpointError(f"{path}: {told}; install a newer ide_ref")
         preset, history = Preset.from_dict(about["preset"]), tuple(about["history"])
-        params, velocity = (
-            {name.removeprefix(part): array for name, array in tensors.items() if name.startswith(part)}
-            for part in ("params/", "velocity/")
-        )
-        checkpoint = Checkpoint(preset, about["seed"], params, velocity, about["step"], about["totals"], history)
-        network = checkpoint.preset.network
-        network.check_params(checkpoint.params)
-        expected = {name: checkpoint.params[name].shape for name in network.trainable}
-        if {name: array.shape for name, array in checkpoint.velocity.items()} != expected:
+        arrays: dict[str, Arrays] = {"params": {}, "velocity": {}}
+        for name, array in tensors.items():
+            part, _, own = name.partition("/")
+            if part in arrays:
+                arrays[part][own] = array
+        preset.network.check_params(arrays["params"])
+        expected = {name: arrays["params"][name].shape for name in preset.network.trainable}
+        if {name: array.shape for name, array in arrays["velocity"].items()} != expected:
             raise ValueError("velocity does not fit the parameters")
+        return Checkpoint(preset, about["seed"], **arrays, step=about["step"], totals=about["totals"], history=history)
     except CheckpointError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: content does not fit together ({error}); train again") from None
-    return checkpoint
 
 
 def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Path) -> None:
@@ -163,10 +160,8 @@ def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Pat
         pairs += [(name, getattr(there, name), getattr(here, name)) for name in names]
     different = "; ".join(f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new)
     if different:
-        raise CheckpointError(
-            f"{path}: is of another training ({different}); repeat its options, or choose another folder"
-        )
+        remedy = "repeat its options, or choose another folder"
+        raise CheckpointError(f"{path}: is of another training ({different}); {remedy}")
     if preset.recipe.epochs < checkpoint.epoch:
-        raise CheckpointError(
-            f"{path}: has finished {checkpoint.epoch} epochs already, {preset.recipe.epochs} asked for; raise epochs"
-        )
+        told = f"has finished {checkpoint.epoch} epochs already, {preset.recipe.epochs} asked for"
+        raise CheckpointError(f"{path}: {told}; raise epochs")

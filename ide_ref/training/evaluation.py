@@ -142,11 +142,8 @@ def evaluate(
 def equilibrium_distance(preset: Preset, params: Params, x: NDArray[np.floating]) -> Distance:
     """Simulated rates against the exact solution of (FP), both in float64.
 
-    Beyond (COND) there may be several; it is the one that Newton's method finds from the rates.
-
-    Parameters
-    ----------
-    x : (B, *input_shape) or (B, T, *input_shape) array
+    The samples are (B, *input_shape) or (B, T, *input_shape). Beyond (COND) there may be several solutions; it is the
+    one that Newton's method finds from the rates.
 
     Raises
     ------

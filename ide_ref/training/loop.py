@@ -123,8 +123,6 @@ def train(
     ----------
     out : path
         Made if missing.
-    seed : int
-        At least 0.
     resume : bool
         Go on from the checkpoint in `out`; otherwise a training in `out` is an error.
     command : sequence of str

@@ -33,9 +33,8 @@ def cross_entropy(logits: NDArray[np.floating], y: ArrayLike) -> tuple[float, ND
     """
     logits = np.asarray(logits)
     if logits.ndim != 2 or logits.size == 0 or logits.dtype.kind != "f":
-        raise ValueError(
-            f"logits has shape {logits.shape} and dtype {logits.dtype}, expected floats of shape (B, n_classes)"
-        )
+        given = f"logits has shape {logits.shape} and dtype {logits.dtype}"
+        raise ValueError(f"{given}, expected floats of shape (B, n_classes)")
     n_samples, n_classes = logits.shape
     labels = np.asarray(y)
     if labels.shape != (n_samples,):

@@ -92,10 +92,9 @@ class Budget:
     @property
     def closure(self) -> float:
         """‖Σ parts − whole‖ over the exact gradient's norm: how well the budget adds up."""
-        rest = {
-            name: self.training[name] - self.exact[name] - sum(part.gradients[name] for part in self.parts)
-            for name in self.exact
-        }
+        rest = self.total.gradients
+        for part in self.parts:
+            rest = {name: g - part.gradients[name] for name, g in rest.items()}
         return _norm(rest) / max(_norm(self.exact), np.finfo(float).tiny)
 
     def table(self) -> str:
@@ -123,12 +122,8 @@ class Budget:
         """The budget as JSON-ready values, without the vectors; numbers that are not finite become null."""
         parts = [{k: v for k, v in vars(part).items() if k != "gradients"} for part in [*self.parts, self.total]]
         own = {name: getattr(self, name) for name in ("n_steps", "closure", "cosine", "distance", "contraction")}
-        certificates = {
-            "equilibrium": self.equilibrium_certificate,
-            "rates": self.rates_certificate,
-            "exact_beta": self.exact_certificate,
-            "solver_beta": self.solver_certificate,
-        }
+        told = {"equilibrium": "equilibrium", "rates": "rates", "exact_beta": "exact", "solver_beta": "solver"}
+        certificates = {name: getattr(self, f"{of}_certificate") for name, of in told.items()}
         return finite({**own, "certificates": certificates, "parts": parts})
 
 
@@ -181,12 +176,6 @@ class _Setting:
         """
         d_logits = self.logits_gradient(frozen, state)
         return backward(frozen, state, d_logits, solver="gmres", tol=1e-12, max_iter=5000, allow_unconverged=quirky)
-
-
-def _unsolved(found: Backward) -> str:
-    if found.solution.converged:
-        return ""
-    return f"; (BETA) has no solution within reach: relative residual {float(np.max(found.solution.relative)):.1e}"
 
 
 def explain_gradient(
@@ -260,24 +249,25 @@ def explain_gradient(
     chain.append(("masks", "the mask of a[T] is not that of a*", setting.exact(frozen, rates).gradients))
 
     # How it is differentiated there.
-    if any(getattr(profile, quirk) for quirk in _NORM_QUIRKS):
-        so_far = replace(so_far, **{quirk: getattr(profile, quirk) for quirk in _NORM_QUIRKS})
-        frozen = setting.freeze(network, so_far)
-        rates = simulate(frozen, setting.x, n_steps)
-        quirky = setting.exact(frozen, rates, quirky=True)
-        says = "statistics of batch normalisation differ between simulation and gradient" + _unsolved(quirky)
-        chain.append(("batch norm", says, quirky.gradients))
-    if profile.sweep_first:
-        so_far = replace(so_far, sweep_first=True)
-        frozen = setting.freeze(network, so_far)
-        quirky = setting.exact(frozen, rates, quirky=True)
-        chain.append(("profile: sweep_first", "linearised one sweep further on" + _unsolved(quirky), quirky.gradients))
+    for name, says, quirks in (
+        ("batch norm", "statistics of batch normalisation differ between simulation and gradient", _NORM_QUIRKS),
+        ("profile: sweep_first", "linearised one sweep further on", ("sweep_first",)),
+    ):
+        if any(getattr(profile, quirk) for quirk in quirks):
+            so_far = replace(so_far, **{quirk: getattr(profile, quirk) for quirk in quirks})
+            frozen = setting.freeze(network, so_far)
+            rates = simulate(frozen, setting.x, n_steps)
+            found = setting.exact(frozen, rates, quirky=True)
+            if not found.solution.converged:
+                residual = float(np.max(found.solution.relative))
+                says += f"; (BETA) has no solution within reach: relative residual {residual:.1e}"
+            chain.append((name, says, found.gradients))
 
     d_logits = setting.logits_gradient(frozen, rates)
     trained = backward(frozen, rates, d_logits, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=True)
     chain.append(("solver", f"(BETA) was solved by {solver} to a residual, not to rounding", trained.gradients))
 
-    before = [exact, *(found for _, _, found in chain)]
+    before = [exact, *(gradients for _, _, gradients in chain)]
     parts = tuple(
         _part(name, says, {key: np.asarray(after[key] - since[key]) for key in exact}, exact)
         for since, (name, says, after) in zip(before[:-1], chain, strict=True)

@@ -72,9 +72,8 @@ class Context:
         at = at or self.linearisation
         state = self.state if a is None else replace(self.state, a=a)
         g, grads = self.frozen.read_out_pull_back(state, self.d_logits)
-        _, delta, _ = solve_beta(
-            beta_at or at, g, at=at, solver=solver, tol=1e-12, max_iter=max_iter, allow_unconverged=True
-        )
+        limits: dict[str, Any] = {"tol": 1e-12, "max_iter": max_iter, "allow_unconverged": True}
+        _, delta, _ = solve_beta(beta_at or at, g, at=at, solver=solver, **limits)
         if beta is not None:
             delta = beta(delta)
         if a is not None:
@@ -434,9 +433,8 @@ def as_array(name: str, value: Any) -> NDArray:
                 return array
         except (TypeError, ValueError, RuntimeError, BufferError) as error:
             why = f" ({error})"
-    raise ValueError(
-        f"array {name!r} is a {type(value).__name__} that gives no real numbers{why}; expected an array on the CPU"
-    )
+    given = f"a {type(value).__name__} that gives no real numbers{why}"
+    raise ValueError(f"array {name!r} is {given}; expected an array on the CPU")
 
 
 def _distance(theirs: NDArray, ours: NDArray, floor: float) -> float:

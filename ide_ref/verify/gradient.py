@@ -156,11 +156,9 @@ class GradientReport:
         ]
         for row in self.rows:
             flag = "" if not row.checked or row.max_rel_error <= self.tol else f"  <- at {row.worst}"
-            lines.append(
-                f"{row.parameter:<{width}}  {row.size:>8}  {row.kind:<11}  {row.checked:>7}  {row.set_aside:>9}  "
-                f"{row.unresolved:>10}  {row.largest:>11.3e}  {row.max_rel_error:>14.2e}  {row.uncertainty:>11.1e}"
-                f"{flag}"
-            )
+            counts = f"{row.checked:>7}  {row.set_aside:>9}  {row.unresolved:>10}"
+            errors = f"{row.largest:>11.3e}  {row.max_rel_error:>14.2e}  {row.uncertainty:>11.1e}{flag}"
+            lines.append(f"{row.parameter:<{width}}  {row.size:>8}  {row.kind:<11}  {counts}  {errors}")
         sided = sum(row.one_sided for row in self.rows)
         lines.append(
             f"{self.checked} differences checked by method {self.method!r} ({sided} one-sided), "
@@ -286,9 +284,8 @@ def solve_region(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     a, p = sweep(z)
     residual = solvers.norms(gather_sources(net, a) - z)
     if not np.all(residual <= 1e-12 * (1.0 + solvers.norms(z))):
-        raise solvers.NotConverged(
-            f"linear region: residual {float(np.max(residual)):.2e} left, expected 1e-12; the system is nearly singular"
-        )
+        left = f"residual {float(np.max(residual)):.2e} left, expected 1e-12"
+        raise solvers.NotConverged(f"linear region: {left}; the system is nearly singular")
     return Equilibrium(net, a, p, x_mean, residual, 3, "converged", frozen)
 
 
@@ -669,9 +666,7 @@ def sweep_steps(
     seed: int = 0,
     training: bool = True,
 ) -> StepSweep:
-    """Error of directional differences over the step: the V-shaped curve.
-
-    Arguments are as in :func:`check_gradient`, and:
+    """Error of directional differences over the step: the V-shaped curve; arguments as in :func:`check_gradient`, and:
 
     Parameters
     ----------

@@ -21,9 +21,8 @@ STRUCTURES = {
 
 N_CLASSES = 5
 
-_FAMILY = {"digits": "fashion-mnist-400"} | {
-    f"{data}-{name}": name for data in ("cifar10", "cifar100") for name in ("alexnet-f", "cifarnet-f")
-}
+_FAMILY = {"digits": "fashion-mnist-400"}
+_FAMILY |= {f"cifar{n}-{name}": name for n in (10, 100) for name in ("alexnet-f", "cifarnet-f")}
 
 
 def shrink(preset: Preset) -> Preset:
@@ -45,11 +44,7 @@ def shrink(preset: Preset) -> Preset:
 def draw(preset: Preset, n_samples: int, *, seed: int = 0) -> tuple[Params, NDArray, NDArray]:
     """Float64 parameters with nothing at its neutral value, where a mistake might not show, and a batch.
 
-    Returns
-    -------
-    params : dict of str to array
-    x : (B, *input_shape) normal numbers, or (B, T, *input_shape) spikes
-    y : (B,) array
+    Its inputs are (B, *input_shape) normal numbers, or (B, T, *input_shape) spikes; its labels (B,).
     """
     network = preset.network
     rng = np.random.default_rng(seed)

@@ -56,9 +56,8 @@ class System:
         if not self.condition < 1 / SINGULAR and self.examined:
             found.append("I - J is singular to working precision: beta is not determined")
         if self.smallest <= 0:
-            found.append(
-                f"I - J is indefinite (symmetric part down to {self.smallest:.2e}): restarted GMRES may stagnate"
-            )
+            down = f"symmetric part down to {self.smallest:.2e}"
+            found.append(f"I - J is indefinite ({down}): restarted GMRES may stagnate")
         return tuple(found)
 
 
@@ -233,6 +232,5 @@ def cross_examine(
         return certificates.on_sources(frozen, errors)
 
     gamma = certificates.contraction_bound(frozen).upper
-    return examine(
-        jacobian.vjp, b, gamma=gamma, methods=methods, tol=tol, max_iter=max_iter, max_size=max_size, certify=certify
-    )
+    limits = {"max_iter": max_iter, "max_size": max_size}
+    return examine(jacobian.vjp, b, gamma=gamma, methods=methods, tol=tol, certify=certify, **limits)

@@ -97,27 +97,18 @@ def specify(
     x_mean = method.average(inputs, network.neuron.leak)
     connections, owned, maps = [], [], []
     for c, (source, target) in zip(network.connections, network.edges, strict=True):
-        own = {
-            name.rsplit(".", 1)[1]: np.asarray(value, np.float64)
-            for name, value in params.items()
-            if name.rsplit(".", 1)[0] == c.name
-        }
-        weightless = not c.synapse.weight_shape
-        connection = equations.Connection(
-            source,
-            target,
-            None if weightless else tie(c.synapse),
-            fixed(c.synapse) if weightless else None,
-            np.arange(c.synapse.n_out) % c.synapse.out_shape[0],
-            None if c.restriction is None else c.restriction.norm,
-        )
+        mine = {name: value for name, value in params.items() if name.rpartition(".")[0] == c.name}
+        own = {name.rpartition(".")[2]: np.asarray(value, np.float64) for name, value in mine.items()}
+        learned, given = (tie(c.synapse), None) if c.synapse.weight_shape else (None, fixed(c.synapse))
+        channel = np.arange(c.synapse.n_out) % c.synapse.out_shape[0]
+        norm = None if c.restriction is None else c.restriction.norm
+        connection = equations.Connection(source, target, learned, given, channel, norm)
         keep = np.asarray(masks.get(c.name, np.ones((len(x), c.synapse.n_out))), np.float64)
         connections.append(connection)
         owned.append(own)
         maps.append(method.freeze(connection, own, x_mean, keep, training))
-    net = equations.Network(
-        [population.size for population in network.populations], maps, network.neuron.leak, network.neuron.v_th
-    )
+    sizes = [population.size for population in network.populations]
+    net = equations.Network(sizes, maps, network.neuron.leak, network.neuron.v_th)
     # The readout's matrix in channels-last order.
     order = tie(network.readout.synapse)
     W_o = equations.tied(params["readout.weight"].astype(np.float64), order)

@@ -57,9 +57,8 @@ class Divergence:
         if self.index:
             of_weights = self.stage in ("weight", "grad", "new")
             where += f", index {self.index}" if of_weights else f", sample {self.index[0]}, neuron {self.index[1:]}"
-        explained = "rounding can explain it" if self.rounding else "rounding cannot explain it"
-        size = f"(error {self.error:.1e}, allowed {self.allowed:.1e})"
-        return f"{where}: expected {self.expected:.9g}, got {self.got:.9g} {size}: {explained}; {self.detail}"
+        size = f"(error {self.error:.1e}, allowed {self.allowed:.1e}): rounding {'can' if self.rounding else 'cannot'}"
+        return f"{where}: expected {self.expected:.9g}, got {self.got:.9g} {size} explain it; {self.detail}"
 
 
 @dataclass(frozen=True)

@@ -226,13 +226,8 @@ def cases(names: Iterable[str] | None = None) -> Iterator[Case]:
 
 
 def make(directory: str | Path, *, names: Iterable[str] | None = None) -> Path:
-    """Write a pack: ``manifest.json``, whose path is returned, and a safetensors file per case.
+    """Write a pack of all cases, or those of some names, into a folder; returns the path of its manifest.
 
-    Parameters
-    ----------
-    directory : path
-        Made where it does not exist. Made twice, a pack is the same byte for byte.
-    names : iterable of str, optional
-        Only these cases.
+    The folder is made where it does not exist. Made twice, a pack is the same byte for byte.
     """
     return write(Path(directory), cases(names))

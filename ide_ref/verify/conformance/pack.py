@@ -120,13 +120,11 @@ def errors(
     """|given − right| of each array of a stage, and the largest that passes: of spikes and masks none, else `rtol`."""
     largest = {name: float(np.max(np.abs(value), initial=0.0)) for name, value in right.items()}
     least = 1e-2 * max(largest.values(), default=0.0)
-    return {
-        name: (
-            np.abs(given[name].astype(np.float64) - value.astype(np.float64)),
-            0.0 if stage in DISCRETE else rtol * max(largest[name], least),
-        )
-        for name, value in right.items()
-    }
+    found = {}
+    for name, value in right.items():
+        allowed = 0.0 if stage in DISCRETE else rtol * max(largest[name], least)
+        found[name] = np.abs(given[name].astype(np.float64) - value.astype(np.float64)), allowed
+    return found
 
 
 def configs() -> Iterator[dict[str, Any]]:
@@ -137,18 +135,10 @@ def configs() -> Iterator[dict[str, Any]]:
     for name, neuron, kind, dtype, batch_norm, dropout in combinations:
         parts = [name, neuron, kind, dtype, "bn" if batch_norm else "plain", *(["dropout"] if dropout else [])]
         structure, shape = STRUCTURES[name]
-        yield {
-            "name": "-".join(parts),
-            "structure": structure,
-            "input_shape": list(shape),
-            "n_classes": 5,
-            "neuron": {"leak": 1.0 if neuron == "if" else 0.95, "v_th": 2.0},
-            "input": kind,
-            "dtype": dtype,
-            "batch_norm": batch_norm,
-            "dropout": dropout,
-            "n_steps": 5,
-        }
+        graph = {"structure": structure, "input_shape": list(shape), "n_classes": 5, "batch_norm": batch_norm}
+        leak = 1.0 if neuron == "if" else 0.95
+        run = {"neuron": {"leak": leak, "v_th": 2.0}, "input": kind, "dtype": dtype, "dropout": dropout, "n_steps": 5}
+        yield {"name": "-".join(parts), **graph, **run}
 
 
 def network_of(config: Mapping[str, Any]) -> Network:
@@ -173,12 +163,8 @@ def write(directory: Path, cases: Iterable[Case]) -> Path:
         data = save(case.arrays)
         write_atomically(directory / f"{case.name}.safetensors", data)
         rows.append({**case.config, "sha256": hashlib.sha256(data).hexdigest()})
-    manifest = {
-        "schema": SCHEMA,
-        "version": VERSION,
-        "stages": [{"name": stage, "says": says} for stage, says in _SAYS.items()],
-        "cases": rows,
-    }
+    stages = [{"name": stage, "says": says} for stage, says in _SAYS.items()]
+    manifest = {"schema": SCHEMA, "version": VERSION, "stages": stages, "cases": rows}
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     write_atomically(directory / "manifest.json", text.encode())
     return directory / "manifest.json"
