@@ -211,6 +211,7 @@ def load(
     ----------
     name : str
         One of `names()`.
+    neuron : {"lif", "if"}
     n_steps : int, optional
         T in place of the preset's own.
     norm : {"operator", "kernel"}
