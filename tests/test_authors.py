@@ -5,7 +5,7 @@ profile follow from the arrays.
 """
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +116,10 @@ def test_maps_put_in_place_of_others_are_the_ones_simulated(structure, profile):
     silent = replace(frozen, maps=tuple(replace(m, keep=np.zeros((2, m.synapse.n_out))) for m in frozen.maps))
     assert simulate(frozen, x, 12).a.any()
     assert not simulate(silent, x, 12).a.any()
+
+
+def test_the_authors_program_has_every_difference_but_those_said():
+    for n_populations in (1, 2, 5):
+        found = {name for name, on in asdict(authors(n_populations)).items() if on}
+        expected = set(asdict(PAPER)) - {"batch_statistics_in_gradient"}
+        assert found == (expected if n_populations > 1 else expected - {"sweep_first"})

@@ -331,3 +331,10 @@ def test_a_map_of_all_sizes_is_nowhere_smaller(case, seed):
         size, more = made.absolute().output(certificates.Near.exactly(np.abs(s)))
         assert np.all(np.abs(value) <= size * (1 + 1e-12))
         assert np.all(error <= more * (1 + 1e-12))
+
+
+@pytest.mark.parametrize("value", [1e308, np.inf, np.nan])
+def test_norms_beyond_the_range_are_infinite_without_a_warning(value):
+    with np.errstate(over="raise", invalid="raise"):
+        assert Near(np.array([[value, value]]), np.array([[value, 0.0]])).norm() == np.inf
+        assert norm_above(np.array([[value, 1.7e308]])) == np.inf

@@ -325,3 +325,10 @@ def test_cells_are_scaled_masked_multiplied_and_summed_by_channel(n, n_positions
     expected_wide[2][:, inside] += expected
     expected_wide[3][:, inside] *= x
     np.testing.assert_allclose(after, expected_wide, atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_map_to_nothing_has_norm_0_and_is_known_to(n):
+    nothing = np.zeros((n, n))
+    found = leading_singular_pair(lambda v: nothing @ v, lambda u: nothing @ u, np.ones(n), tol=1e-12)
+    assert found.value == found.residual == 0.0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ide_ref import norms
-from ide_ref.norms import matrix_norm, operator_norm
+from ide_ref.norms import EXACT_SIZE, matrix_norm, operator_norm
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Dense
 
 seeds = st.integers(0, 2**32 - 1)
@@ -85,3 +85,12 @@ def test_the_symbols_bound_is_close_on_large_pictures(synapse):
         found = operator_norm(synapse, taps, scale)
     assert truth <= found.upper <= 1.1 * truth
     assert found.value == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (1, EXACT_SIZE + 1), (EXACT_SIZE + 1, 1)])
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
+def test_the_norm_of_one_row_or_column_is_its_length_at_any_size(shape, size):
+    found = matrix_norm(np.full(shape, size))
+    exact = size * np.sqrt(max(shape))
+    assert found.value == pytest.approx(exact, rel=1e-13)
+    assert exact * (1 - 1e-15) <= found.upper <= exact * (1 + 1e-11)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ide_ref.solvers import SOLVERS, NotConverged, norms, require, solve
+from ide_ref.solvers import SOLVERS, NotConverged, accept, norms, require, solve
 
 HONEST = [name for name in SOLVERS if name != "damped"]
 solvers = pytest.mark.parametrize("method", HONEST)
@@ -209,3 +209,51 @@ def test_no_sum_over_nothing_is_asked_of_einsum(method, monkeypatch):
     b = np.random.default_rng(3).normal(size=(4, 1))
     solution = solve(method, lambda v: 0.5 * v, b, tol=1e-11)
     np.testing.assert_allclose(solution.x, 2 * b if method != "damped" else b * 2 / 3, atol=1e-10)
+
+
+@solvers
+@given(n_batch=st.integers(1, 4), n=st.integers(1, 6), seed=seeds, data=st.data())
+def test_the_product_is_asked_of_finite_vectors_alone(method, n_batch, n, seed, data):
+    """Samples with nothing to solve, or that have arrived, beside others that go on."""
+    J, b = system(np.random.default_rng(seed), n_batch, n, 0.9)
+    b *= np.array(data.draw(st.lists(st.sampled_from([0.0, 1.0, 1e-9]), min_size=n_batch, max_size=n_batch)))[:, None]
+
+    def checked(v):
+        assert np.isfinite(v).all()
+        return product(J)(v)
+
+    solution = solve(method, checked, b, tol=1e-10, max_iter=500)
+    assert solution.converged
+    np.testing.assert_allclose(solution.x, exact(J, b), rtol=0, atol=1e-8)
+
+
+@solvers
+@given(n_batch=st.integers(1, 4), n=st.integers(1, 6), seed=seeds, data=st.data())
+def test_samples_solved_together_each_meet_the_tolerance(method, n_batch, n, seed, data):
+    J, b = system(np.random.default_rng(seed), n_batch, n, 0.5)
+    b *= np.array(data.draw(st.lists(st.sampled_from([0.0, 1.0, 1e-3]), min_size=n_batch, max_size=n_batch)))[:, None]
+    solution = solve(method, product(J), b, tol=1e-9, max_iter=500, joined=True)
+    assert solution.converged
+    assert solution.x.shape == b.shape
+    assert (solution.relative <= 1e-9).all()
+    np.testing.assert_allclose(solution.x, exact(J, b), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["fixed_point", "anderson", "broyden", "gmres", "scipy_gmres"])
+def test_the_history_ends_where_the_solution_does(method):
+    J, b = system(np.random.default_rng(1), 2, 5, 0.7)
+    solution = solve(method, product(J), b, tol=1e-8)
+    assert solution.history[0] == pytest.approx(1.0 if method != "fixed_point" else solution.history[0])
+    assert solution.history[-1] == pytest.approx(solution.relative.max(), rel=1e-3)
+    assert len(solution.history) >= 2
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_the_worst_of_a_batchs_samples_is_told(order):
+    """One sample that outgrew its b, one that rounding hides, one that is merely not there yet."""
+    x = np.array([[1e17], [1.0], [1.0]])
+    b = np.array([[1.0], [1.0], [0.5]])
+    y = np.array([[0.9e17], [2.5e-16], [0.3]])
+    for rows, status in (([0, 1, 2], "singular"), ([1, 2], "lost to rounding"), ([2], "out of iterations")):
+        some = np.array(rows)[order]
+        assert accept(x[some], y[some], b[some], 1e-16).status == status

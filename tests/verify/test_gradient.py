@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -310,3 +310,9 @@ def test_wrong_arguments(options, message):
 def test_unknown_parameter_of_a_sweep():
     with pytest.raises(ValueError, match=r"parameter is 'W'; expected one of input\.weight"):
         sweep_steps(*problem("fashion-mnist-400"), parameter="W")
+
+
+def test_an_error_of_the_tolerance_itself_passes():
+    report = check_gradient(*problem("fashion-mnist-400"), n_coordinates=1, n_directions=0)
+    assert replace(report, tol=report.max_rel_error).passed
+    assert not replace(report, tol=report.max_rel_error * (1 - 1e-9)).passed

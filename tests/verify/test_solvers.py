@@ -106,3 +106,19 @@ def test_wrong_arguments():
     frozen = ide_ref.freeze(plain, plain.init(np.random.default_rng(0)))
     with pytest.raises(ValueError, match="no feedback connection"):
         cross_examine(frozen, ide_ref.simulate(frozen, x, 2), np.zeros((4, 5)))
+
+
+@pytest.mark.parametrize("size", [1e-150, 1.0, 1e150])
+def test_certificates_are_of_the_size_of_the_error(size):
+    """They tell the 1e-6 to which a solver went, not the size of the system."""
+    product, b = system(np.diag([0.5, 0.25, -0.5]))
+    row = examine(product, size * b, gamma=0.5, methods=("fixed_point",), tol=1e-6).row("fixed_point")
+    assert row.error <= row.certificate <= 10 * row.error
+    exact = examine(product, size * b, gamma=0.5, methods=("direct",)).row("direct")
+    assert exact.certificate <= 1e-13 * size
+
+
+def test_systems_up_to_the_largest_size_are_taken_apart():
+    report = examine(*system(0.5 * np.eye(4)), max_size=4)
+    assert report.system.examined
+    assert "direct" in [row.method for row in report.rows]
