@@ -1,24 +1,24 @@
-"""Random networks for the property tests, and the oracle they are compared with.
+"""Random networks for the property tests, and what the page of equations makes of them.
 
-The oracle knows every connection as a dense matrix a sample and writes the equations out in plain NumPy; of
-the package it uses the structure, the parameters and the drawn dropout masks. States are in channels-last order.
+Of the package's fast functions the oracle uses the structure, the parameters and the drawn dropout masks. States are
+in channels-last order.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import numba
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ide_ref import IF, LIF, Connection, Dense, Frozen, Network, Population, Readout, Restriction, freeze
-from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Synapse, to_channels_last
+from ide_ref import IF, LIF, Connection, Dense, Frozen, Network, Population, Readout, Restriction, equations, freeze
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Synapse
+from ide_ref.verify.specification import Specified, specified
 
 MAX_THREADS = min(2, numba.config.NUMBA_NUM_THREADS)
 """Threads that are drawn: with two, a batch is divided."""
@@ -48,106 +48,66 @@ class Case:
     def is_spike_input(self) -> bool:
         return self.x.ndim == len(self.network.input_shape) + 2
 
+    @cached_property
+    def spec(self) -> Specified:
+        """As the page of equations reads it."""
+        return specified(self.frozen, self.x, self.n_steps)
+
     @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """(source, target) places of the connections; -1 is the input."""
-        names = [p.name for p in self.network.populations]
-        return [
-            (-1 if c.source == "input" else names.index(c.source), names.index(c.target))
-            for c in self.network.connections
-        ]
+    def x_mean(self) -> NDArray:
+        """(B, n_in) weighted average of the steps."""
+        return equations.average(self.spec.x, self.spec.net.leak)
 
     def places(self) -> list[slice]:
-        ends = np.cumsum([0, *(math.prod(p.shape) for p in self.network.populations)])
+        ends = np.cumsum([0, *self.spec.net.sizes])
         return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
-    def inputs(self) -> NDArray:
-        """(B, T, n_in) input of every step."""
-        steps = self.x if self.is_spike_input else np.repeat(self.x[:, None], self.n_steps, axis=1)
-        return np.stack([to_channels_last(steps[:, t], self.network.input_shape) for t in range(self.n_steps)], axis=1)
-
-    def mean_input(self, n_steps: int | None = None) -> NDArray:
-        """(B, n_in) weighted average of the first steps."""
-        x = self.inputs()[:, :n_steps].astype(np.float64)
-        weights = np.array([self.network.neuron.leak ** (x.shape[1] - 1 - t) for t in range(x.shape[1])])
-        return np.einsum("t,btn->bn", weights, x) / weights.sum()
+    def split(self, state: NDArray) -> list[NDArray]:
+        """A state (B, n) as the equations have it."""
+        return [state[:, place] for place in self.places()]
 
     def affine(self) -> list[tuple[NDArray, NDArray]]:
         """Each connection as (matrix (B, n_to, n_from), constant (B, n_to))."""
         made = []
-        for c, frozen in zip(self.network.connections, self.frozen.maps, strict=True):
-            p = {k.rsplit(".", 1)[1]: v for k, v in self.params.items() if k.rsplit(".", 1)[0] == c.name}
-            A = dense_matrix(c.synapse, p.get("weight"))
-            if c.restriction:
-                A = A * (p["alpha"] / np.linalg.norm(restricted(c, p["weight"]), 2))
-            constant = np.zeros(c.synapse.n_out)
-            channels = np.arange(c.synapse.n_out) % c.synapse.out_shape[0]
-            if c.bias:
-                constant = constant + p["bias"][channels]
-            if c.batch_norm:
-                mean, variance = p["running_mean"][channels], p["running_var"][channels]
-                if self.training and c.source == "input":
-                    z = (self.mean_input() @ A.T + constant).reshape(-1, c.synapse.out_shape[0])
-                    mean = z.mean(axis=0)[channels]
-                    variance = ((z - z.mean(axis=0)) ** 2).mean(axis=0)[channels]
-                scale = p["bn_weight"][channels] / np.sqrt(variance + 1e-5)
-                A = scale[:, None] * A
-                constant = scale * (constant - mean) + p["bn_bias"][channels]
-            keep = np.ones((len(self.x), c.synapse.n_out)) if frozen.keep is None else frozen.keep
-            made.append((keep[:, :, None] * A, keep * constant))
+        for m in self.spec.net.maps:
+            scale = 1.0 if m.norm is None else (m.norm[0] / np.sqrt(m.norm[3] + equations.EPSILON))[:, None]
+            constant = equations.output(m, np.zeros((len(self.x), m.W.shape[1])))
+            made.append((m.keep[:, :, None] * (scale * m.W), constant))
         return made
 
     def blocks(self) -> tuple[NDArray, NDArray, NDArray]:
         """Forward and feedback parts of the big block matrix, (B, n, n) each, and the drive (B, n)."""
-        places, n = self.places(), self.places()[-1].stop
-        forward, feedback = np.zeros((2, len(self.x), n, n))
-        drive = np.zeros((len(self.x), n))
-        for (source, target), (A, constant) in zip(self.pairs, self.affine(), strict=True):
-            drive[:, places[target]] += constant
-            if source < 0:
-                drive[:, places[target]] += apply(A, self.mean_input())
-            else:
-                part = forward if source < target else feedback
-                part[:, places[target], places[source]] += A
-        return forward, feedback, drive
+        net = self.spec.net
+        rest = self.split(np.zeros((len(self.x), sum(net.sizes))))
+        drive = [equations.arriving(net, i, self.x_mean, rest, rest) for i in range(len(rest))]
+        forward, feedback = (
+            equations.block_matrix(net._replace(maps=[m for m in net.maps if (m.source < m.target) == ahead]))
+            for ahead in (True, False)
+        )
+        return forward, feedback, np.concatenate(drive, axis=1)
 
     def sweep(self, z: NDArray) -> tuple[NDArray, NDArray]:
         """Rates and pre-activations (B, n) of one pass through the populations, z at the feedback sources."""
-        forward, feedback, drive = self.blocks()
-        given = np.zeros_like(drive)
+        given = np.zeros((len(z), sum(self.spec.net.sizes)))
         given[:, self.feedback_sources()] = z
-        p = apply(feedback, given) + drive
-        a = np.zeros_like(p)
-        for place in self.places():
-            p[:, place] += apply(forward[:, place], a)
-            a[:, place] = np.clip(p[:, place] / self.network.neuron.v_th, 0, 1)
-        return a, p
+        a, p = equations.sweep(self.spec.net, self.split(given), self.x_mean)
+        return np.concatenate(a, axis=1), np.concatenate(p, axis=1)
 
     def feedback_sources(self) -> NDArray[np.intp]:
         """Places of the neurons that send feedback."""
-        sources = sorted({s for s, t in self.pairs if s >= t})
+        sources = sorted({s for s, t in self.network.edges if s >= t})
         return np.concatenate([np.arange(self.places()[-1].stop)[self.places()[s]] for s in sources])
 
     def rollout(self) -> tuple[NDArray, NDArray, float]:
         """(STEP): spikes and potentials (B, T, n) of t = 1..T, and the smallest |v - V_th|."""
-        neuron, places, maps, inputs = self.network.neuron, self.places(), self.affine(), self.inputs()
-        u, s = np.zeros((2, len(self.x), places[-1].stop))
-        spikes, potentials, margin = [], [], np.inf
+        net = self.spec.net
+        u = s = self.split(np.zeros((len(self.x), sum(net.sizes))))
+        steps = []
         for t in range(self.n_steps):
-            before = s
-            s = np.zeros_like(s)
-            for target, place in enumerate(places):
-                v = neuron.leak * u[:, place]
-                for (source, end), (A, constant) in zip(self.pairs, maps, strict=True):
-                    if end == target:
-                        sent = inputs[:, t] if source < 0 else (s if source < target else before)[:, places[source]]
-                        v = v + apply(A, sent) + constant
-                margin = min(margin, np.abs(v - neuron.v_th).min())
-                s[:, place] = v >= neuron.v_th
-                u[:, place] = v - neuron.v_th * s[:, place]
-            spikes.append(s)
-            potentials.append(u.copy())
-        return np.stack(spikes, axis=1), np.stack(potentials, axis=1), margin
+            u, s = equations.step(net, u, s, self.spec.x[:, t])
+            steps.append((np.concatenate(s, axis=1), np.concatenate(u, axis=1)))
+        spikes, potentials = (np.stack(part, axis=1) for part in zip(*steps, strict=True))
+        return spikes, potentials, np.abs(potentials + net.v_th * spikes - net.v_th).min()
 
 
 def dense_matrix(synapse: Synapse, weight: NDArray | None) -> NDArray:
@@ -164,13 +124,6 @@ def restricted(c: Connection, weight: NDArray) -> NDArray:
 def apply(A: NDArray, v: NDArray) -> NDArray:
     """A v, sample by sample."""
     return np.einsum("bij,bj->bi", A, v)
-
-
-def average(spikes: NDArray, leak: float) -> NDArray:
-    """a[t] of (RATE) for spikes s[1..t], (B, t, n)."""
-    n_steps = spikes.shape[1]
-    weights = np.array([leak ** (n_steps - 1 - t) for t in range(n_steps)])
-    return np.einsum("t,btn->bn", weights, spikes) / weights.sum()
 
 
 def flat_or_image() -> st.SearchStrategy[tuple[int, ...]]:

@@ -8,24 +8,32 @@ import numpy as np
 import pytest
 from graphs import cases
 from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import ide_ref
 from ide_ref import backward, cross_entropy, equations, find_equilibrium, read_out, simulate
-from ide_ref.equilibrium import fixed_point_map, gather_sources
+from ide_ref.equilibrium import fixed_point_map
 from ide_ref.synapses import from_channels_last
-from ide_ref.verify.specification import specified
 
 PAGE = Path(ide_ref.__file__).parent / "equations.py"
 
 
 @pytest.mark.kernels
-@given(case=cases(exact=True))
+@given(case=st.one_of(cases(exact=True), cases(exact=True, dtype=np.float32)))
 def test_spikes_are_the_equations_spikes_on_exact_sums(case):
+    """Every spike and potential to the last bit, in either dtype, and what is counted of them."""
     rates = simulate(case.frozen, case.x, case.n_steps, record=True)
-    spec = specified(case.frozen, case.x, case.n_steps)
-    spikes = np.concatenate(equations.rollout(spec.net, spec.x), axis=2)
+    spikes, potentials, margin = case.rollout()
+    assert rates.a.dtype == rates.potentials.dtype == case.x.dtype
     np.testing.assert_array_equal(rates.spikes, spikes)
-    np.testing.assert_allclose(rates.a, equations.average(spikes, spec.net.leak), rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(rates.potentials, potentials)
+    np.testing.assert_array_equal(rates.u, potentials[:, -1])
+    assert rates.margin.min() == margin
+    atol = 1e-14 if case.x.dtype == np.float64 else 1e-6
+    np.testing.assert_allclose(rates.a, equations.average(spikes, case.spec.net.leak), rtol=0, atol=atol)
+    for i, (population, place) in enumerate(zip(case.network.populations, case.places(), strict=True)):
+        np.testing.assert_array_equal(rates.n_spikes[:, i], spikes[:, :, place].sum(axis=(1, 2)))
+        assert rates.mean_spikes[population.name] == pytest.approx(spikes[:, :, place].mean(), abs=1e-15)
 
 
 @given(case=cases())
@@ -34,64 +42,38 @@ def test_rates_loss_beta_and_every_gradient_are_the_equations(case):
     # A rounding may flip a spike that comes this close to the threshold, or a mask that comes this close to its ends.
     assume(rates.margin.min() > 1e-9)
     loss, d_logits = cross_entropy(read_out(case.frozen, rates), case.y)
-    spec = specified(case.frozen, case.x, case.n_steps)
-    p = np.concatenate(
-        [
-            equations.arriving(spec.net, i, equations.average(spec.x, spec.net.leak), *2 * [split(spec, rates.a)])
-            for i in range(len(spec.net.sizes))
-        ],
-        axis=1,
-    )
-    assume(np.minimum(np.abs(p), np.abs(p - spec.net.v_th)).min() > 1e-9)
-    system = np.eye(p.shape[1]) - equations.block_matrix(spec.net).transpose(0, 2, 1) * (
-        ((p >= 0) & (p <= spec.net.v_th))[:, None, :] / spec.net.v_th
-    )
-    assume(np.linalg.cond(system).max() < 1e4)
-    value, a, beta, gradients, statistics = spec.gradient(case.y)
+    net = case.spec.net
+    at = case.split(rates.a)
+    p = np.concatenate([equations.arriving(net, i, case.x_mean, at, at) for i in range(len(at))], axis=1)
+    assume(np.minimum(np.abs(p), np.abs(p - net.v_th)).min() > 1e-9)
+    slope = ((p >= 0) & (p <= net.v_th))[:, None, :] / net.v_th
+    assume(np.linalg.cond(np.eye(p.shape[1]) - equations.block_matrix(net).transpose(0, 2, 1) * slope).max() < 1e4)
+    value, a, beta, gradients, statistics = case.spec.gradient(case.y)
     np.testing.assert_allclose(rates.a, a, rtol=0, atol=1e-13)
     assert loss == pytest.approx(value, rel=1e-12)
     back = backward(case.frozen, rates, d_logits, solver="direct", tol=1e-9)
     scale = max(1.0, np.abs(beta).max())
     np.testing.assert_allclose(back.beta, beta, rtol=0, atol=1e-10 * scale)
     assert set(back.gradients) == set(gradients)
-    for name, found in gradients.items():
-        size = max(1.0, np.abs(found).max())
-        np.testing.assert_allclose(back.gradients[name], found, rtol=0, atol=1e-10 * size, err_msg=name)
-    for name, found in statistics.items():
-        size = max(1.0, np.abs(found).max())
-        np.testing.assert_allclose(back.statistics[name], found, rtol=0, atol=1e-10 * size, err_msg=name)
-
-
-def split(spec, state):
-    return np.split(state, np.cumsum(spec.net.sizes)[:-1], axis=1)
+    vectors = {f"{c.name}.singular_vector" for c in case.network.connections if c.restriction}
+    assert set(back.statistics) == set(statistics) | vectors
+    for ours, theirs in ((back.gradients, gradients), (back.statistics, statistics)):
+        for name, found in theirs.items():
+            size = 1e-10 * max(1.0, np.abs(found).max())
+            np.testing.assert_allclose(ours[name], found, rtol=0, atol=size, err_msg=name)
 
 
 @given(case=cases(contractive=True))
 def test_a_sweep_and_its_equilibrium_are_the_equations(case):
-    spec = specified(case.frozen, case.x, case.n_steps)
-    x_mean = equations.average(spec.x, spec.net.leak)
     state = find_equilibrium(case.frozen, case.x)
-    a_star = np.concatenate(equations.equilibrium(spec.net, x_mean, 400), axis=1)
+    a_star = np.concatenate(equations.equilibrium(case.spec.net, case.x_mean, 400), axis=1)
     np.testing.assert_allclose(state.a, a_star, rtol=0, atol=1e-11)
-    z = np.random.default_rng(0).random(gather_sources(case.network, state.a).shape)
-    given_rates = np.zeros_like(state.a)
-    given_rates[:, case.feedback_sources()] = z
-    swept, p = equations.sweep(spec.net, split(spec, given_rates), x_mean)
-    x = from_channels_last(x_mean, case.network.input_shape)
-    expected = gather_sources(case.network, np.concatenate(swept, axis=1))
-    size = max(1.0, *(np.abs(q).max() for q in p))
-    np.testing.assert_allclose(fixed_point_map(case.frozen, x, z), expected, rtol=0, atol=1e-13 * size * len(p))
-
-
-def test_sgd_step_is_the_equations():
-    rng = np.random.default_rng(0)
-    theta, gradient, velocity = rng.normal(size=(3, 4, 5))
-    params, moved = ide_ref.SGD(momentum=0.9, weight_decay=5e-4).step(
-        {"w": theta}, {"w": velocity}, {"w": gradient}, rate=0.05
-    )
-    expected = equations.sgd_step(theta, velocity, gradient, 0.05, 0.9, 5e-4)
-    np.testing.assert_allclose(params["w"], expected[0], rtol=1e-14)
-    np.testing.assert_allclose(moved["w"], expected[1], rtol=1e-14)
+    z = np.random.default_rng(0).random((len(case.x), case.network.feedback_size))
+    swept, p = case.sweep(z)
+    x = from_channels_last(case.x_mean, case.network.input_shape)
+    size = 1e-13 * max(1.0, np.abs(p).max()) * len(case.network.populations)
+    expected = swept[:, case.feedback_sources()]
+    np.testing.assert_allclose(fixed_point_map(case.frozen, x, z), expected, rtol=0, atol=size)
 
 
 def test_dropout_is_the_equations():
@@ -106,11 +88,7 @@ def test_the_page_is_short_and_needs_numpy_alone():
     """It can be read, and imported where neither SciPy nor Numba is installed."""
     assert len(PAGE.read_text().splitlines()) <= 300
     block = "import sys; sys.modules.update(dict.fromkeys(('scipy', 'numba', 'llvmlite')))\n"
-    code = block + (
-        "import ide_ref.equations as e\n"
-        "used = {name.partition('.')[0] for name, module in sys.modules.items() if module is not None}\n"
-        "print(sorted(n for n in sys.modules if n.startswith('ide_ref')))"
-    )
+    code = f"{block}import ide_ref.equations\nprint(sorted(n for n in sys.modules if n.startswith('ide_ref')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PAGE.parents[1])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['ide_ref', 'ide_ref.equations']"

@@ -42,8 +42,8 @@ def wide(kind: str, gamma: float, seed: int, n: int = 400):
 def test_newton_ends_within_20_steps_at_dimension_400(sigma):
     kinds = ["random", "symmetric", "skew", "excitatory", "inhibitory", "orthogonal", "negative", "positive"]
     steps = []
-    for seed in range(40):
-        gamma = 0.99 if seed % 2 else np.random.default_rng(seed).uniform(0, 0.99)
+    for seed in range(16):
+        gamma = 0.99 if seed // 8 else np.random.default_rng(seed).uniform(0, 0.99)
         frozen, x, params = wide(kinds[seed % 8], gamma, seed)
         found = find_equilibrium(frozen, x, method="newton", sigma=sigma, allow_unconverged=True)
         p = found.a @ params["feedback.weight"].T + x @ params["input.weight"].T + params["input.bias"]
@@ -113,8 +113,12 @@ def test_newton_finds_a_solution_where_the_sweep_does_not_converge():
     params["input.weight"][:] = 1.0
     frozen = freeze(network, params)
     x = np.array([[1.5]])
-    with pytest.raises(NotConverged, match=r"residual .* after 50 sweeps, tolerance 1e-13; out of .*; gamma is 1.500"):
+    with pytest.raises(NotConverged, match=r"residual .* after 50 sweeps, tolerance 1e-13; out of .*; gamma is 1\.500"):
         find_equilibrium(frozen, x, max_iter=50)
+    jumping = find_equilibrium(frozen, x, max_iter=50, allow_unconverged=True)
+    assert not jumping.converged
+    assert np.isinf(jumping.certificate).all()
+    assert jumping.residual == pytest.approx(0.75)
     found = find_equilibrium(frozen, x, method="newton")
     np.testing.assert_allclose(found.a, [[0.3]], atol=1e-15)
     with pytest.raises(NotConverged, match="after 1 steps of newton"):
@@ -131,24 +135,10 @@ def test_relu_has_no_upper_piece():
     assert open_ended.branch.max() == 0
 
 
-def test_a_network_without_feedback_and_coupled_samples():
-    network = build("4", input_shape=(3,), n_classes=2, neuron=IF(), batch_norm=False)
-    frozen = freeze(network, network.init(np.random.default_rng(0)))
-    x = np.ones((2, 3))
-    for method in ("iterate", "newton"):
-        np.testing.assert_array_equal(find_equilibrium(frozen, x, method=method).a, np.clip(frozen.drive(x) / 2, 0, 1))
-
+def test_coupled_samples():
     network = build("6-6 (F6)", input_shape=(3,), n_classes=2, neuron=IF())
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 3))
     frozen = freeze(edited(network, Profile(batch_statistics_in_beta=True)), network.init(rng), x, training=True)
     found = find_equilibrium(frozen, x, method="newton", allow_unconverged=True)
     assert np.all(np.isfinite(found.a))
-
-
-def test_wrong_arguments_are_named():
-    frozen, x, _ = wide("random", 0.5, 0, n=5)
-    with pytest.raises(ValueError, match="method is 'secant'; expected 'iterate', 'anderson' or 'newton'"):
-        find_equilibrium(frozen, x, method="secant")
-    with pytest.raises(ValueError, match="sigma is 'tanh'; expected 'clip' or 'relu'"):
-        find_equilibrium(frozen, x, sigma="tanh")
