@@ -3,8 +3,6 @@
 import ast
 import importlib
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,46 +49,15 @@ def test_no_keyword_dictionaries(path):
     assert not [f"{f.name}, line {f.lineno}" for f in public if f.args.kwarg]
 
 
-@pytest.mark.parametrize("path", SOURCES)
-def test_every_public_function_has_hints(path):
-    for f in nodes(path, ast.FunctionDef):
-        arguments = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]
-        bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
-        if "_kernels" not in path.parts:
-            assert not bare, f"{f.name}, line {f.lineno}"
-
-
 @pytest.mark.parametrize("name", ide_ref.__all__)
-def test_public_names_are_there(name):
-    assert getattr(ide_ref, name) is not None
+def test_public_names_are_there_and_documented(name):
     assert name in dir(ide_ref)
+    assert (getattr(ide_ref, name).__doc__ or "").strip()
 
 
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="module 'ide_ref' has no attribute 'relu'"):
         _ = ide_ref.relu
-
-
-def test_public_functions_are_documented():
-    for name in set(ide_ref.__all__) - {"__version__"}:
-        assert (getattr(ide_ref, name).__doc__ or "").strip(), name
-
-
-def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, ide_ref; sys.exit(bool({'numpy', 'numba', 'scipy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_solvers_and_data_know_no_network():
-    for module in ("solvers.py", "datasets"):
-        paths = sorted((ROOT / module).rglob("*.py")) if (ROOT / module).is_dir() else [ROOT / module]
-        for path in paths:
-            inner = {name for name in imports(path) if name.startswith("ide_ref.")}
-            whole = [node for node in nodes(path, ast.ImportFrom) if node.module == "ide_ref"]
-            inner |= {f"ide_ref.{alias.name}" for node in whole for alias in node.names}
-            # Kernels are given arrays alone.
-            allowed = ("ide_ref.datasets", "ide_ref._files", "ide_ref._checks", "ide_ref._kernels")
-            assert not {n for n in inner if not n.startswith(allowed)}, path.name
 
 
 def test_every_module_can_be_imported():

@@ -51,18 +51,6 @@ def test_one_if_neuron_fires_every_v_th_over_drive(drive, v_th):
     np.testing.assert_allclose(run.a, [[run.spike_times.size / 20.5]])
 
 
-@given(ratio=st.floats(1.01, 6), tau=st.sampled_from([0.5, 2.0, 7.0]))
-def test_one_lif_neuron_has_the_logarithmic_interval(ratio, tau):
-    """τ log(τd/(τd − V_th)) from rest at 0, reset by subtraction from V_th to 0."""
-    v_th = 2.0
-    drive = ratio * v_th / tau
-    interval = tau * np.log(ratio / (ratio - 1))
-    run = simulate_continuous(dense(0, 1, v_th=v_th), np.array([drive]), np.array([8.3 * interval]), tau=tau)
-    np.testing.assert_allclose(run.spike_times, interval * np.arange(1, 9), rtol=1e-12)
-    rest = 0.3 * interval
-    np.testing.assert_allclose(run.u, [[tau * drive * (1 - np.exp(-rest / tau))]], rtol=1e-9)
-
-
 @settings(max_examples=100)
 @given(
     log_tau=st.floats(-2, 300),
@@ -70,9 +58,13 @@ def test_one_lif_neuron_has_the_logarithmic_interval(ratio, tau):
     v_th=st.sampled_from([0.5, 2.0]),
     fast=st.booleans(),
 )
+@example(log_tau=0.3, log_excess=0.0, v_th=2.0, fast=False)
 @example(log_tau=300.0, log_excess=-2.0, v_th=0.5, fast=False)
-def test_intervals_are_right_to_rounding_for_any_time_constant(log_tau, log_excess, v_th, fast):
-    """-τ log1p(−V_th/(τ d)); ``fast`` neurons fire about once a unit of time, others in proportion to τ."""
+def test_one_lif_neuron_has_the_logarithmic_interval(log_tau, log_excess, v_th, fast):
+    """τ log(τd/(τd − V_th)) from rest at 0, reset by subtraction from V_th to 0, to rounding for any time constant.
+
+    ``fast`` neurons fire about once a unit of time, others in proportion to τ.
+    """
     tau = 10.0**log_tau
     drive = v_th / tau * (1 + 10**log_excess) + (v_th if fast else 0.0)
     interval = -tau * np.log1p(-v_th / tau / drive)
@@ -118,6 +110,12 @@ def test_two_neurons_with_delay_by_hand():
     np.testing.assert_array_equal(run.u, u)
     assert run.n_deliveries == 2 * 5
     np.testing.assert_allclose(run.a_delayed[2], [2 / 2, 1 / 2])
+    # Spikes on their way arrive after a stop: at 2 those of 2 are not yet heard.
+    part = simulate_continuous(frozen, np.ones(1), times, delay=0.25, max_events=3)
+    assert (part.t_end, part.n_deliveries, part.times.tolist()) == (3.5, 2 * 3, [1.25, 2.0, 2.25])
+    part = simulate_continuous(frozen, np.ones(1), np.array([2.0]), delay=0.25)
+    assert part.n_deliveries == 2
+    np.testing.assert_array_equal(simulate_continuous(frozen, np.ones(1), times[1:], delay=0.25, resume=part).u, u[1:])
 
 
 def test_without_delay_the_order_at_an_instant_is_the_documented_one():
@@ -275,6 +273,7 @@ def problems(draw, shape=None):
         swing = np.sin(np.arange(edges.size)) if kind == "periodic" else 0.9 ** np.arange(edges.size)
         x = PiecewiseInput(edges, x_star + swing[:, None] * rng.normal(size=3))
     times = np.sort(rng.uniform(0.05, t_end, 200))
+    times.flags.writeable = False
     delay = draw(st.sampled_from([0.0, 0.0625, 0.7]))
     return system, x, x_star, times, draw(st.sampled_from([INF, 1.0, 10.0])), delay
 
@@ -381,7 +380,7 @@ def test_err_in_continuous_time(problem):
 def test_if_error_is_of_order_one_over_t_and_lif_keeps_a_floor(delay):
     slopes, late = [], []
     times = np.arange(0.25, 2000, 0.25)
-    for seed in range(10):
+    for seed in range(6):
         system = system_of(IF(), [10], [(-1, 0), (0, 0)], np.random.default_rng(seed), 0.6, n_batch=1)
         run = simulate_continuous(system.frozen, system.x[0], times, delay=delay)
         bound = continuous_error_bound(system.frozen, system.x[0], run)
@@ -434,73 +433,10 @@ def test_beyond_one_nothing_is_promised():
 # --- other synapses ---------------------------------------------------------------------------------
 
 
-@pytest.mark.kernels
-@pytest.mark.parametrize("kind", ["constant", "spikes"])
-def test_convolutions_and_pooling_are_the_same_matrix(kind):
-    """A picture network and the Dense network of its matrices give the same spikes."""
-    shape = (2, 4, 4)
-    conv = Conv2d.over(shape, 3, kernel=3, stride=2)
-    back = Conv2d.over(conv.out_shape, 3, kernel=3)
-    pool = AvgPool2d.over(conv.out_shape, kernel=2)
-    network = Network(
-        shape,
-        (Population("a1", conv.out_shape), Population("a2", pool.out_shape)),
-        (
-            Connection("input", "input", "a1", conv, bias=True, batch_norm=True),
-            Connection("feedback", "a1", "a1", back),
-            Connection("pool", "a1", "a2", pool, bias=True, batch_norm=True),
-        ),
-        Readout("a2", Dense(pool.out_shape, (2,))),
-        IF(1.0),
-    )
-    rng = np.random.default_rng(1)
-    params = network.init(rng)
-    params["input.running_var"] = rng.uniform(0.2, 0.5, 3)
-    params["input.bn_bias"] = rng.normal(0.3, 0.3, 3)
-    params["feedback.weight"] = 0.2 * params["feedback.weight"]
-    frozen = freeze(network, params)
-    twin = Network(
-        (32,),
-        (Population("a1", (12,)), Population("a2", (3,))),
-        tuple(
-            Connection(c.name, c.source, c.target, Dense((c.synapse.n_in,), (c.synapse.n_out,)), bias=True)
-            for c in network.connections
-        ),
-        Readout("a2", Dense((3,), (2,))),
-        IF(1.0),
-    )
-    plain = twin.init(rng)
-    for c in frozen.maps:
-        plain[f"{c.name}.weight"] = c.linear(np.eye(c.synapse.n_in)).T
-        constant = np.zeros((1, c.synapse.n_out))
-        c.add_constant(constant)
-        plain[f"{c.name}.bias"] = constant[0]
-    if kind == "constant":
-        x = rng.uniform(0, 1, shape)
-        x_twin = x.transpose(1, 2, 0).ravel()
-    else:
-        times, neurons = np.sort(rng.uniform(0, 30, 400)), rng.integers(0, 32, 400)
-        cell = np.argsort(np.arange(32).reshape(shape).transpose(1, 2, 0).ravel())
-        x, x_twin = Pulses(times, neurons), Pulses(times, cell[neurons])
-    at = np.array([7.5, 30.0])
-    run = simulate_continuous(frozen, x, at, tau=6.0, delay=0.5)
-    other = simulate_continuous(freeze(twin, plain), x_twin, at, tau=6.0, delay=0.5)
-    assert run.spike_times.size > 20
-    assert (run.spike_neurons >= 12).any()
-    np.testing.assert_array_equal(run.spike_neurons, other.spike_neurons)
-    np.testing.assert_allclose(run.spike_times, other.spike_times, atol=1e-10)
-    np.testing.assert_allclose(run.u, other.u, atol=1e-10)
-    assert run.balance_error < 1e-11
-    assert run.n_inputs == (400 if kind == "spikes" else 0)
-    # A budget that ends before the first of the times leaves nothing to average, and the state to go on from.
-    part = simulate_continuous(frozen, x, at, tau=6.0, delay=0.5, max_events=3)
-    assert part.a.shape == part.drive.shape == (0, 15)
-    assert_same_bits(simulate_continuous(frozen, x, at, tau=6.0, delay=0.5, resume=part), run)
-
-
 PICTURES = [(2, 4, 4), (2, 2, 2), (3, 2, 2), (3, 4, 4), (1, 3, 2)]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("kind", [Dense, Conv2d, ConvTranspose2d, AvgPool2d])
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1), tau=st.sampled_from([INF, 2.0]), spikes=st.booleans())
 def test_every_synapse_carries_its_own_charge(kind, data, seed, tau, spikes):
@@ -536,6 +472,7 @@ def test_every_synapse_carries_its_own_charge(kind, data, seed, tau, spikes):
         x = Pulses(np.sort(rng.uniform(0, 5, 40)), rng.integers(0, x.size, 40))
     times = np.array([0.7, 2.0, 5.0])
     run = simulate_continuous(freeze(network, params), x, times, tau=tau, delay=0.125, max_events=2000)
+    assert run.n_inputs == (np.count_nonzero(x.times <= run.t_end) if spikes else 0)
     assert run.balance_error <= 1e-10 * max(1, np.abs(run.u).max(initial=0))
 
 
@@ -562,6 +499,14 @@ def test_an_event_storm_stops_and_names_the_neuron():
     at_once = simulate_continuous(frozen, np.ones(1), np.array([2.0]), max_events=100)
     assert at_once.t_end == 1.0
     assert "nothing bounds the rates" in at_once.message
+    # It goes on where it stopped.
+    times = np.array([0.5, 7.0, 1000.0])
+    first = simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=100)
+    assert first.message.endswith("to go on, pass this run as resume")
+    second = simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=200, resume=first)
+    assert "after max_events = 200 further spikes" in second.message
+    assert (first.times.size, second.times.size) == (1, 2)
+    assert_same_bits(second, simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=300))
 
 
 def test_a_budget_too_small_is_told_from_a_storm():
@@ -660,30 +605,6 @@ def test_a_budget_takes_no_memory_of_its_own():
     assert run.spike_times.size == 10
 
 
-def test_spikes_on_their_way_arrive_after_the_stop():
-    """The two neurons worked by hand, stopped at 2 with the spikes of 2 not yet heard."""
-    frozen = dense([[0, -0.5], [0.5, 0]], [[1], [0.25]])
-    times = np.array([1.25, 2.0, 2.25, 3.75, 4.0])
-    part = simulate_continuous(frozen, np.ones(1), times, delay=0.25, max_events=3)
-    assert (part.t_end, part.n_deliveries, part.times.tolist()) == (3.5, 2 * 3, [1.25, 2.0, 2.25])
-    part = simulate_continuous(frozen, np.ones(1), np.array([2.0]), delay=0.25)
-    assert part.n_deliveries == 2
-    run = simulate_continuous(frozen, np.ones(1), times[1:], delay=0.25, resume=part)
-    np.testing.assert_array_equal(run.spike_times, [1, 2, 2, 3.5, 3.75])
-    np.testing.assert_array_equal(run.u, [[0, 0], [-0.25, 0.5625], [0.25, 0.4375], [0.0, 0.5]])
-
-
-def test_a_storm_goes_on_where_it_stopped():
-    frozen = dense([[0, 1.3], [1.3, 0]], [[1.0], [0.1]])
-    times = np.array([0.5, 7.0, 1000.0])
-    first = simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=100)
-    assert first.message.endswith("to go on, pass this run as resume")
-    second = simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=200, resume=first)
-    assert "after max_events = 200 further spikes" in second.message
-    assert (first.times.size, second.times.size) == (1, 2)
-    assert_same_bits(second, simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=300))
-
-
 def test_what_does_not_go_on_from_a_run_is_refused():
     frozen = dense(0.3, 1)
     x = PiecewiseInput(np.array([0.0, 3.0, 9.0]), np.array([[1.0], [0.5], [2.0]]))
@@ -719,14 +640,8 @@ def test_what_does_not_go_on_from_a_run_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"times": np.array([])}, "times has shape"),
-        ({"times": np.array([0.0, 1.0])}, "times has shape"),
         ({"times": np.array([2.0, 1.0])}, "expected at least one, positive, finite and ascending"),
-        ({"times": np.array([1.0, INF])}, "times has shape"),
-        ({"tau": 0.0}, "tau is 0.0; expected a positive time constant"),
         ({"tau": 5e-324}, "tau is 5e-324; expected one that is not so short that v_th/tau is beyond float64"),
-        ({"delay": -1.0}, "delay is -1.0; expected a finite number of at least 0"),
-        ({"max_events": 0}, "max_events is 0; expected a whole number of at least 1"),
         ({"x": np.ones(2)}, r"x has shape \(2,\); expected \(1,\), one sample"),
         ({"x": PiecewiseInput(np.array([1.0]), np.ones((1, 1)))}, "x has times that do not begin at 0"),
         ({"x": PiecewiseInput(np.array([0.0, 0.0]), np.ones((2, 1)))}, "do not ascend"),
@@ -752,10 +667,3 @@ def test_a_frozen_batch_or_float32_is_refused():
         simulate_continuous(freeze(network, network.init(rng), x, training=True), x[0], np.array([1.0]))
     with pytest.raises(ValueError, match="frozen is float32 and made for evaluation; expected float64"):
         simulate_continuous(freeze(network, network.init(rng, dtype=np.float32)), x[0], np.array([1.0]))
-
-
-def test_nothing_is_written_into_arguments():
-    x, times = np.ones(1), np.array([1.0, 2.0])
-    for array in (x, times):
-        array.flags.writeable = False
-    assert simulate_continuous(dense(0, 1), x, times).completed

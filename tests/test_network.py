@@ -20,8 +20,8 @@ from ide_ref import (
     Restriction,
     build,
     constraints,
+    equations,
     freeze,
-    read_out,
     simulate,
 )
 from ide_ref.authors import PAPER, Profile, edited
@@ -235,18 +235,6 @@ def test_a_new_start_vector_finds_the_same_norm():
     np.testing.assert_allclose(again.maps[1].weight, first.maps[1].weight, atol=1e-13)
 
 
-def test_evaluation_does_not_depend_on_the_batch():
-    network = layer(dropout=0.5)
-    params = network.init(np.random.default_rng(0))
-    params["input.running_mean"] = np.full(4, 0.3)
-    x = np.random.default_rng(1).normal(size=(6, 3))
-    frozen = freeze(network, params)
-    whole = read_out(frozen, simulate(frozen, x, 5))
-    alone = np.concatenate([read_out(frozen, simulate(frozen, row[None], 5)) for row in x])
-    np.testing.assert_array_equal(whole, alone)
-    assert frozen.maps[0].keep is None
-
-
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
 def test_a_network_frozen_on_one_batch_may_be_used_for_another(case, seed):
     """The drive is that of the input given, whatever was computed when the batch's statistics were taken."""
@@ -255,9 +243,9 @@ def test_a_network_frozen_on_one_batch_may_be_used_for_another(case, seed):
     for x_mean in (own, own.copy(), other):
         cells = to_channels_last(x_mean, case.network.input_shape)
         expected = np.zeros((len(x_mean), case.network.state_size))
-        for (source, target), (A, constant) in zip(case.pairs, case.affine(), strict=True):
-            if source < 0:
-                expected[:, case.places()[target]] += apply(A, cells) + constant
+        for m in case.spec.net.maps:
+            if m.source < 0:
+                expected[:, case.places()[m.target]] += equations.output(m, cells)
         size = 1e-12 * (1 + np.abs(expected).max())
         np.testing.assert_allclose(case.frozen.drive(x_mean), expected, rtol=0, atol=size)
 
@@ -273,6 +261,7 @@ def test_masks_come_from_the_generator():
 
     np.testing.assert_array_equal(masks(0), masks(0))
     assert (masks(0) != masks(1)).any()
+    assert all(c.keep is None for c in freeze(network, params).maps)
     with pytest.raises(ValueError, match="rng is missing; connection 'input' has dropout and needs a generator"):
         freeze(network, params, x, training=True)
 
@@ -318,15 +307,6 @@ def test_a_norm_that_was_not_found_to_its_tolerance_is_told(network, monkeypatch
         frozen = freeze(network, params)
     assert f"{frozen.pullbacks[1].singular.residual:.1e}" in str(told[0].message)
     assert told[0].filename == __file__
-
-
-def test_readout_is_affine():
-    network = layer()
-    params = network.init(np.random.default_rng(0))
-    frozen = freeze(network, params)
-    rates = simulate(frozen, np.random.default_rng(1).normal(size=(5, 3)), 7)
-    expected = rates.a @ params["readout.weight"].T + params["readout.bias"]
-    np.testing.assert_allclose(read_out(frozen, rates), expected, atol=1e-14)
 
 
 # --- structure strings -----------------------------------------------------------------------------------------
@@ -398,8 +378,7 @@ def test_the_long_average_of_a_leaky_train_is_too_large_by_its_factor(leak, n_st
     """``long_average``: (1 − λ^{2T})/(1 − λ^{T+1}) for a spike train and LIF, 1 for IF and for static input."""
     network = build("4", input_shape=(3,), n_classes=2, neuron=IF() if leak == 1 else LIF(leak))
     x = np.random.default_rng(seed).normal(size=(n_batch, n_steps, 3))
-    weights = leak ** np.arange(n_steps - 1.0, -1.0, -1.0)
-    mean = np.einsum("t,btn->bn", weights, x) / weights.sum()
+    mean = equations.average(x, leak)
     factor = 1.0 if leak == 1 else (1 - leak ** (2 * n_steps)) / (1 - leak ** (n_steps + 1))
     theirs = edited(network, Profile(long_average=True))
     np.testing.assert_allclose(network.mean_input(x), mean, rtol=1e-12, atol=1e-14)
@@ -447,26 +426,15 @@ def test_the_gradient_passes_through_the_batch_of_a_hidden_normalisation_on_requ
     params |= {name: rng.normal(size=3) for name in ("mid.bn_weight", "mid.bn_bias", "mid.running_mean")}
     x, pre, delta = rng.normal(size=(6, 2)), rng.random((6, 4)), rng.normal(size=(6, 3))
 
-    def gradient(profile):
+    z, channel = pre @ params["mid.weight"].T, np.arange(3)
+    running = params["mid.running_mean"], params["mid.running_var"]
+    found = {}
+    for from_batch in (False, True):
+        profile = Profile(batch_statistics_in_gradient=from_batch)
         frozen = freeze(edited(network, profile), params, x, training=True, rng=rng)
-        return frozen.pullbacks[1].gradients(frozen.maps[1], delta, pre)[0]
-
-    def loss(weight, moments):
-        z = pre @ weight.T
-        mean, variance = moments(z)
-        return np.vdot(delta, (z - mean) / np.sqrt(variance + EPSILON) * params["mid.bn_weight"])
-
-    def differences(moments):
-        weight = params["mid.weight"]
-        out = np.empty_like(weight)
-        for i in np.ndindex(weight.shape):
-            step = np.zeros_like(weight)
-            step[i] = 1e-6
-            out[i] = (loss(weight + step, moments) - loss(weight - step, moments)) / 2e-6
-        return out
-
-    own = differences(lambda z: (z.mean(0), z.var(0)))
-    fixed = differences(lambda z: (params["mid.running_mean"], params["mid.running_var"]))
-    assert not np.allclose(own, fixed, atol=1e-2)
-    np.testing.assert_allclose(gradient(Profile(batch_statistics_in_gradient=True))["mid.weight"], own, atol=1e-8)
-    np.testing.assert_allclose(gradient(Profile())["mid.weight"], fixed, atol=1e-8)
+        found[from_batch] = frozen.pullbacks[1].gradients(frozen.maps[1], delta, pre)[0]["mid.weight"]
+        moments = equations.moments(z, channel) if from_batch else running
+        norm = (params["mid.bn_weight"], params["mid.bn_bias"], *moments)
+        d_z, *_ = equations.normalise_back(delta, z, norm, channel, from_batch)
+        np.testing.assert_allclose(found[from_batch], equations.hebb(d_z, pre), atol=1e-12)
+    assert not np.allclose(found[True], found[False], atol=1e-2)

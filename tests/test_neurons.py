@@ -8,15 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ide_ref import IF, LIF
+from ide_ref import IF, LIF, equations
 from ide_ref.neurons import Neuron
 
 leaks = st.floats(0.05, 1.0)
-
-
-@given(leak=leaks, t=st.integers(0, 60))
-def test_total_weight_is_the_sum(leak, t):
-    assert Neuron(leak).total_weight(t) == pytest.approx(sum(leak**i for i in range(t)), rel=1e-11)
 
 
 slow = st.builds(lambda k, digit: 1 - digit * 10.0**-k, st.integers(1, 16), st.integers(1, 9))
@@ -53,12 +48,10 @@ def test_a_slow_leak_averages_what_the_weights_say(leak, n_steps, train_seed):
 
 
 @given(leak=leaks, n_steps=st.integers(1, 12), seed=st.integers(0, 99))
-def test_time_average_is_the_loop(leak, n_steps, seed):
+def test_time_average_is_the_equation_s(leak, n_steps, seed):
     x = np.random.default_rng(seed).normal(size=(2, n_steps, 3, 2))
-    total, weight = np.zeros((2, 3, 2)), 0.0
-    for t in range(n_steps):
-        total, weight = leak * total + x[:, t], leak * weight + 1
-    np.testing.assert_allclose(Neuron(leak).time_average(x), total / weight, atol=1e-12)
+    expected = equations.average(x.reshape(2, n_steps, 6), leak).reshape(2, 3, 2)
+    np.testing.assert_allclose(Neuron(leak).time_average(x), expected, atol=1e-12)
 
 
 def test_time_average_keeps_floats_and_lifts_integers():
@@ -80,10 +73,9 @@ def test_sigma_and_masks_at_the_ends():
     np.testing.assert_array_equal(neuron.mask(p, "open"), [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(neuron.mask(p, "half"), [0, 0, 1, 1, 0])
     assert neuron.sigma(p.astype(np.float32)).dtype == np.float32
-    with pytest.raises(ValueError, match="mask rule 'shut' is unknown; expected 'closed', 'open' or 'half'"):
-        neuron.mask(p, "shut")
-    with pytest.raises(ValueError, match="mask rule 'shut' is unknown; expected 'closed', 'open' or 'half'"):
-        neuron.slope(p, "shut")
+    for function in (neuron.mask, neuron.slope):
+        with pytest.raises(ValueError, match="mask rule 'shut' is unknown; expected 'closed', 'open' or 'half'"):
+            function(p, "shut")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -103,20 +95,6 @@ def test_slopes_are_where_the_masks_are(rule, dtype):
 def test_names_and_defaults():
     assert (IF().name, IF().leak, IF().v_th) == ("if", 1.0, 2.0)
     assert (LIF().name, LIF().leak, LIF().v_th) == ("lif", 0.95, 2.0)
-
-
-@pytest.mark.parametrize("leak", [0.0, -0.5, 1.5, np.nan, "0.9", None, True, 0.5j])
-def test_impossible_leaks(leak):
-    with pytest.raises(ValueError, match="leak is"):
-        Neuron(leak)
-    with pytest.raises(ValueError, match="leak is"):
-        LIF(leak)
-
-
-@pytest.mark.parametrize("v_th", [0.0, -1.0, np.inf, np.nan, "2", None, [2.0]])
-def test_impossible_thresholds(v_th):
-    with pytest.raises(ValueError, match="v_th is"):
-        IF(v_th)
 
 
 def test_lif_is_no_if():

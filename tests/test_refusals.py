@@ -107,8 +107,8 @@ def sensor(**changes):
 
 # A call that works, and for each argument what it refuses.
 CALLS = [
-    (Neuron, {"leak": 0.9, "v_th": 2.0}, {"leak": NO_POSITIVE[:7], "v_th": NO_POSITIVE}),
-    (LIF, {"leak": 0.9, "v_th": 2.0}, {"leak": (*NO_POSITIVE, 1.0), "v_th": NO_POSITIVE}),
+    (Neuron, {"leak": 0.9, "v_th": 2.0}, {"leak": (*NO_POSITIVE, 1.5), "v_th": NO_POSITIVE}),
+    (LIF, {"leak": 0.9, "v_th": 2.0}, {"leak": (*NO_POSITIVE, 1.0, 1.5), "v_th": NO_POSITIVE}),
     (Restriction, {"c": 1.0}, {"c": NO_POSITIVE, "norm": NO_NAME}),
     (Dense, {"in_shape": (3,), "out_shape": (4,)}, {"in_shape": NO_SHAPE, "out_shape": NO_SHAPE}),
     (
@@ -144,7 +144,15 @@ CALLS = [
                 PiecewiseInput(np.zeros(1), "a"),
                 Pulses("a", np.zeros(1, int)),
             ),
-            "times": (*NO_ARRAY[:6], NO_ARRAY[7], np.zeros(2), np.array([2.0, 1.0]), np.array([1.0, np.nan]), [[1.0]]),
+            "times": (
+                *NO_ARRAY[:6],
+                NO_ARRAY[7],
+                [],
+                np.zeros(2),
+                np.array([2.0, 1.0]),
+                np.array([1.0, np.nan]),
+                [[1.0]],
+            ),
             "tau": (*NO_NUMBER[:6], *NO_NUMBER[7:], 0, -1.0, -np.inf),
             "delay": (*NO_NUMBER, -1.0),
             "max_events": NO_COUNT,

@@ -29,62 +29,36 @@ def exact(J, b):
 
 
 @solvers
-@given(n_batch=st.integers(1, 5), n=st.integers(1, 12), gamma=st.floats(0.0, 0.9), seed=seeds, data=st.data())
-def test_contractions_are_solved_by_all(method, n_batch, n, gamma, seed, data):
+@given(
+    n_batch=st.integers(1, 5),
+    n=st.integers(1, 12),
+    gamma=st.floats(0.0, 0.9),
+    seed=seeds,
+    dtype=st.sampled_from([np.float32, np.float64]),
+    data=st.data(),
+)
+def test_contractions_are_solved_by_all(method, n_batch, n, gamma, seed, dtype, data):
+    """Each sample to its own size, and what is 0 at once."""
     rng = np.random.default_rng(seed)
     J, b = system(rng, n_batch, n, gamma, n_active=data.draw(st.integers(0, n)))
-    x0 = data.draw(st.sampled_from([None, rng.normal(size=b.shape)]))
+    sizes = rng.choice([1.0, 1e-7, 1e3, 0.0], (n_batch, 1), p=[0.7, 0.1, 0.1, 0.1])
+    J, b = J.astype(dtype), (sizes * b).astype(dtype)
+    x0 = data.draw(st.sampled_from([None, rng.normal(size=b.shape).astype(dtype) * (sizes > 0)]))
+    x0 = None if x0 is None else x0.astype(dtype)
     for array in (J, b):
         array.flags.writeable = False
-    solution = solve(method, product(J), b, tol=1e-11, max_iter=2000, x0=x0)
+    tol, slack = (1e-11, 1e-9) if dtype == np.float64 else (1e-5, 1e-3)
+    solution = solve(method, product(J), b, tol=tol, max_iter=2000, x0=x0)
     assert solution.converged
-    assert solution.method == method
-    np.testing.assert_allclose(solution.x, exact(J, b), rtol=0, atol=1e-9)
-    residual = np.linalg.norm(product(J)(solution.x) + b - solution.x, axis=1)
-    np.testing.assert_allclose(solution.residual, residual, rtol=1e-3, atol=1e-14)
-    np.testing.assert_allclose(solution.relative, solution.residual / norms(b), rtol=1e-12)
-    assert (solution.relative <= 1e-11).all()
+    assert (solution.method, solution.x.dtype) == (method, dtype)
+    error = norms(solution.x - exact(J.astype(float), b.astype(float)))
+    assert np.all(error <= slack * norms(b))
+    residual = norms(product(J.astype(float))(solution.x.astype(float)) + b - solution.x)
+    np.testing.assert_allclose(solution.residual, residual, rtol=1e-3, atol=tol * 1e-3)
+    assert np.all(solution.residual <= tol * norms(b))
+    np.testing.assert_allclose(solution.relative[norms(b) > 0], (solution.residual / norms(b))[norms(b) > 0], rtol=1e-5)
+    assert (solution.relative <= tol).all()
     assert require(solution, "test") is solution
-
-
-@solvers
-def test_a_small_sample_is_solved_to_its_own_size(method):
-    J, b = system(np.random.default_rng(0), 3, 6, 0.9)
-    solution = solve(method, product(J), b * np.array([[1.0], [1e-7], [1e3]]), tol=1e-9, max_iter=2000)
-    assert (solution.relative <= 1e-9).all()
-    assert solution.converged
-    np.testing.assert_allclose(solution.x[1], 1e-7 * exact(J, b)[1], rtol=0, atol=1e-14)
-
-
-@solvers
-def test_products_are_counted(method):
-    J, b = system(np.random.default_rng(0), 3, 6, 0.5)
-    calls = []
-
-    def counted(v):
-        calls.append(1)
-        return product(J)(v)
-
-    solution = solve(method, counted, b, tol=1e-10)
-    assert len(calls) == solution.n_products
-
-
-@solvers
-def test_float32_stays_float32(method):
-    J, b = (a.astype(np.float32) for a in system(np.random.default_rng(0), 3, 6, 0.5))
-    solution = solve(method, product(J), b, tol=1e-5)
-    assert solution.converged
-    assert solution.x.dtype == np.float32
-    np.testing.assert_allclose(solution.x, exact(J, b), atol=1e-4)
-
-
-@solvers
-def test_nothing_to_solve_is_solved(method):
-    J, _ = system(np.random.default_rng(0), 2, 4, 0.5)
-    solution = solve(method, product(J), np.zeros((2, 4)), tol=1e-10)
-    assert solution.converged
-    np.testing.assert_array_equal(solution.x, 0)
-    np.testing.assert_array_equal(solution.relative, 0)
 
 
 @pytest.mark.parametrize("method", ["gmres", "direct", "anderson"])
@@ -174,12 +148,6 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="solver 'newton' is unknown; expected one of fixed_point, anderson"):
         solve("newton", lambda v: v, np.ones((1, 1)), tol=1e-3)
     b = np.ones((2, 3))
-    for tol in (0.0, -1.0, np.nan, np.inf, "1e-3", None):
-        with pytest.raises(ValueError, match=r"tol is .*; expected a positive, finite number"):
-            solve("direct", lambda v: v, b, tol=tol)
-    for max_iter in (0, 2.0, None):
-        with pytest.raises(ValueError, match=r"max_iter is .*; expected a whole number of at least 1"):
-            solve("direct", lambda v: v, b, tol=1e-3, max_iter=max_iter)
     for wrong, given_as in (
         (None, "NoneType"),
         ([[1.0]], "list"),

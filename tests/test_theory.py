@@ -20,6 +20,7 @@ from ide_ref import (
     Population,
     Readout,
     build,
+    equations,
     find_equilibrium,
     freeze,
     simulate,
@@ -43,7 +44,7 @@ def averages(steps: np.ndarray, leak: float) -> np.ndarray:
 
 def weights(system: System) -> np.ndarray:
     """S_0 .. S_T."""
-    return np.array([sum(system.neuron.leak**i for i in range(t)) for t in range(system.n_steps + 1)])
+    return np.concatenate([[0], np.cumsum(system.neuron.leak ** np.arange(system.n_steps))])
 
 
 def written_out(system: System, rates) -> tuple[np.ndarray, ...]:
@@ -270,14 +271,12 @@ def test_lif_stays_below_floor_and_transient(system, leak):
 
 
 def _with_leak(system: System, leak: float) -> System:
-    from dataclasses import replace
-
     net = replace(system.frozen.network, neuron=LIF(leak, system.v_th))
     return replace(system, frozen=freeze(net, system.frozen.params))
 
 
-def fifty(neuron, n_steps):
-    for seed in range(50):
+def twenty(neuron, n_steps):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         system = system_of(neuron, [20], [(-1, 0), (0, 0)], rng, rng.uniform(0.1, 0.9), n_steps=n_steps, n_batch=1)
         rates = simulate(system.frozen, system.x, n_steps, record=True)
@@ -286,7 +285,7 @@ def fifty(neuron, n_steps):
 
 def test_if_error_falls_as_one_over_t():
     slopes = []
-    for bound in fifty(IF(), 5000):
+    for bound in twenty(IF(), 5000):
         times = np.unique(np.round(np.geomspace(50, 5000, 60)).astype(int))
         slopes.append(np.polyfit(np.log(times), np.log(bound.total("error")[0, times - 1]), 1)[0])
     assert -1.1 < np.median(slopes) < -0.9, np.median(slopes)
@@ -294,7 +293,7 @@ def test_if_error_falls_as_one_over_t():
 
 def test_lif_error_stays_below_its_floor_and_does_not_vanish():
     late = []
-    for bound in fifty(LIF(0.95), 2000):
+    for bound in twenty(LIF(0.95), 2000):
         error = bound.total("error")[0, 1000:]
         assert error.max() <= bound.floor()[0, 0]
         late.append(error.mean() / bound.floor()[0, 0])
@@ -446,16 +445,10 @@ def test_the_residual_of_a_run_s_rates_is_the_map_written_out(system):
     rates = simulate(system.frozen, system.x, system.n_steps, record=True)
     times = np.unique([1, (system.n_steps + 1) // 2, system.n_steps])
     found = theory.fixed_point_residual(system.frozen, system.x, rates, times)
-    leak, v_th = system.neuron.leak, system.v_th
-    weights = leak ** np.arange(system.n_steps - 1, -1, -1.0)
-    d = np.einsum("t,bti->bi", weights / weights.sum(), system.inputs()) @ system.F.T + system.b
+    d = equations.average(system.inputs(), system.neuron.leak) @ system.F.T + system.b
     for k, t in enumerate(times):
-        a = np.einsum("t,btn->bn", weights[-t:] / weights[-t:].sum(), rates.spikes[:, :t].astype(float))
-        p, new = d.copy(), np.zeros_like(a)
-        for to in system.places:
-            p[:, to] += new @ system.forward[to].T + a @ system.feedback[to].T
-            new[:, to] = np.clip(p[:, to], 0, v_th) / v_th
-        np.testing.assert_allclose(found[:, k], np.linalg.norm(new - a, axis=1), atol=1e-11)
+        a = equations.average(rates.spikes[:, :t], system.neuron.leak)
+        np.testing.assert_allclose(found[:, k], np.linalg.norm(system.sweep(a, d) - a, axis=1), atol=1e-11)
 
 
 def test_a_batch_keeps_its_own_average():
@@ -469,13 +462,9 @@ def test_a_batch_keeps_its_own_average():
 
 
 def test_samples_that_depend_on_each_other_are_refused():
-    from dataclasses import replace
-
-    from ide_ref.authors import PAPER, edited
-
     network = build("4-4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
     x = np.random.default_rng(0).normal(size=(5, 3))
-    profile = replace(PAPER, batch_statistics_in_beta=True)
+    profile = Profile(batch_statistics_in_beta=True)
     frozen = freeze(edited(network, profile), network.init(np.random.default_rng(0)), x, training=True)
     with pytest.raises(ValueError, match="couples the samples of a batch"):
         conditions(frozen)

@@ -11,56 +11,21 @@ from ide_ref._kernels.memory import LINE
 
 pytestmark = pytest.mark.kernels
 
-plain_add_rows = njit(vector._add_rows)
-plain_add_rows_through = njit(vector._add_rows_through)
-plain_add_runs = njit(vector._add_runs)
-plain_copy_across = njit(vector._copy_across)
-plain_tile_product = njit(vector._tile_product)
-plain_copy_panel = njit(vector._copy_panel)
-plain_fire = njit(vector._fire)
-plain_nonzero = njit(vector._nonzero)
+
+def twins(name):
+    """A function of the innermost loops, called from compiled code, and the same in plain loops."""
+    function = getattr(vector, name)
+
+    @njit
+    def call(*arguments):
+        return function(*arguments)
+
+    return call, njit(getattr(vector, f"_{name}"))
 
 
-@njit
-def add_rows(out, at, width, w, first, stride, index, values, lo, hi):
-    vector.add_rows(out, at, width, w, first, stride, index, values, lo, hi)
-
-
-@njit
-def add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at):
-    vector.add_rows_through(out, at, width, w, first, stride, index, values, lo, hi, table, table_at)
-
-
-@njit
-def add_runs(out, out_at, width, w, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead):
-    vector.add_runs(out, out_at, width, w, begin, a_tap, index, values, runs, k_first, k_last, ahead, n_ahead)
-
-
-@njit
-def copy_across(out, out_at, out_row, w, at, row, depth):
-    vector.copy_across(out, out_at, out_row, w, at, row, depth)
-
-
-@njit
-def copy_panel(panel, w, at, stride, depth):
-    vector.copy_panel(panel, w, at, stride, depth)
-
-
-@njit
-def tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth):
-    vector.tile_product(out, at, stride, x, x_at, x_row, x_step, panel, depth)
-
-
-@njit
-def nonzero(values, at, n, found, found_at):
-    return vector.nonzero(values, at, n, found, found_at)
-
-
-@njit
-def fire(u, a, at, n, v_th, weight, predicted, events, values, place, go_on, leak, constant):
-    return vector.fire(u, a, at, n, v_th, weight, predicted, events, values, place, go_on, leak, constant)
-
-
+ADD_ROWS, ADD_ROWS_THROUGH, ADD_RUNS = map(twins, ("add_rows", "add_rows_through", "add_runs"))
+COPY_ACROSS, COPY_PANEL, TILE_PRODUCT = map(twins, ("copy_across", "copy_panel", "tile_product"))
+NONZERO, FIRE = map(twins, ("nonzero", "fire"))
 DTYPES = st.sampled_from([np.float32, np.float64])
 
 
@@ -90,7 +55,7 @@ def test_rows_are_added_where_and_as_often_as_told(dtype, width, n_rows, n_event
     for e in range(spare, spare + n_events):
         flat = spare + stride * int(index[e])
         expected[spare : spare + width] += values[e] * w.ravel()[flat : flat + width]
-    for function in (add_rows, plain_add_rows):
+    for function in ADD_ROWS:
         found = out.copy()
         function(found, *where)
         np.testing.assert_array_equal(found, expected)
@@ -98,7 +63,7 @@ def test_rows_are_added_where_and_as_often_as_told(dtype, width, n_rows, n_event
     table = rng.permutation(n_rows).astype(np.uint32)
     through = np.argsort(table).astype(np.uint32)[index]  # table[through] = index
     shifted = np.concatenate([np.full(spare, n_rows, np.uint32), table])
-    for function in (add_rows_through, plain_add_rows_through):
+    for function in ADD_ROWS_THROUGH:
         found = out.copy()
         function(found, *where[:5], through, *where[6:], shifted, spare)
         np.testing.assert_array_equal(found, expected)
@@ -123,7 +88,7 @@ def test_runs_are_summed_one_by_one(dtype, width, n_events, n_runs, seed):
         for e in range(lo, hi):
             row = width + 2 * width * tap + width * int(index[e])
             expected[2 + to : 2 + to + width] += values[e] * w.ravel()[row : row + width]
-    for function in (add_runs, plain_add_runs):
+    for function in ADD_RUNS:
         found = out.copy()
         function(found, 2, width, w, width, 2 * width, index, values, runs, 1, 1 + n_runs, 0, 1)
         np.testing.assert_array_equal(found, expected)
@@ -135,7 +100,7 @@ def test_rows_become_columns(dtype, depth, spare, seed):
     w = np.random.default_rng(seed).normal(size=(lanes, depth + spare + 1)).astype(dtype)
     expected = np.full((depth + 1, lanes + spare), 7, dtype)
     expected[:depth, spare:] = w[:, 1 : 1 + depth].T
-    for function in (copy_across, plain_copy_across):
+    for function in COPY_ACROSS:
         found = np.full_like(expected, 7)
         function(found, spare, lanes + spare, w, 1, depth + spare + 1, depth)
         np.testing.assert_array_equal(found, expected)
@@ -152,7 +117,7 @@ def test_a_tile_gains_a_product(dtype, depth, spare, seed):
     lanes = LINE // np.dtype(dtype).itemsize
     w = sixteenths(rng, (depth + 1, lanes + spare), dtype)
     panels = []
-    for function in (copy_panel, plain_copy_panel):
+    for function in COPY_PANEL:
         panel = np.full((depth + 1, lanes), 7, dtype)
         function(panel, w, 0, lanes + spare, depth)
         np.testing.assert_array_equal(panel[:depth], w[:depth, :lanes])
@@ -162,7 +127,7 @@ def test_a_tile_gains_a_product(dtype, depth, spare, seed):
     out = sixteenths(rng, (vector.TILE, lanes + spare), dtype)
     expected = out.copy()
     expected[:, :lanes] += x[:, :depth] @ w[:depth, :lanes]
-    for function in (tile_product, plain_tile_product):
+    for function in TILE_PRODUCT:
         for read, x_row, x_step in ((x, depth + spare + 1, 1), (np.ascontiguousarray(x.T), 1, vector.TILE)):
             found = out.copy()
             function(found, 0, lanes + spare, read, 0, x_row, x_step, panels[0], depth)
@@ -173,7 +138,7 @@ def test_a_tile_gains_a_product(dtype, depth, spare, seed):
 def test_searches_find_what_comparisons_find(dtype, n, at, seed):
     rng = np.random.default_rng(seed)
     values = rng.choice([-1.0, 0.0, 0.5, 1.0, np.nan, np.inf], size=n + at + 1).astype(dtype)
-    for function in (nonzero, plain_nonzero):
+    for function in NONZERO:
         found = np.full(n + 2, 99, np.uint32)
         count = function(values, at, n, found, 1)
         expected = np.flatnonzero(values[at : at + n])
@@ -197,7 +162,7 @@ def test_neurons_fire_and_tell_what_was_not_predicted(dtype, n, at, go_on, seed)
         u_after[inside] = dtype(0.5) * u_after[inside] + constant[1 : 1 + n]
     a_after[inside] += dtype(0.25) * s
     told = np.flatnonzero(s != predicted[1 : 1 + n])
-    for function in (fire, plain_fire):
+    for function in FIRE:
         u_found, a_found = u.copy(), a.copy()
         events, values = np.full(n + 2, 99, np.uint32), np.full(n + 2, 99, dtype)
         n_events, n_spikes, near = function(

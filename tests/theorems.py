@@ -72,20 +72,23 @@ class System:
             for B in (self.forward, self.feedback)
         )
 
+    def sweep(self, a: NDArray, d: NDArray, sigma: str = "clip") -> NDArray:
+        """New rates (B, n) of one pass through the populations with drive d."""
+        p, new = d.copy(), np.zeros_like(a)
+        for to in self.places:
+            p[:, to] += new @ self.forward[to].T + a @ self.feedback[to].T
+            new[:, to] = np.clip(p[:, to], 0, self.v_th if sigma == "clip" else np.inf) / self.v_th
+        return new
+
     def equilibrium(self, sigma: str = "clip") -> NDArray:
         """a* by iterating the block matrix, (B, n)."""
         d = self.x_star @ self.F.T + self.b
-        a = np.zeros_like(d)
+        a, before = np.zeros_like(d), np.full_like(d, np.inf)
         for _ in range(20000):
-            p = d.copy()
-            new = np.zeros_like(a)
-            for to in self.places:
-                p[:, to] += new @ self.forward[to].T + a @ self.feedback[to].T
-                new[:, to] = np.clip(p[:, to], 0, self.v_th if sigma == "clip" else np.inf) / self.v_th
-            if np.abs(new - a).max() < 1e-15:
+            if np.abs(a - before).max() < 1e-15:
                 break
-            a = new
-        return new
+            a, before = self.sweep(a, d, sigma), a
+        return a
 
 
 def system_of(
