@@ -26,6 +26,16 @@ def same_threads_afterwards():
     numba.set_num_threads(before)
 
 
+@pytest.fixture
+def no_data(monkeypatch, tmp_path):
+    """No data set anywhere but where the test puts it."""
+    from ide_ref.datasets import registry
+
+    monkeypatch.delenv("IDE_REF_DATA", raising=False)
+    monkeypatch.setattr(registry, "_SYSTEM_ROOT", tmp_path / "no-system-data")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def pytest_terminal_summary(terminalreporter):
     """How tight (ERR) was on the drawn networks."""
     theorems = sys.modules.get("theorems")

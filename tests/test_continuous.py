@@ -8,7 +8,7 @@ import pytest
 from graphs import synapses_between
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from theorems import ends_of, note_tightness, system_of
+from theorems import dense_network, ends_of, note_tightness, system_of
 
 from ide_ref import IF, LIF, Connection, Dense, Network, Population, Readout, build, continuous, freeze, simulate
 from ide_ref.continuous import PiecewiseInput, Pulses, kernel_total, simulate_continuous
@@ -22,19 +22,9 @@ def dense(W, F, *, v_th=1.0, b=None):
     """One population with given matrices, frozen."""
     W, F = np.atleast_2d(np.asarray(W, float)), np.atleast_2d(np.asarray(F, float))
     n, n_in = F.shape
-    network = Network(
-        (n_in,),
-        (Population("a1", (n,)),),
-        (
-            Connection("input", "input", "a1", Dense((n_in,), (n,)), bias=True),
-            Connection("feedback", "a1", "a1", Dense((n,), (n,))),
-        ),
-        Readout("a1", Dense((n,), (2,))),
-        IF(v_th),
-    )
-    params = network.init(np.random.default_rng(0))
-    params.update({"input.weight": F, "feedback.weight": W})
-    params["input.bias"] = np.zeros(n) if b is None else np.asarray(b, float)
+    network = dense_network(IF(v_th), [n], [(-1, 0), (0, 0)], n_in=n_in)
+    params = {"c0.weight": F, "c1.weight": W, "c0.bias": np.zeros(n) if b is None else np.asarray(b, float)}
+    params = network.init(np.random.default_rng(0)) | params
     return freeze(network, params)
 
 
@@ -281,12 +271,11 @@ def problems(draw, shape=None):
 def averages_written_out(run, n, at):
     out = np.zeros((len(at), n))
     for m, t in enumerate(at):
-        if t <= 0:
-            continue
-        kernel = np.ones_like(run.spike_times) if np.isinf(run.tau) else np.exp(-(t - run.spike_times) / run.tau)
-        total = t if np.isinf(run.tau) else run.tau * (1 - np.exp(-t / run.tau))
-        for i, k, s in zip(run.spike_neurons, kernel, run.spike_times, strict=True):
-            out[m, i] += k / total * (s <= t)
+        if t > 0:
+            age = t - run.spike_times
+            kernel = (age >= 0) * (1.0 if np.isinf(run.tau) else np.exp(-np.maximum(age, 0) / run.tau))
+            total = t if np.isinf(run.tau) else run.tau * (1 - np.exp(-t / run.tau))
+            out[m] = np.bincount(run.spike_neurons, weights=kernel / total, minlength=n)
     return out
 
 

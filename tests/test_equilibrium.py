@@ -5,21 +5,9 @@ import pytest
 from graphs import apply, cases
 from hypothesis import given
 from hypothesis import strategies as st
+from theorems import dense_network
 
-from ide_ref import (
-    IF,
-    Connection,
-    Dense,
-    Network,
-    Population,
-    Readout,
-    build,
-    contraction,
-    equations,
-    find_equilibrium,
-    freeze,
-    linearise,
-)
+from ide_ref import IF, build, contraction, equations, find_equilibrium, freeze, linearise
 from ide_ref.equilibrium import Linearisation
 
 seeds = st.integers(0, 2**32 - 1)
@@ -100,28 +88,14 @@ def test_no_mask_makes_the_jacobian_longer_than_gamma(case, seed):
         )
 
 
-def chain(norms, v_th=2.0):
-    """One neuron a layer in a ring, where the bound is attained."""
-    n = len(norms)
-    network = Network(
-        (1,),
-        tuple(Population(f"a{i}", (1,)) for i in range(n)),
-        (
-            Connection("input", "input", "a0", Dense((1,), (1,)), bias=True),
-            *(Connection(f"c{i}", f"a{i}", f"a{(i + 1) % n}", Dense((1,), (1,))) for i in range(n)),
-        ),
-        Readout(f"a{n - 1}", Dense((1,), (2,))),
-        IF(v_th),
-    )
-    params = network.init(np.random.default_rng(0))
-    params["input.weight"] = np.ones((1, 1))
-    params |= {f"c{i}.weight": np.array([[norm]]) for i, norm in enumerate(norms)}
-    return network, params
-
-
 @pytest.mark.parametrize("norms", [[1.5], [-1.5], [1.0, 3.0], [0.5, 2.0, -1.5]])
 def test_contraction_of_a_ring_is_the_product(norms):
-    assert contraction(freeze(*chain(norms))) == pytest.approx(np.prod(np.abs(norms)) / 2.0 ** len(norms))
+    """One neuron a layer, where the bound is attained."""
+    n = len(norms)
+    network = dense_network(IF(2.0), [1] * n, [(-1, 0), *((i, (i + 1) % n) for i in range(n))])
+    params = network.init(np.random.default_rng(0))
+    params |= {f"c{i + 1}.weight": np.array([[norm]]) for i, norm in enumerate(norms)}
+    assert contraction(freeze(network, params)) == pytest.approx(np.prod(np.abs(norms)) / 2.0**n)
 
 
 def test_without_feedback_one_sweep_is_the_answer():

@@ -8,20 +8,8 @@ from graphs import cases
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ide_ref import (
-    IF,
-    NotConverged,
-    backward,
-    build,
-    cross_entropy,
-    equations,
-    find_equilibrium,
-    freeze,
-    linearise,
-    read_out,
-    simulate,
-    solve,
-)
+import ide_ref
+from ide_ref import IF, NotConverged, backward, build, equations, find_equilibrium, freeze, linearise, simulate, solve
 from ide_ref.authors import Profile, authors, edited
 from ide_ref.implicit import hebbian, solve_beta
 from ide_ref.solvers import SOLVERS, require
@@ -32,7 +20,7 @@ HONEST = [name for name in SOLVERS if name != "damped"]
 
 
 def loss_gradient(frozen, state, y):
-    return cross_entropy(read_out(frozen, state), y)[1]
+    return ide_ref.cross_entropy(ide_ref.read_out(frozen, state), y)[1]
 
 
 def single_layer(neuron, *, n_batch=5, seed=0, **options):
@@ -68,12 +56,7 @@ def test_recomputed_rates_have_the_gradient_of_one_sweep(case):
                 np.testing.assert_allclose(back.gradients[f"{name}.{part}"], value, rtol=0, atol=size, err_msg=name)
 
 
-@given(
-    case=cases(contractive=True),
-    seed=st.integers(0, 2**32 - 1),
-    solver=st.sampled_from(HONEST),
-    some=st.booleans(),
-)
+@given(case=cases(contractive=True), seed=st.integers(0, 2**32 - 1), solver=st.sampled_from(HONEST), some=st.booleans())
 def test_beta_of_a_loss_of_any_populations_is_the_dense_one(case, seed, solver, some):
     """∂L/∂a may lie on feedback sources, on other populations and on both at once."""
     rng = np.random.default_rng(seed)
@@ -325,14 +308,7 @@ def test_under_a_profile_the_statistics_of_static_input_follow_the_batch_twice(c
 @given(case=cases(contractive=True, max_populations=5))
 def test_the_gradient_of_every_graph_is_the_difference_quotient(case):
     report = check_gradient(
-        case.network,
-        case.params,
-        case.x,
-        case.y,
-        n_coordinates=2,
-        n_directions=1,
-        tol=1e-7,
-        training=case.training,
+        case.network, case.params, case.x, case.y, n_coordinates=2, n_directions=1, tol=1e-7, training=case.training
     )
     assert report.passed, report.table()
     assert report.set_aside + report.unresolved < 2 * report.checked, report.table()

@@ -9,21 +9,8 @@ from graphs import apply, cases
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ide_ref import (
-    IF,
-    LIF,
-    Connection,
-    Dense,
-    Network,
-    Population,
-    Readout,
-    Restriction,
-    build,
-    constraints,
-    equations,
-    freeze,
-    simulate,
-)
+import ide_ref
+from ide_ref import IF, LIF, Connection, Dense, Readout, Restriction, build, constraints, equations, freeze, simulate
 from ide_ref.authors import PAPER, Profile, edited
 from ide_ref.constraints import EPSILON
 from ide_ref.network import finite
@@ -31,9 +18,9 @@ from ide_ref.synapses import Conv2d, ConvTranspose2d, to_channels_last
 
 
 def make(*connections, populations=(("a", (4,)), ("b", (3,))), readout=None):
-    return Network(
+    return ide_ref.Network(
         (2,),
-        tuple(Population(name, shape) for name, shape in populations),
+        tuple(ide_ref.Population(name, shape) for name, shape in populations),
         connections,
         readout or Readout("b", Dense((3,), (2,))),
         IF(),
@@ -68,8 +55,6 @@ GOOD = Connection("in", "input", "a", Dense((2,), (4,)))
         (Connection("x", "a", "input", Dense((4,), (2,))), "connection 'x' ends in 'input', which is no population"),
         (Connection("in", "a", "b", Dense((4,), (3,))), "connection name 'in' is used twice or reserved"),
         (Connection("readout", "a", "b", Dense((4,), (3,))), "connection name 'readout' is used twice or reserved"),
-        (Connection("x", "a", "b", Dense((4,), (3,)), dropout=1.0), "connection 'x' has dropout 1.0; expected"),
-        (Connection("x", "a", "b", Dense((4,), (3,)), dropout=-0.1), "connection 'x' has dropout -0.1; expected"),
     ],
 )
 def test_connections_that_do_not_fit_are_named(connection, message):
@@ -87,15 +72,6 @@ def test_populations_and_readouts_that_do_not_fit_are_named():
         make(readout=Readout("b", Dense((4,), (2,))))
     with pytest.raises(ValueError, match="'readout' goes from 'z', which is no population"):
         make(readout=Readout("z", Dense((4,), (2,))))
-
-
-def test_sizes():
-    network = build("6-5", input_shape=(2, 3, 2), n_classes=7, neuron=IF())
-    assert network.n_neurons == 12 + 11
-    assert network.n_classes == 7
-    assert network.n_parameters == (72 + 6 + 2 * 6) + (30 + 5 + 2 * 5) + (35 + 7)
-    assert network.state_size == 11
-    assert network.feedback_sources == ()
 
 
 @given(case=cases())

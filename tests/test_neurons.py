@@ -92,11 +92,6 @@ def test_slopes_are_where_the_masks_are(rule, dtype):
     np.testing.assert_array_equal(neuron.slope(p[:, ::2], rule), slope[:, ::2])
 
 
-def test_names_and_defaults():
-    assert (IF().name, IF().leak, IF().v_th) == ("if", 1.0, 2.0)
-    assert (LIF().name, LIF().leak, LIF().v_th) == ("lif", 0.95, 2.0)
-
-
 def test_lif_is_no_if():
     with pytest.raises(ValueError, match=r"use IF\(\) for 1"):
         LIF(1.0)

@@ -11,31 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
-from ide_ref import (
-    IF,
-    LIF,
-    SGD,
-    Connection,
-    Dense,
-    Network,
-    Neuron,
-    Population,
-    Readout,
-    Restriction,
-    backward,
-    build,
-    contraction,
-    cross_entropy,
-    datasets,
-    find_equilibrium,
-    freeze,
-    linearise,
-    presets,
-    read_out,
-    simulate,
-    solve,
-    solve_beta,
-)
+import ide_ref
+from ide_ref import IF, LIF, SGD, Connection, Dense, Neuron, Restriction, build, datasets, freeze, presets, simulate
 from ide_ref.authors import Profile, edited
 from ide_ref.continuous import PiecewiseInput, Pulses, simulate_continuous
 from ide_ref.equilibrium import fixed_point_map
@@ -51,7 +28,7 @@ X = RNG(1).normal(size=(5, 3))
 FROZEN = freeze(NETWORK, PARAMS)
 RATES = simulate(FROZEN, X, 4)
 D_LOGITS = np.full((5, 2), 0.1)
-THERE = linearise(FROZEN, RATES.a, FROZEN.drive(X))
+THERE = ide_ref.linearise(FROZEN, RATES.a, FROZEN.drive(X))
 TINY, DATA = tiny.preset(epochs=1), tiny.data()
 STATE = loop.begin(TINY, 0)
 VELOCITY = SGD().start(PARAMS, NETWORK.trainable)
@@ -243,19 +220,14 @@ CALLS = [
     (
         freeze,
         {"network": NETWORK, "params": PARAMS, "x": X, "training": True, "rng": RNG(0)},
-        {
-            "network": NO_OBJECT,
-            "params": (None, 1, "x", [], object()),
-            "x": NO_INPUT,
-            "rng": NO_OBJECT[1:],
-        },
+        {"network": NO_OBJECT, "params": (None, 1, "x", [], object()), "x": NO_INPUT, "rng": NO_OBJECT[1:]},
     ),
     (edited, {"network": NETWORK, "profile": Profile()}, {"network": NO_OBJECT, "profile": NO_OBJECT}),
     (simulate, {"frozen": FROZEN, "x": X, "n_steps": 3}, {"frozen": NO_OBJECT, "x": NO_INPUT, "n_steps": NO_COUNT}),
-    (read_out, {"frozen": FROZEN, "state": RATES}, {"frozen": NO_OBJECT, "state": NO_OBJECT}),
+    (ide_ref.read_out, {"frozen": FROZEN, "state": RATES}, {"frozen": NO_OBJECT, "state": NO_OBJECT}),
     (RATES.of, {"population": "a1"}, {"population": (None, 0, [], "input", "a2")}),
     (
-        find_equilibrium,
+        ide_ref.find_equilibrium,
         {"frozen": FROZEN, "x": X},
         {
             "frozen": NO_OBJECT,
@@ -267,16 +239,11 @@ CALLS = [
             "start": (*NO_STATE[1:], np.zeros((4, 4))),
         },
     ),
-    (contraction, {"frozen": FROZEN}, {"frozen": NO_OBJECT}),
+    (ide_ref.contraction, {"frozen": FROZEN}, {"frozen": NO_OBJECT}),
     (
-        linearise,
+        ide_ref.linearise,
         {"frozen": FROZEN, "a": RATES.a, "drive": RATES.a},
-        {
-            "frozen": NO_OBJECT,
-            "a": (*NO_STATE, RATES.a[:4]),
-            "drive": (*NO_STATE, RATES.a[:4]),
-            "mask_rule": NO_NAME,
-        },
+        {"frozen": NO_OBJECT, "a": (*NO_STATE, RATES.a[:4]), "drive": (*NO_STATE, RATES.a[:4]), "mask_rule": NO_NAME},
     ),
     (
         fixed_point_map,
@@ -284,7 +251,7 @@ CALLS = [
         {"frozen": NO_OBJECT, "x": NO_INPUT, "z": (*NO_STATE[:-1], RATES.a[:4])},
     ),
     (
-        backward,
+        ide_ref.backward,
         {"frozen": FROZEN, "state": RATES, "d_logits": D_LOGITS},
         {
             "frozen": NO_OBJECT,
@@ -297,12 +264,12 @@ CALLS = [
         },
     ),
     (
-        solve_beta,
+        ide_ref.solve_beta,
         {"jacobian": THERE, "g": RATES.a},
         {"jacobian": NO_OBJECT, "g": (*NO_STATE, RATES.a[:4]), "at": NO_OBJECT[1:], "solver": NO_NAME},
     ),
     (
-        solve,
+        ide_ref.solve,
         {"method": "direct", "matvec": lambda v: 0.5 * v, "b": np.ones((2, 3)), "tol": 1e-3},
         {
             "method": NO_NAME,
@@ -314,15 +281,11 @@ CALLS = [
         },
     ),
     (
-        cross_entropy,
+        ide_ref.cross_entropy,
         {"logits": np.zeros((2, 3)), "y": [0, 2]},
         {"logits": (*NO_ARRAY, np.zeros((0, 3)), np.zeros((2, 0))), "y": (*NO_ARRAY, [0, 3], [-1, 0], [0], [0.0, 1.0])},
     ),
-    (
-        SGD,
-        {},
-        {"momentum": (*NO_NUMBER, -0.1, 1.0), "weight_decay": (*NO_NUMBER, -0.1)},
-    ),
+    (SGD, {}, {"momentum": (*NO_NUMBER, -0.1, 1.0), "weight_decay": (*NO_NUMBER, -0.1)}),
     (
         SGD().start,
         {"params": PARAMS, "trainable": NETWORK.trainable},
@@ -363,13 +326,7 @@ CALLS = [
     (
         presets.load,
         {"name": "digits"},
-        {
-            "name": (None, 1, []),
-            "neuron": NO_NAME,
-            "n_steps": NO_COUNT[1:],
-            "norm": NO_NAME,
-            "profile": NO_NAME,
-        },
+        {"name": (None, 1, []), "neuron": NO_NAME, "n_steps": NO_COUNT[1:], "norm": NO_NAME, "profile": NO_NAME},
     ),
     (loop.begin, {"preset": TINY, "seed": 0}, {"preset": NO_OBJECT, "seed": NO_WHOLE}),
     (
@@ -406,11 +363,7 @@ CALLS = [
     ),
     (checkpoint.save, {"path": "{tmp}", "checkpoint": STATE}, {"path": NO_PATH, "checkpoint": NO_OBJECT}),
     (checkpoint.load, {"path": "{saved}"}, {"path": NO_PATH}),
-    (
-        datasets.load,
-        {"name": "digits"},
-        {"name": (*NO_NAME, {}), "limit": NO_COUNT[1:], "n_frames": (1,)},
-    ),
+    (datasets.load, {"name": "digits"}, {"name": (*NO_NAME, {}), "limit": NO_COUNT[1:], "n_frames": (1,)}),
     (datasets.status, {}, {"data_dir": NO_PATH[1:]}),
     (
         datasets.normalise,
@@ -536,7 +489,7 @@ def test_parameters_that_are_none_are_refused(name, value, message):
 def test_whole_numbers_may_be_numpys():
     for kind in (np.int64, np.int32, np.uint8):
         assert simulate(FROZEN, X, kind(3)).n_steps == 3
-        assert find_equilibrium(FROZEN, X, max_iter=kind(200)).converged
+        assert ide_ref.find_equilibrium(FROZEN, X, max_iter=kind(200)).converged
         assert build("4", input_shape=(kind(3),), n_classes=kind(2), neuron=IF()).n_classes == 2
 
 
@@ -547,11 +500,11 @@ def test_lists_of_sizes_make_a_tuple():
 def test_nothing_to_restrict_is_refused():
     pool = AvgPool2d.over((1, 4, 4), kernel=3, stride=1, padding=1)
     with pytest.raises(ValueError, match="connection 'p' has a restriction, but AvgPool2d has no weight to restrict"):
-        Network(
+        ide_ref.Network(
             (1, 4, 4),
-            (Population("a", (1, 4, 4)),),
+            (ide_ref.Population("a", (1, 4, 4)),),
             (Connection("p", "a", "a", pool, restriction=Restriction()),),
-            Readout("a", Dense((1, 4, 4), (2,))),
+            ide_ref.Readout("a", Dense((1, 4, 4), (2,))),
             IF(),
         )
 

@@ -7,7 +7,6 @@ from graphs import MAX_THREADS, cases
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-import ide_ref
 from ide_ref import IF, LIF, build, equations, freeze, simulate, simulation
 from ide_ref._kernels import layout
 
@@ -113,26 +112,14 @@ def test_the_plan_is_made_once_for_all_rollouts_of_a_frozen_network(monkeypatch)
     assert [[link.source for link in links] for links in made] == [[0], [-1, 0]]
 
 
-@pytest.mark.parametrize(
-    ("shape", "n_steps", "message"),
-    [
-        ((3, 53), 0, "n_steps is 0; expected a whole number of at least 1"),
-        ((3, 5, 53), 4, "5 steps but n_steps is 4"),
-        ((3, 52), 4, r"x has shape \(3, 52\); expected"),
-        ((53,), 4, r"x has shape \(53,\); expected"),
-    ],
-)
-def test_wrong_inputs_are_named(shape, n_steps, message):
-    with pytest.raises(ValueError, match=message):
-        simulate(wide_case()[0], np.zeros(shape), n_steps)
-
-
-def test_a_frozen_batch_wants_its_own_size():
+def test_a_frozen_batch_wants_its_own_size_and_a_train_its_steps():
     network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
     x = np.random.default_rng(0).normal(size=(5, 3))
     frozen = freeze(network, network.init(np.random.default_rng(0)), x, training=True)
     with pytest.raises(ValueError, match="x has 4 samples; the network was frozen on a batch of 5"):
         simulate(frozen, x[:4], 3)
+    with pytest.raises(ValueError, match="5 steps but n_steps is 4"):
+        simulate(wide_case()[0], np.zeros((3, 5, 53)), 4)
 
 
 def test_without_potentials_the_rates_are_the_same():
@@ -145,15 +132,6 @@ def test_without_potentials_the_rates_are_the_same():
     assert lean.potentials is None
     for name in ("a", "x_mean", "n_spikes", "n_events", "margin", "n_steps"):
         assert getattr(lean, name) is getattr(whole, name)
-
-
-def test_populations_come_back_in_their_shape():
-    network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
-    rates = simulate(freeze(network, network.init(np.random.default_rng(0))), np.ones((5, 3)), 3)
-    np.testing.assert_array_equal(rates.of("a1"), rates.a)
-    with pytest.raises(ValueError, match="population 'a9' is unknown; expected one of input, a1"):
-        rates.of("a9")
-    assert isinstance(rates, ide_ref.Rates)
 
 
 @pytest.mark.parametrize("density", ["few", "many"])

@@ -106,12 +106,7 @@ def test_rows_become_columns(dtype, depth, spare, seed):
         np.testing.assert_array_equal(found, expected)
 
 
-@given(
-    dtype=DTYPES,
-    depth=st.integers(0, 40),
-    spare=st.integers(0, 7),
-    seed=st.integers(0, 2**32 - 1),
-)
+@given(dtype=DTYPES, depth=st.integers(0, 40), spare=st.integers(0, 7), seed=st.integers(0, 2**32 - 1))
 def test_a_tile_gains_a_product(dtype, depth, spare, seed):
     rng = np.random.default_rng(seed)
     lanes = LINE // np.dtype(dtype).itemsize

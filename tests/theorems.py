@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,23 @@ class System:
         return a
 
 
+def dense_network(neuron: Neuron, sizes: Sequence[int], ends: Sequence[tuple[int, int]], *, n_in: int = 1) -> Network:
+    """Dense populations a1, a2, .. with connections c0, c1, .. from ends to ends, -1 the input; biases forward."""
+    shapes = {-1: (n_in,), **{i: (size,) for i, size in enumerate(sizes)}}
+    names = {-1: "input", **{i: f"a{i + 1}" for i in range(len(sizes))}}
+    last = len(sizes) - 1
+    return Network(
+        (n_in,),
+        tuple(Population(names[i], shapes[i]) for i in range(len(sizes))),
+        tuple(
+            Connection(f"c{i}", names[s], names[t], Dense(shapes[s], shapes[t]), bias=s < t)
+            for i, (s, t) in enumerate(ends)
+        ),
+        Readout(names[last], Dense(shapes[last], (2,))),
+        neuron,
+    )
+
+
 def system_of(
     neuron: Neuron,
     sizes: list[int],
@@ -103,21 +121,7 @@ def system_of(
     drive: float = 1.0,
 ) -> System:
     """Random Dense populations; feedback scaled so that the spectral radius of the norms' sweep is γ."""
-    n_in = 3
-    names = {-1: "input", **{i: f"a{i + 1}" for i in range(len(sizes))}}
-    shapes = {-1: (n_in,), **{i: (size,) for i, size in enumerate(sizes)}}
-    connections = tuple(
-        Connection(f"c{i}", names[s], names[t], Dense(shapes[s], shapes[t]), bias=s < t)
-        for i, (s, t) in enumerate(ends)
-    )
-    last = len(sizes) - 1
-    net = Network(
-        (n_in,),
-        tuple(Population(names[i], shapes[i]) for i in range(len(sizes))),
-        connections,
-        Readout(names[last], Dense(shapes[last], (2,))),
-        neuron,
-    )
+    net = dense_network(neuron, sizes, ends, n_in=3)
     params = net.init(rng)
     for i, (s, t) in enumerate(ends):
         shape = params[f"c{i}.weight"].shape
@@ -130,7 +134,7 @@ def system_of(
 
     def matrices() -> tuple[NDArray, NDArray, NDArray, NDArray]:
         forward, feedback = np.zeros((2, starts[-1], starts[-1]))
-        F, b = np.zeros((starts[-1], n_in)), np.zeros(starts[-1])
+        F, b = np.zeros((starts[-1], 3)), np.zeros(starts[-1])
         for i, (s, t) in enumerate(ends):
             W = params[f"c{i}.weight"]
             if s < 0:
@@ -153,13 +157,13 @@ def system_of(
             params[f"c{i}.weight"] = params[f"c{i}.weight"] * (gamma / radius)
     forward, feedback, F, b = matrices()
 
-    x_star = rng.normal(0.5, 1, (n_batch, n_in))
+    x_star = rng.normal(0.5, 1, (n_batch, 3))
     t = np.arange(n_steps)[None, :, None]
     around = {
         "constant": None,
-        "periodic": np.sin(2 * np.pi * t / rng.integers(2, 9)) * rng.normal(size=(n_batch, 1, n_in)),
-        "decaying": 0.8**t * rng.normal(size=(n_batch, 1, n_in)),
-        "random": rng.uniform(-1, 1, (n_batch, n_steps, n_in)),
+        "periodic": np.sin(2 * np.pi * t / rng.integers(2, 9)) * rng.normal(size=(n_batch, 1, 3)),
+        "decaying": 0.8**t * rng.normal(size=(n_batch, 1, 3)),
+        "random": rng.uniform(-1, 1, (n_batch, n_steps, 3)),
     }[kind]
     x = x_star if around is None else x_star[:, None] + around
     for array in (x, x_star, *params.values()):

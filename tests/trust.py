@@ -10,13 +10,14 @@ import argparse
 import collections
 import statistics
 import warnings
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 from graphs import synapses_between
 from numpy.typing import NDArray
 
-from ide_ref import IF, Connection, Dense, Network, Population, Readout, backward, find_equilibrium, freeze
+from ide_ref import IF, Connection, Dense, Network, Population, Readout, backward, find_equilibrium, freeze, linearise
 from ide_ref.certificates import contraction_bound
 from ide_ref.solvers import SOLVERS, solve
 from ide_ref.synapses import to_channels_last
@@ -140,17 +141,9 @@ def network(rng: np.random.Generator, dtype: np.dtype):
     for i, (s, t) in enumerate(ends):
         choices = synapses_between(input_shape if s < 0 else shapes[s], shapes[t], False)
         synapse = choices[rng.integers(len(choices))] if rng.random() < 0.4 else choices[0]
-        connections.append(
-            Connection(
-                f"c{i}",
-                names[s],
-                names[t],
-                synapse,
-                bool(rng.random() < 0.5),
-                bool(rng.random() < 0.2),
-                dropout=0.5 if rng.random() < 0.2 else 0.0,
-            )
-        )
+        bias, batch_norm, dropout = rng.random(3) < [0.5, 0.2, 0.2]
+        ends_of = names[s], names[t]
+        connections.append(Connection(f"c{i}", *ends_of, synapse, bool(bias), bool(batch_norm), dropout=0.5 * dropout))
     v_th = float(rng.choice([1.0, 0.7, 2.0]))
     net = Network(
         input_shape,
@@ -201,10 +194,10 @@ def judge_network(rng: np.random.Generator) -> list[tuple[str, float, float, flo
     with warnings.catch_warnings():
         # Networks are drawn that diverge, and then normalise what has no digits left.
         warnings.filterwarnings("ignore", "batch normalisation of connection", RuntimeWarning)
-        return _judge_network(rng)
+        return list(_judge_network(rng))
 
 
-def _judge_network(rng: np.random.Generator) -> list[tuple[str, float, float, float]]:
+def _judge_network(rng: np.random.Generator) -> Iterator[tuple[str, float, float, float]]:
     dtype = np.dtype(rng.choice(["float32", "float64"]))
     frozen, x = network(rng, dtype)
     gamma = contraction_bound(frozen).value
@@ -218,38 +211,26 @@ def _judge_network(rng: np.random.Generator) -> list[tuple[str, float, float, fl
         max_iter=int(rng.choice([3, 60])),
         allow_unconverged=True,
     )
-    found = []
-    exact = [Exact(frozen, state.x_mean, b) for b in range(len(x))]
-    for b, sample in enumerate(exact):
-        a_star = sample.equilibrium(state.a[b], relu)
-        if a_star is not None:
+
+    def judged(what: str, certified: NDArray, found: NDArray, truth: list[Fraction] | None):
+        if truth is not None and np.all(np.isfinite(found)):
             for i in range(len(frozen.network.populations)):
                 place = frozen.network.slice_of(i)
-                found.append(("a*", gamma, float(state.errors[b, i]), distance(state.a[b, place], a_star[place])))
+                yield what, gamma, float(certified[i]), distance(found[place], truth[place])
+
+    exact = [Exact(frozen, state.x_mean, b) for b in range(len(x))]
+    for b, sample in enumerate(exact):
+        yield from judged("a*", state.errors[b], state.a[b], sample.equilibrium(state.a[b], relu))
     if relu:
-        return found
+        return
     d_logits = rng.normal(size=(len(x), 2)).astype(dtype)
     g, _ = frozen.read_out_pull_back(state, d_logits)
+    mask = linearise(frozen, state.a, frozen.drive(state.x_mean)).slope > 0
     for method in HONEST:
         tol, most = float(10.0 ** -rng.uniform(1, 13)), int(rng.choice([2, 40]))
         back = backward(frozen, state, d_logits, solver=method, tol=tol, max_iter=most, allow_unconverged=True)
-        p = frozen_p(frozen, state)
-        mask = (p >= 0) & (p <= frozen.network.neuron.v_th)
         for b, sample in enumerate(exact):
-            beta = sample.beta(mask[b], g[b])
-            if beta is not None and np.all(np.isfinite(back.beta[b])):
-                for i in range(len(frozen.network.populations)):
-                    place = frozen.network.slice_of(i)
-                    found.append((method, gamma, float(back.errors[b, i]), distance(back.beta[b, place], beta[place])))
-    return found
-
-
-def frozen_p(frozen, state) -> NDArray:
-    """The pre-activations at which ``backward`` takes its masks."""
-    from ide_ref.equilibrium import linearise
-
-    at = linearise(frozen, state.a, frozen.drive(state.x_mean))
-    return np.where(at.slope > 0, 0.0, -1.0)
+            yield from judged(method, back.errors[b], back.beta[b], sample.beta(mask[b], g[b]))
 
 
 def nasty_system(rng: np.random.Generator) -> tuple[NDArray, NDArray]:

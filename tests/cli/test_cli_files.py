@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ide_ref import presets
-from ide_ref.datasets import registry
 from ide_ref.training import checkpoint
 
 
@@ -18,11 +17,8 @@ def idx(array):
 
 
 @pytest.fixture
-def mnist(tmp_path, monkeypatch):
+def mnist(tmp_path, no_data):
     """A folder with twelve sound images a split, and no data anywhere else."""
-    monkeypatch.delenv("IDE_REF_DATA", raising=False)
-    monkeypatch.setattr(registry, "_SYSTEM_ROOT", tmp_path / "system")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "data" / "mnist"
     folder.mkdir(parents=True)
     for prefix in ("train", "t10k"):

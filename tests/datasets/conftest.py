@@ -29,16 +29,6 @@ def event_bytes():
 
 
 @pytest.fixture
-def no_data(monkeypatch, tmp_path):
-    """No data set anywhere but where the test puts it."""
-    from ide_ref.datasets import registry
-
-    monkeypatch.delenv("IDE_REF_DATA", raising=False)
-    monkeypatch.setattr(registry, "_SYSTEM_ROOT", tmp_path / "no-system-data")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
 def real_data():
     root = os.environ.get("IDE_REF_DATA")
     if not root:

@@ -218,12 +218,6 @@ def test_a_solver_that_does_not_converge_stops_with_its_place(data, tmp_path):
             loop.train(tiny.preset(tol=1e-30, max_iter=3, dtype=dtype), data, out=tmp_path / dtype)
 
 
-def test_the_log_has_a_line_an_epoch(data, tmp_path):
-    log = io.StringIO()
-    loop.train(tiny.preset(), data, out=tmp_path, log=log)
-    assert [line.split()[1] for line in log.getvalue().splitlines()] == ["1/3", "2/3", "3/3"]
-
-
 def test_the_logs_and_the_checkpoint_say_in_words_whether_cond_holds(data, tmp_path):
     # α starts at 0.9, so γ is 0.9/V_th or more until it falls.
     words = {2.0: "(COND) holds: the average rates", 0.3: "(COND) does not hold: the theorems promise no equilibrium"}

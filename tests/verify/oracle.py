@@ -1,135 +1,82 @@
-"""The gradient of a single layer with feedback, from dense matrices, with any one mistake planted in it.
-
-Written from the equations with plain NumPy: of the package it uses parameters, drawn masks and rates, and the
-synapses' matrices.
-"""
+"""The gradient of a single layer with feedback by the page of equations, with any one mistake planted in it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ide_ref import simulate
-from ide_ref.synapses import to_channels_last
-
-
-def matrix(synapse, weight):
-    return synapse.apply(synapse.to_taps(np.asarray(weight, float)), np.eye(synapse.n_in)).T
-
-
-def weight_gradient(synapse, d_matrix):
-    """⟨d_matrix, ∂matrix/∂w⟩ for every weight w."""
-    out = np.zeros(synapse.weight_shape)
-    for index in np.ndindex(*synapse.weight_shape):
-        unit = np.zeros(synapse.weight_shape)
-        unit[index] = 1
-        out[index] = np.vdot(d_matrix, matrix(synapse, unit))
-    return out
+from ide_ref import equations
+from ide_ref.verify.specification import specified
 
 
 def gradient(frozen, state, x, d_logits, mistake=None):
     """All gradients of "layer (Ffeedback)" at a rollout's rates."""
-    net, params = frozen.network, frozen.params
-    forward, feedback = net.connections
-    v_th, leak = net.neuron.v_th, net.neuron.leak
-    n_batch, n_steps = len(x), state.n_steps
-    frames = x if net.is_spike_input(x) else np.repeat(x[:, None], n_steps, axis=1)
-    weights = leak ** np.arange(n_steps - 1.0, -1, -1)
-    weights /= weights.sum()
-    x_mean = to_channels_last(np.einsum("t,bt...->b...", weights, frames), net.input_shape)
-    a = state.a
-
-    # the maps
-    keep_f, keep_w = (np.ones(a.shape) if c.keep is None else c.keep for c in frozen.maps)
-    F = matrix(forward.synapse, params["input.weight"])
-    channels = forward.synapse.out_shape[0]
-    b = np.tile(params["input.bias"], F.shape[0] // channels)
-    z = (x_mean @ F.T + b).reshape(-1, channels)
-    mean, deviation = z.mean(axis=0), np.sqrt(z.var(axis=0) + 1e-5)
-    z_hat = (z - mean) / deviation
-    drive = keep_f * (z_hat * params["input.bn_weight"] + params["input.bn_bias"]).reshape(a.shape)
-    raw = matrix(feedback.synapse, params["feedback.weight"])
-    left, values, right = np.linalg.svd(raw)
-    norm, alpha = values[0], float(params["feedback.alpha"])
-    W = alpha / norm * raw
+    spec = specified(frozen, x, state.n_steps)
+    net, leak, v_th, a = spec.net, spec.net.leak, spec.net.v_th, state.a
+    (to_input, to_self), (forward, feedback) = spec.connections, net.maps
+    w, alpha = spec.params[1]["weight"], float(spec.params[1]["alpha"])
+    norm, d_norm = equations.norm(to_self, w)
+    x_mean, total = equations.average(spec.x, leak), sum(leak**i for i in range(state.n_steps))
 
     # (MASK), (BETA)
-    p = drive + keep_w * (a @ W.T)
-    m = ((p >= 0) & (p <= v_th)).astype(float)
+    (m,) = equations.mask(net, [a], x_mean)
     rates = {
-        "a[T-1] for a[T]": lambda: average(frozen, x, n_steps - 1, leak),
-        "plain mean of spikes": lambda: average(frozen, x, n_steps, 1.0),
-        "rates not normalised": lambda: a * sum(leak**i for i in range(n_steps)),
+        "a[T-1] for a[T]": lambda: equations.average(equations.rollout(net, spec.x[:, :-1])[0], leak),
+        "plain mean of spikes": lambda: equations.average(equations.rollout(net, spec.x)[0], 1.0),
+        "rates not normalised": lambda: a * total,
     }.get(mistake, lambda: a)()
     means = {
-        "last frame for the mean input": lambda: to_channels_last(frames[:, -1], net.input_shape),
-        "input summed": lambda: x_mean * sum(leak**i for i in range(n_steps)),
-        "plain mean of the input": lambda: to_channels_last(frames.mean(axis=1), net.input_shape),
-    }.get(mistake, lambda: x_mean)()
-    d_logits = d_logits * {"sum loss": n_batch, "sign": -1}.get(mistake, 1)
-    g = d_logits @ matrix(net.readout.synapse, params["readout.weight"])
+        "last frame for the mean input": spec.x[:, -1],
+        "input summed": x_mean * total,
+        "plain mean of the input": spec.x.mean(axis=1),
+    }.get(mistake, x_mean)
+    d_logits = d_logits * {"sum loss": len(x), "sign": -1}.get(mistake, 1)
+    g = d_logits @ spec.readout[1]
     m_beta = np.ones_like(m) if mistake in ("mask missing", "mask missing in beta") else m
     m_hebb = np.ones_like(m) if mistake in ("mask missing", "mask missing in hebb") else m
-    back = W
+    back = feedback.W
     if mistake == "unflipped kernel":
-        back = alpha / norm * matrix(feedback.synapse, params["feedback.weight"][:, :, ::-1, ::-1])
-    if mistake == "dropout ignored":
-        keep_w, keep_f = np.ones_like(keep_w), np.ones_like(keep_f)
-    beta = np.empty_like(g)
-    for i in range(n_batch):
-        keep = keep_w[i]
-        J = m_beta[i][:, None] * keep[:, None] * back / v_th  # ∂f/∂a
-        if mistake == "W for its transpose":  # W itself where Wᵀ belongs: columns of Jᵀ keep M and the mask
-            J = ((keep[:, None] * W) * m_beta[i] / v_th).T
-        if mistake == "mask on the wrong side":
-            J = keep[:, None] * back * m_beta[i] / v_th
-        eye = np.eye(len(J))
-        if mistake == "V_th missing in beta":
-            J = J * v_th
-        if mistake == "no feedback in beta":
-            J = 0 * J
-        beta[i] = np.linalg.solve(eye - J.T, g[i])
-        if mistake == "damped iteration":
-            beta[i] = np.linalg.solve(2 * eye - J.T, g[i])
-        if mistake == "one iteration of beta":
-            beta[i] = g[i] + J.T @ g[i]
-    factor = {"factor V_th missing": v_th, "half of beta": 0.5}.get(mistake, 1.0)
-    delta = factor * m_hebb * beta / v_th
+        back = alpha / norm * equations.tied(w[:, :, ::-1, ::-1], to_self.tie)
+    keep_f, keep_w = (np.ones_like(c.keep) if mistake == "dropout ignored" else c.keep for c in net.maps)
+    J = m_beta[:, :, None] * keep_w[:, :, None] * back / v_th  # ∂f/∂a
+    if mistake in ("W for its transpose", "mask on the wrong side"):
+        J = keep_w[:, :, None] * back * m_beta[:, None] / v_th
+    J = J * {"V_th missing in beta": v_th, "no feedback in beta": 0}.get(mistake, 1)
+    if mistake != "W for its transpose":  # W itself where Wᵀ belongs: columns of Jᵀ keep M and the mask
+        J = J.swapaxes(1, 2)
+    eye = np.eye(a.shape[1]) * (2 if mistake == "damped iteration" else 1)
+    beta = np.linalg.solve(eye - J, g[:, :, None])[:, :, 0]
+    if mistake == "one iteration of beta":
+        beta = g + (J @ g[:, :, None])[:, :, 0]
+    delta = {"factor V_th missing": v_th, "half of beta": 0.5}.get(mistake, 1.0) * m_hebb * beta / v_th
 
     # (HEBB), pulled back
-    to_w, to_f = keep_w * delta, keep_f * delta
-    dW = rates.T @ to_w if mistake == "outer product transposed" else to_w.T @ rates
-    positions = a.shape[1] // channels if mistake == "mean over positions" else 1
-    d_weight = weight_gradient(feedback.synapse, dW) / positions
-    along = np.vdot(d_weight, params["feedback.weight"]) / norm
-    d_norm = weight_gradient(feedback.synapse, np.outer(left[:, 0], right[0])) * (mistake != "projection term missing")
-    d_raw = d_weight if mistake == "restriction ignored" else alpha / norm * (d_weight - along * d_norm)
+    dW = equations.hebb(keep_w * delta, rates)
+    dW = dW.T if mistake == "outer product transposed" else dW
+    channel = to_input.channel
+    positions = a.shape[1] // len(np.unique(channel)) if mistake == "mean over positions" else 1
+    d_weight = equations.untied(dW, to_self.tie, w) / positions
+    d_norm = d_norm * (mistake != "projection term missing")
+    d_raw, along = equations.restrict_back(d_weight, w, alpha, norm, d_norm)
+    d_raw = d_weight if mistake == "restriction ignored" else d_raw
 
-    columns = to_f.reshape(-1, channels)
-    if means is not x_mean:
-        z_hat = ((means @ F.T + b).reshape(-1, channels) - mean) / deviation
-    centred = columns - columns.mean(axis=0) * (mistake != "batch mean missing")
-    centred = centred - z_hat * (columns * z_hat).mean(axis=0)
-    if mistake == "batch statistics constant":
-        centred = columns
-    d_z = centred * params["input.bn_weight"] / deviation
-    d_input = weight_gradient(forward.synapse, d_z.reshape(a.shape).T @ means)
-    d_bn = {"input.bias": d_z.sum(0), "input.bn_weight": (columns * z_hat).sum(0), "input.bn_bias": columns.sum(0)}
+    to_f, z = keep_f * delta, means @ forward.W.T + forward.b
+    from_batch = mistake != "batch statistics constant"
+    d_z, d_bn_weight, d_bn_bias = equations.normalise_back(to_f, z, forward.norm, channel, from_batch)
+    if mistake == "batch mean missing":
+        scale = forward.norm[0] / np.sqrt(forward.norm[3] + equations.EPSILON)
+        d_z = d_z + scale * equations.moments(to_f, channel)[0]
+    d_input = equations.untied(equations.hebb(d_z, means), to_input.tie, spec.params[0]["weight"])
     if mistake == "flipped weight gradient":
         # At the end, as a port would, after the right pull-back.
         d_input, d_raw = (g[:, :, ::-1, ::-1] for g in (d_input, d_raw))
+    d_readout = equations.hebb(d_logits, rates)
     return {
         "input.weight": d_input / positions,
-        **{name: g / positions for name, g in d_bn.items()},
+        "input.bias": np.bincount(channel, weights=d_z.sum(axis=0)) / positions,
+        "input.bn_weight": d_bn_weight / positions,
+        "input.bn_bias": d_bn_bias / positions,
         "feedback.weight": d_raw,
         "feedback.alpha": np.asarray(along * positions),
-        "readout.weight": weight_gradient(net.readout.synapse, d_logits.T @ rates),
+        "readout.weight": equations.untied(d_readout, spec.readout_tie, d_readout),
         "readout.bias": d_logits.sum(axis=0),
     }
-
-
-def average(frozen, x, n_steps, leak):
-    """Rates of the first steps, by hand."""
-    cut = x[:, :n_steps] if frozen.network.is_spike_input(x) else x
-    spikes = simulate(frozen, cut, n_steps, record=True).spikes.astype(float)
-    weights = leak ** np.arange(n_steps - 1.0, -1, -1)
-    return np.einsum("t,btn->bn", weights / weights.sum(), spikes)

@@ -7,8 +7,10 @@ import pytest
 from small import STRUCTURES, problem, rollout
 
 import ide_ref
+from ide_ref import equations
 from ide_ref.authors import Profile, authors, edited
 from ide_ref.verify import explain_gradient, explain_over_time, table_over_time
+from ide_ref.verify.specification import specified
 
 
 @pytest.mark.parametrize("profile", ["paper", "authors"])
@@ -102,23 +104,20 @@ def test_finite_time_moves_the_rates_and_then_the_masks(seed):
     """The formula of one layer with rates and masks of either state: β by masks at a*, outer products at a[T]."""
     network, params, x, y = problem("fashion-mnist-400", seed=seed, dropout=0.0, batch_norm=False, restriction=None)
     params = params | {"feedback.weight": 0.5 * params["feedback.weight"]}
-    W, F, b, V = (params[name] for name in ("feedback.weight", "input.weight", "input.bias", "readout.weight"))
-    frozen, v_th = ide_ref.freeze(network, params), network.neuron.v_th
+    frozen = ide_ref.freeze(network, params)
     star, rates = ide_ref.find_equilibrium(frozen, x).a, ide_ref.simulate(frozen, x, 6).a
+    spec = specified(frozen, x, 6)
+    _, W_o, b_o = spec.readout
 
     def gradient(of_masks, of_rates):
-        p = of_masks @ W.T + x @ F.T + b
-        slope = ((p >= 0) & (p <= v_th)) / v_th
-        logits = of_rates @ V.T + params["readout.bias"]
-        softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        d_logits = (softmax - np.eye(len(V))[y]) / len(y)
-        g = d_logits @ V
-        delta = np.stack([m * np.linalg.solve(np.eye(len(W)) - W.T * m, row) for m, row in zip(slope, g, strict=True)])
+        _, d_logits = equations.loss(equations.read_out(W_o, b_o, of_rates), y)
+        m = equations.mask(spec.net, [of_masks], x)
+        delta = m[0] * equations.beta(spec.net, m, [d_logits @ W_o])[0] / spec.net.v_th
         return {
-            "feedback.weight": delta.T @ of_rates,
-            "input.weight": delta.T @ x,
+            "feedback.weight": equations.hebb(delta, of_rates),
+            "input.weight": equations.hebb(delta, x),
             "input.bias": delta.sum(axis=0),
-            "readout.weight": d_logits.T @ of_rates,
+            "readout.weight": equations.hebb(d_logits, of_rates),
             "readout.bias": d_logits.sum(axis=0),
         }
 

@@ -1,4 +1,4 @@
-"""Every mistake of the library, planted by an oracle that shares no code with it, is found and named."""
+"""Every mistake of the library, planted in the equations, is found and named."""
 
 import json
 from types import SimpleNamespace
