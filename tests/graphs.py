@@ -44,10 +44,6 @@ class Case:
             f"{self.n_threads} threads\n{connections}"
         )
 
-    @property
-    def is_spike_input(self) -> bool:
-        return self.x.ndim == len(self.network.input_shape) + 2
-
     @cached_property
     def spec(self) -> Specified:
         """As the page of equations reads it."""
@@ -140,6 +136,51 @@ def synapses_between(in_shape: tuple[int, ...], out_shape: tuple[int, ...], exac
                 with suppress(ValueError):
                     found.append(make(in_shape, out_shape, *window))
     return tuple(found)
+
+
+# Up to two blocks of four channels and a rest.
+channels = st.integers(1, 9)
+pictures = st.tuples(channels, st.integers(3, 6), st.integers(3, 6))
+
+
+def conv_size(n, kernel, stride, padding, output_padding):
+    return (n + 2 * padding - kernel) // stride + 1
+
+
+def transposed_size(n, kernel, stride, padding, output_padding):
+    return (n - 1) * stride - 2 * padding + kernel + output_padding
+
+
+def windows_of_one_size(size):
+    """Strided windows (kernel, stride, padding, output padding) and the side lengths that they map to themselves."""
+    found = []
+    for window in itertools.product(range(1, 5), (2, 3), range(5), range(3)):
+        sides = [n for n in range(1, 7) if size(n, *window) == n]
+        if sides and window[3] < window[1]:
+            found.append((window, sides))
+    return found
+
+
+SIZES = {Conv2d: conv_size, ConvTranspose2d: transposed_size}
+OF_ONE_SIZE = {cls: windows_of_one_size(size) for cls, size in SIZES.items()}
+
+
+@st.composite
+def convolutions(draw, cls):
+    """Half of them map a picture to one of its own shape although they are strided."""
+    if draw(st.booleans()):
+        (kernel, stride, padding, output_padding), sides = draw(st.sampled_from(OF_ONE_SIZE[cls]))
+        in_shape = (draw(channels), draw(st.sampled_from(sides)), draw(st.sampled_from(sides)))
+        out_channels = in_shape[0]
+    else:
+        in_shape, out_channels = draw(pictures), draw(channels)
+        kernel, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        output_padding = draw(st.integers(0, stride - 1))
+        shortest = min(in_shape[1:])
+        paddings = [p for p in range(5) if SIZES[cls](shortest, kernel, stride, p, output_padding) >= 1]
+        padding = draw(st.sampled_from([None, *paddings]))
+    rest = {} if cls is Conv2d else {"output_padding": output_padding}
+    return cls.over(in_shape, out_channels, kernel=kernel, stride=stride, padding=padding, **rest)
 
 
 @st.composite

@@ -25,12 +25,8 @@ def imports(path):
 
 
 @pytest.mark.parametrize("path", SOURCES)
-def test_no_assert(path):
+def test_no_assert_and_no_pickle(path):
     assert not [node.lineno for node in nodes(path, ast.Assert)]
-
-
-@pytest.mark.parametrize("path", SOURCES)
-def test_no_pickle(path):
     assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "cPickle", "dill", "joblib", "shelve"}
 
 

@@ -41,9 +41,6 @@ def training_step(network, params, x, y, velocity, *, training=True, n_steps=4, 
     return digest(back.gradients, back.statistics, params, velocity, {"loss": np.asarray(loss), "a": rates.a})
 
 
-# --- how arrays lie in memory ---------------------------------------------------------------------------------------
-
-
 def strided(array):
     """The same numbers, every second along every axis of a larger array."""
     wide = np.zeros([2 * n for n in array.shape], array.dtype)
@@ -122,8 +119,6 @@ def test_rates_logits_and_large_parameters_in_other_layouts(layout):
             np.testing.assert_array_equal(getattr(run, name), getattr(expected, name))
 
 
-# --- threads --------------------------------------------------------------------------------------------------------
-
 STEPS = """
 import numpy as np
 from test_boundaries import training_step
@@ -151,8 +146,6 @@ def test_bits_of_a_training_step_do_not_depend_on_threads():
     assert len(one) == 4
     assert one == two
 
-
-# --- dtypes and sizes -----------------------------------------------------------------------------------------------
 
 DTYPES = ["?", "i1", "u1", "<i4", ">i4", "<i8", ">u8", "f2", ">f2", "<f4", ">f4", "<f8", ">f8", "g", "<c8", "O", "S1"]
 
@@ -230,9 +223,6 @@ def test_numbers_beyond_float32_are_refused_by_name(size):
         simulate_continuous(
             freeze(network, network.init(np.random.default_rng(0))), np.full(3, np.longdouble("1e4000")), [1]
         )
-
-
-# --- batch normalisation far from 0 ---------------------------------------------------------------------------------
 
 
 def normalised(dtype):

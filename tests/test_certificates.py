@@ -161,6 +161,9 @@ def test_coupled_samples_have_no_certificate_and_others_have(case):
     state = find_equilibrium(case.frozen, case.x)
     assert np.all(np.isfinite(state.errors))
     assert state.errors.shape == (len(case.x), len(case.network.populations))
+    # Of all feedback sources together; (CERT) bounds the error of each population.
+    on_sources = np.linalg.norm(state.errors[:, list(case.network.feedback_sources)], axis=1)
+    np.testing.assert_allclose(state.certificate, on_sources, rtol=1e-9)
     gamma = contraction_bound(case.frozen)
     assert 0 <= gamma.value <= gamma.upper < 1
     assert gamma.why_not == ""
@@ -173,9 +176,6 @@ def test_why_nothing_is_certified():
     assert contraction_bound(problem).why_not == "gamma is 2, and (CERT) asks for less than 1"
     touching = certificates.Contraction(1 - 1e-16, 1 + 1e-15)
     assert "which its own error of 1.2e-15 does not tell from 1" in touching.why_not
-
-
-# --- what counts as solved -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", HONEST)

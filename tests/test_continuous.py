@@ -28,9 +28,6 @@ def dense(W, F, *, v_th=1.0, b=None):
     return freeze(network, params)
 
 
-# --- closed forms -----------------------------------------------------------------------------------
-
-
 @given(drive=st.floats(0.1, 5), v_th=st.sampled_from([0.5, 1.0, 2.0]))
 def test_one_if_neuron_fires_every_v_th_over_drive(drive, v_th):
     run = simulate_continuous(dense(0, 1, v_th=v_th), np.array([drive]), np.array([20.5]))
@@ -66,12 +63,6 @@ def test_one_lif_neuron_has_the_logarithmic_interval(log_tau, log_excess, v_th, 
     rest = -tau * np.expm1(-0.5 * interval / tau) * drive
     np.testing.assert_allclose(run.u, [[rest], [rest]], rtol=1e-12 * condition)
     assert run.balance_error <= 1e-13 * condition * v_th * 40
-
-
-def test_a_leaky_neuron_below_threshold_never_fires():
-    run = simulate_continuous(dense(0, 1), np.array([0.5]), np.array([1.0, 1e3, 1e6]), tau=1.9)
-    assert run.spike_times.size == 0
-    np.testing.assert_allclose(run.u[:, 0], [0.95 * (1 - np.exp(-1 / 1.9)), 0.95, 0.95])
 
 
 def test_reset_is_by_subtraction():
@@ -188,9 +179,6 @@ def test_a_new_drive_takes_effect_at_its_edge():
     np.testing.assert_allclose(run.u[:, 0], [first, second, 0.5 + (second - 0.5) * np.exp(-0.5)])
 
 
-# --- against the discrete rollout -------------------------------------------------------------------
-
-
 def discrete_spikes(system, tau, h, t_end):
     """Times and neurons of the rollout with step h: λ = exp(−h/τ), the drive of one step ∫ κ."""
     leak = 1.0 if np.isinf(tau) else np.exp(-h / tau)
@@ -234,9 +222,6 @@ def test_the_discrete_rollout_tends_to_it_in_proportion_to_its_step(tau, ends):
         errors.append(row)
     slope = np.polyfit(np.log(steps), np.log(np.median(errors, axis=0)), 1)[0]
     assert 0.85 < slope < 1.15, slope
-
-
-# --- balance ----------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -331,9 +316,6 @@ def test_charge_balances_after_a_million_spikes():
         assert run.balance_error <= 1e-10
 
 
-# --- Theorem 1, Proposition 1 -----------------------------------------------------------------------
-
-
 @given(problem=problems())
 def test_err_in_continuous_time(problem):
     """(ERR) at 200 drawn times; for one population in its own letters."""
@@ -419,9 +401,6 @@ def test_beyond_one_nothing_is_promised():
     assert np.all(np.isinf(continuous_envelope(bound.conditions, 1.0, np.ones(1), np.ones(1), [1.0], 0.1)))
 
 
-# --- other synapses ---------------------------------------------------------------------------------
-
-
 PICTURES = [(2, 4, 4), (2, 2, 2), (3, 2, 2), (3, 4, 4), (1, 3, 2)]
 
 
@@ -469,9 +448,6 @@ def of_kind(kind, sender, receiver):
     return [synapse for synapse in synapses_between(sender, receiver, False) if isinstance(synapse, kind)]
 
 
-# --- storms, refusals -------------------------------------------------------------------------------
-
-
 def test_an_event_storm_stops_and_names_the_neuron():
     frozen = dense([[0, 1.3], [1.3, 0]], [[1.0], [0.1]])
     run = simulate_continuous(frozen, np.ones(1), np.array([0.5, 1000.0]), delay=0.5, max_events=3000)
@@ -507,9 +483,6 @@ def test_a_budget_too_small_is_told_from_a_storm():
     assert enough.completed
     assert enough.message == ""
     assert enough.t_end == 100.5
-
-
-# --- going on ---------------------------------------------------------------------------------------
 
 
 def assert_same_bits(run, whole):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from graphs import convolutions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,16 +15,7 @@ from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d
 pytestmark = pytest.mark.kernels
 
 
-@st.composite
-def synapses(draw):
-    kind = draw(st.sampled_from([Conv2d, ConvTranspose2d]))
-    kernel, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    shape = (draw(st.integers(1, 6)), draw(st.integers(4, 6)), draw(st.integers(4, 6)))
-    channels, padding = draw(st.integers(1, 9)), draw(st.integers(0, kernel - 1))
-    if kind is Conv2d:
-        return Conv2d.over(shape, channels, kernel=kernel, stride=stride, padding=min(padding, kernel // 2))
-    extra = draw(st.integers(0, stride - 1))
-    return ConvTranspose2d.over(shape, channels, kernel=kernel, stride=stride, padding=padding, output_padding=extra)
+synapses = st.one_of(convolutions(Conv2d), convolutions(ConvTranspose2d))
 
 
 def sparse(rng, shape, share):
@@ -41,7 +33,7 @@ def plain(cells, weights, targets, n_out):
     return out
 
 
-@given(synapse=synapses())
+@given(synapse=synapses)
 def test_runs_say_what_the_tables_say(synapse):
     for runs, sources in ((synapse.runs, synapse.sources), (synapse.runs_back, synapse.targets)):
         for table in (runs.fine, runs.coarse):
@@ -57,7 +49,7 @@ def test_runs_say_what_the_tables_say(synapse):
     assert windowed.coarse.shape[0] == synapse.kernel
 
 
-@given(synapse=synapses(), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), n=st.integers(1, 9), seed=st.integers(0, 99))
+@given(synapse=synapses, share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), n=st.integers(1, 9), seed=st.integers(0, 99))
 def test_products_bring_what_the_plain_loop_brings(synapse, share, n, seed):
     rng = np.random.default_rng(seed)
     c_in, c_out = synapse.channels
@@ -128,7 +120,7 @@ def test_out_must_fit(shape, dtype):
         synapse.adjoint(np.ones((9, 3, 2), np.float32), post, out=np.zeros(shape, dtype))
 
 
-@given(synapse=synapses(), shares=st.tuples(*[st.sampled_from([0.0, 0.1, 1.0])] * 2), seed=st.integers(0, 99))
+@given(synapse=synapses, shares=st.tuples(*[st.sampled_from([0.0, 0.1, 1.0])] * 2), seed=st.integers(0, 99))
 def test_outer_products_are_those_of_the_plain_loop_from_either_side(synapse, shares, seed):
     rng = np.random.default_rng(seed)
     c_in, c_out = synapse.channels

@@ -1,7 +1,5 @@
 """(BETA) and (HEBB) against dense linear algebra and against differences of the exact equilibrium."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from graphs import cases
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 import ide_ref
 from ide_ref import IF, NotConverged, backward, build, equations, find_equilibrium, freeze, linearise, simulate, solve
 from ide_ref.authors import Profile, authors, edited
-from ide_ref.implicit import hebbian, solve_beta
+from ide_ref.implicit import solve_beta
 from ide_ref.solvers import SOLVERS, require
 from ide_ref.verify import check_gradient
 from ide_ref.verify.specification import specified
@@ -119,7 +117,7 @@ def test_samples_that_are_done_at_different_times_have_their_own_beta(n, still, 
 def test_under_a_profile_every_solver_finds_the_gradient_of_the_dense_one(profile, case, solver):
     """Two linearisations at once, or samples that are coupled: where a solver claims a solution, it is the same."""
     frozen = case.frozen
-    if not (case.is_spike_input and len(case.x) == 1):  # an unbiased variance takes two samples
+    if not (case.network.is_spike_input(case.x) and len(case.x) == 1):  # an unbiased variance takes two samples
         rng = np.random.default_rng(0)
         frozen = freeze(edited(case.network, profile), case.params, case.x, training=True, rng=rng)
     rates = simulate(frozen, case.x, case.n_steps)
@@ -166,22 +164,6 @@ def test_a_residual_is_that_of_beta_where_samples_are_coupled(n_batch, tol, solv
     rest = np.linalg.norm(g[:, sources] + there.vjp(w) - w, axis=1)
     size = 1e-10 * (1 + np.abs(w).max())
     np.testing.assert_allclose(solution.residual, rest, rtol=0, atol=size)
-
-
-@given(case=cases(), seed=st.integers(0, 2**32 - 1))
-def test_outer_products_follow_the_rates_they_are_given(case, seed):
-    """A linearisation moved to other rates: with constant statistics its connections are those linearised there."""
-    frozen, rng = case.frozen, np.random.default_rng(seed)
-    state = simulate(frozen, case.x, case.n_steps)
-    drive, others = frozen.drive(state.x_mean), rng.random(state.a.shape)
-    delta = rng.normal(size=state.a.shape)
-    moved = replace(linearise(frozen, state.a, drive), forward=others, feedback=others)
-    found, statistics = hebbian(moved, delta, state.x_mean)
-    expected, statistics_there = hebbian(linearise(frozen, others, drive), delta, state.x_mean)
-    for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-    for name in statistics_there:
-        np.testing.assert_array_equal(statistics[name], statistics_there[name], err_msg=name)
 
 
 @given(case=cases(max_populations=5), seed=st.integers(0, 2**32 - 1))
@@ -293,14 +275,11 @@ def test_under_a_profile_the_statistics_of_static_input_follow_the_batch_twice(c
     *_, statistics = again.gradient(case.y)
     inputs = {c.name for c in case.network.connections if c.source == "input"}
     for name, once in statistics.items():
-        if case.training and name.split(".")[0] in inputs and not case.is_spike_input:
+        if case.training and name.split(".")[0] in inputs and not case.network.is_spike_input(case.x):
             before = case.params[name]
             once = once + (1 - equations.MOMENTUM) * (once - before)
         np.testing.assert_allclose(back.statistics[name], once, rtol=1e-12, atol=1e-12, err_msg=name)
     case.network.check_params({**case.params, **back.statistics})
-
-
-# --- the gradient check ----------------------------------------------------------------------------------------
 
 
 # A case takes some 300 equilibria.
@@ -308,7 +287,7 @@ def test_under_a_profile_the_statistics_of_static_input_follow_the_batch_twice(c
 @given(case=cases(contractive=True, max_populations=5))
 def test_the_gradient_of_every_graph_is_the_difference_quotient(case):
     report = check_gradient(
-        case.network, case.params, case.x, case.y, n_coordinates=2, n_directions=1, tol=1e-7, training=case.training
+        case.network, case.params, case.x, case.y, n_coordinates=1, n_directions=1, tol=1e-7, training=case.training
     )
     assert report.passed, report.table()
     assert report.set_aside + report.unresolved < 2 * report.checked, report.table()

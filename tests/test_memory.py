@@ -46,6 +46,11 @@ def test_small_arrays_are_not_kept():
     assert address(array) % memory.LINE == 0
     del array
     assert memory.spare() == 0
+    # ... and cost nothing that is kept.
+    old = memory.empty(memory.LARGE, np.uint8)
+    del old
+    assert memory.empty(7, np.float32).shape == (7,)
+    assert memory.spare() == memory.LARGE
 
 
 def test_what_is_kept_is_bounded_and_what_came_last(monkeypatch):
@@ -111,10 +116,3 @@ def test_rows_are_the_memory_they_lie_in(n_rows, n, before, after, step):
     if x.size and step == 1:
         flat[-1] = -1
         assert x[-1, -1] == -1
-
-
-def test_small_arrays_cost_nothing_that_is_kept():
-    old = memory.empty(memory.LARGE, np.uint8)
-    del old
-    assert memory.empty(7, np.float32).shape == (7,)
-    assert memory.spare() == memory.LARGE

@@ -14,7 +14,7 @@ from ide_ref import IF, LIF, Connection, Dense, Readout, Restriction, build, con
 from ide_ref.authors import PAPER, Profile, edited
 from ide_ref.constraints import EPSILON
 from ide_ref.network import finite
-from ide_ref.synapses import Conv2d, ConvTranspose2d, to_channels_last
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, to_channels_last
 
 
 def make(*connections, populations=(("a", (4,)), ("b", (3,))), readout=None):
@@ -63,6 +63,9 @@ def test_connections_that_do_not_fit_are_named(connection, message):
 
 
 def test_populations_and_readouts_that_do_not_fit_are_named():
+    pool = Connection("p", "a", "a", AvgPool2d((1, 2, 2), (1, 2, 2), 1, 1, 0), restriction=Restriction())
+    with pytest.raises(ValueError, match="connection 'p' has a restriction, but AvgPool2d has no weight to restrict"):
+        make(pool, populations=(("a", (1, 2, 2)), ("b", (3,))))
     with pytest.raises(ValueError, match="the network has no populations"):
         make(populations=())
     for name in ("a", "input"):
@@ -84,9 +87,6 @@ def test_counts_follow_from_the_parameters(case):
         (network.slice_of(p.name).start, network.slice_of(p.name).stop) for p in network.populations
     ]
     network.check_params(case.params)
-
-
-# --- parameters ------------------------------------------------------------------------------------------------
 
 
 @given(case=cases())
@@ -142,6 +142,13 @@ def test_project_clips_alpha_alone():
         ({"input.bn_weight": np.full(4, np.inf)}, "parameter 'input.bn_weight' has values that are NaN or infinite"),
         ({"input.bias": np.zeros(4, np.float32)}, "dtypes float32, float64; expected all float32 or all float64"),
         ({"input.bias": np.zeros(4, int)}, "dtypes float64, int64; expected all float32 or all float64"),
+        ({"input.weight": [[1.0] * 3] * 4}, "parameter 'input.weight' is of type list; the network expects an array"),
+        ({"feedback.alpha": 0.5}, "parameter 'feedback.alpha' is of type float; the network expects an array"),
+        ({"input.bias": None}, "parameter 'input.bias' is of type NoneType; the network expects an array"),
+        ({"input.bias": np.zeros(4, object)}, "parameter 'input.bias' has dtype object; expected float32 or float64"),
+        ({"input.bias": np.zeros(4, complex)}, "parameter 'input.bias' has dtype complex128; expected float32 or"),
+        ({"input.running_var": np.array([1, 1, -1e-9, 1])}, "parameter 'input.running_var' has negative values"),
+        ({"feedback.singular_vector": np.zeros(4)}, "parameter 'feedback.singular_vector' is zero; expected a vector"),
     ],
 )
 def test_parameters_that_do_not_fit_are_named(change, message):
@@ -166,9 +173,6 @@ def test_one_wild_number_is_found_wherever_it_is(n, data, wide, every):
     place = data.draw(st.integers(0, (n - 1) // every)) * every
     x[place] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
     assert not finite(x[::every])
-
-
-# --- freezing --------------------------------------------------------------------------------------------------
 
 
 @given(case=cases())
@@ -283,9 +287,6 @@ def test_a_norm_that_was_not_found_to_its_tolerance_is_told(network, monkeypatch
         frozen = freeze(network, params)
     assert f"{frozen.pullbacks[1].singular.residual:.1e}" in str(told[0].message)
     assert told[0].filename == __file__
-
-
-# --- structure strings -----------------------------------------------------------------------------------------
 
 
 def test_a_structure_string_is_the_network():

@@ -125,16 +125,6 @@ def test_newton_finds_a_solution_where_the_sweep_does_not_converge():
         find_equilibrium(frozen, x, method="newton", start=np.ones((1, 1)), max_iter=1)
 
 
-def test_relu_has_no_upper_piece():
-    frozen, x, _ = wide("excitatory", 0.9, 0, n=20)
-    clipped = find_equilibrium(frozen, 3 * abs(x), method="newton")
-    open_ended = find_equilibrium(frozen, 3 * abs(x), method="newton", sigma="relu")
-    assert clipped.a.max() == 1
-    assert open_ended.a.max() > 1
-    assert clipped.branch.max() == 1
-    assert open_ended.branch.max() == 0
-
-
 def test_coupled_samples():
     network = build("6-6 (F6)", input_shape=(3,), n_classes=2, neuron=IF())
     rng = np.random.default_rng(0)

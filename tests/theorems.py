@@ -129,23 +129,6 @@ def system_of(
         if s < t:
             params[f"c{i}.bias"] = rng.normal(0.2, 0.3, shape[0]) * drive * neuron.v_th
 
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    place = [slice(a, b) for a, b in itertools.pairwise(starts)]
-
-    def matrices() -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        forward, feedback = np.zeros((2, starts[-1], starts[-1]))
-        F, b = np.zeros((starts[-1], 3)), np.zeros(starts[-1])
-        for i, (s, t) in enumerate(ends):
-            W = params[f"c{i}.weight"]
-            if s < 0:
-                F[place[t]] += W
-            else:
-                (forward if s < t else feedback)[place[t], place[s]] += W
-            if s < t:
-                b[place[t]] += params[f"c{i}.bias"]
-        return forward, feedback, F, b
-
-    forward, feedback, *_ = matrices()
     # Sums of norms, as parallel connections are counted.
     L, U = np.zeros((2, len(sizes), len(sizes)))
     for i, (s, t) in enumerate(ends):
@@ -155,7 +138,15 @@ def system_of(
     for i, (s, t) in enumerate(ends):
         if s >= t:
             params[f"c{i}.weight"] = params[f"c{i}.weight"] * (gamma / radius)
-    forward, feedback, F, b = matrices()
+    ends_at = np.cumsum([0, *sizes])
+    place = [slice(a, b) for a, b in itertools.pairwise(ends_at)]
+    forward, feedback = np.zeros((2, ends_at[-1], ends_at[-1]))
+    F, b = np.zeros((ends_at[-1], 3)), np.zeros(ends_at[-1])
+    for i, (s, t) in enumerate(ends):
+        into, columns = (F, slice(None)) if s < 0 else (forward if s < t else feedback, place[s])
+        into[place[t], columns] += params[f"c{i}.weight"]
+        if s < t:
+            b[place[t]] += params[f"c{i}.bias"]
 
     x_star = rng.normal(0.5, 1, (n_batch, 3))
     t = np.arange(n_steps)[None, :, None]

@@ -281,14 +281,11 @@ def judge_system(rng: np.random.Generator) -> list[tuple[str, str, float, float,
         exact = fractions(J)
         for x, right in zip(solution.x, batch, strict=True):
             xs, rights = ([Fraction(float(v)) for v in part] for part in (x, right))
-            left = [
-                r + sum((w * v for w, v in zip(row, xs, strict=True)), Fraction(0)) - own
+            terms = [
+                [r, -own, *(w * v for w, v in zip(row, xs, strict=True))]
                 for row, r, own in zip(exact, rights, xs, strict=True)
             ]
-            sizes = [
-                abs(r) + sum((abs(w * v) for w, v in zip(row, xs, strict=True)), Fraction(0)) + abs(own)
-                for row, r, own in zip(exact, rights, xs, strict=True)
-            ]
+            left, sizes = [sum(row) for row in terms], [sum(map(abs, row)) for row in terms]
             size = max(map(abs, rights))
             if size == 0:
                 found.append((method, "converged", tol, 0.0 if not any(left) else np.inf, 0.0))

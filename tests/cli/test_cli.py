@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -71,22 +69,6 @@ def test_the_default_folder_is_named_after_the_training(run, named, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert run("train", "tiny", "--limit", 20, "--epochs", 1, "--neuron", "if", "--seed", 7)[0] == 0
     assert (tmp_path / "runs" / "tiny-if-s7" / "run.json").exists()
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
-    words = ["train", "digits", "--epochs", "40", "--limit", "200", "--out", str(tmp_path / "a run")]
-    command = [sys.executable, "-m", "ide_ref", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        first = process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        text, log = process.communicate(timeout=60)
-    assert first.startswith("epoch   1/40")
-    assert process.returncode == 128 + signal.SIGINT
-    assert text == ""
-    assert "stopping after this batch; Ctrl-C again to stop at once" in log
-    again = log.splitlines()[-1].removeprefix("stopped and saved; go on with: ")
-    assert shlex.split(again) == ["ide-ref", *words, "--resume"]
-    assert checkpoint.load(tmp_path / "a run" / "checkpoint.safetensors").epoch < 40
 
 
 def test_info_counts_what_the_preset_has(run):

@@ -113,7 +113,8 @@ def test_an_interrupted_training_tells_its_state(capsys, words, monkeypatch):
     document = strict(text)
     assert document["interrupted"]
     assert document["epochs"] == 1
-    command = shlex.split(log.splitlines()[-1].partition("go on with: ")[2])
+    assert "stopping after this batch; Ctrl-C again to stop at once" in log
+    command = shlex.split(log.splitlines()[-1].partition("stopped and saved; go on with: ")[2])
     assert command[0] == "ide-ref"
     assert main(command[1:]) == 130
     assert shlex.split(capsys.readouterr().err.splitlines()[-1].partition("go on with: ")[2]) == command

@@ -1,5 +1,4 @@
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ def as_events(rows):
     return Events(x.astype(np.uint8), y.astype(np.uint8), p.astype(np.uint8), t)
 
 
-UNEQUAL = Events(*np.zeros((3, 2), np.uint8), np.zeros(2, int))
-UNEQUAL = replace(UNEQUAL, x=UNEQUAL.x[:1])
+UNEQUAL = Events(np.zeros(1, np.uint8), *np.zeros((2, 2), np.uint8), np.zeros(2, int))
 
 
 def as_rows(events):

@@ -95,14 +95,6 @@ def test_termination_stops_as_ctrl_c_does(data, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_second_ctrl_c_aborts_and_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
-    signal_in(monkeypatch, "_train_batch", tiny.N_BATCHES + 1, signal.SIGINT, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny.preset(), data, out=tmp_path)
-    state = checkpoint.load(tmp_path / loop.CHECKPOINT)
-    assert (state.epoch, state.step) == (1, 0)
-
-
 def test_run_json_is_enough_to_repeat_the_training(straight, data, tmp_path):
     result, out = straight
     run = json.loads((out / "run.json").read_text())
