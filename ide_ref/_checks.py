@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,20 @@ def positive(name: str, value: Any) -> float:
     if not (is_real(value) and value > 0):
         raise ValueError(f"{name} is {value!r}; expected a positive, finite number")
     return float(value)
+
+
+def tolerance(value: Any, dtype: DTypeLike, defaults: Mapping[str, float], *, must_reach: bool = True) -> float:
+    """A relative tolerance: that of the dtype unless one is given; ValueError for one below what the dtype can tell."""
+    dtype = np.dtype(dtype)
+    if value is None:
+        return defaults[dtype.name]
+    tol, least = positive("tol", value), 2.0 * float(np.finfo(dtype).eps)
+    if must_reach and tol < least:
+        advice = "" if dtype == np.float64 else ", or compute in float64"
+        raise ValueError(
+            f"tol is {tol:.0e}; rounding of {dtype} keeps residuals above {least:.0e}: ask for more{advice}"
+        )
+    return tol
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:

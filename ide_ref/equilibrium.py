@@ -23,6 +23,9 @@ from ide_ref.neurons import MaskRule
 Sigma = Literal["clip", "relu"]
 Method = Literal["iterate", "anderson", "newton"]
 
+TOLERANCE = {"float64": 1e-13, "float32": 1e-6}
+"""Of an equilibrium by dtype, unless another is asked for: see :func:`find_equilibrium`."""
+
 DENSE_SIZE = 512
 """With at most so many neurons in the feedback sources, Newton's method solves by dense matrices."""
 
@@ -348,7 +351,7 @@ def find_equilibrium(
     *,
     method: Method = "iterate",
     sigma: Sigma = "clip",
-    tol: float = 1e-13,
+    tol: float | None = None,
     max_iter: int = 2000,
     start: NDArray | None = None,
     allow_unconverged: bool = False,
@@ -364,9 +367,9 @@ def find_equilibrium(
         active set, which ends exactly once it has found the pieces of σ that the solution is on.
     sigma : {"clip", "relu"}
         Of discrete or of continuous time.
-    tol : float
+    tol : float, optional
         On ‖f(a) − a‖₂ of every sample, relative to 1 + ‖a‖₂ for clip and to 1 + ‖f(0)‖₂ for relu, whose rates have no
-        upper end.
+        upper end; by default that of the dtype, :data:`TOLERANCE`.
     max_iter : int
         Sweeps, or steps of Newton's method.
     start : (B, n) array, optional
@@ -377,8 +380,8 @@ def find_equilibrium(
     Raises
     ------
     ValueError
-        For an unknown method or sigma, a tolerance that is not positive, no iterations, or an input or a start that
-        does not fit.
+        For an unknown method or sigma, a tolerance that is not positive or below what the dtype can reach, no
+        iterations, or an input or a start that does not fit.
     NotConverged
         When the tolerance is not met; the message says why.
     """
@@ -386,8 +389,9 @@ def find_equilibrium(
         raise ValueError(f"method is {method!r}; expected 'iterate', 'anderson' or 'newton'")
     if not _checks.is_one_of(sigma, ("clip", "relu")):
         raise ValueError(f"sigma is {sigma!r}; expected 'clip' or 'relu'")
-    tol, max_iter = _checks.positive("tol", tol), _checks.whole("max_iter", max_iter)
     _checks.kind("frozen", frozen, Frozen)
+    tol = _checks.tolerance(tol, frozen.dtype, TOLERANCE, must_reach=not allow_unconverged)
+    max_iter = _checks.whole("max_iter", max_iter)
     net = frozen.network
     x = frozen.check_input(x)
     x_mean = frozen.mean_input(x)
@@ -500,7 +504,7 @@ def _newton(frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float
         slope /= frozen.dtype.type(net.neuron.v_th)
         if matrices is None:
             jacobian = Linearisation(frozen, now.maps, slope, now.a, spread_sources(net, z))
-            step = solvers.gmres(jacobian.jvp, r, tol=1e-8, max_iter=400).x
+            step = solvers.gmres(jacobian.jvp, r, tol=0.01 * np.sqrt(np.finfo(r.dtype).eps), max_iter=400).x
         else:
             step = np.zeros_like(r)
             for sample in np.flatnonzero(moving):

@@ -1,6 +1,7 @@
 """Every plot. Matplotlib is imported when one is drawn; no global state is touched.
 
-A path's ending decides the format: .png or .svg.
+Each function returns its Figure, draws into ``ax`` where that is given (one Axes, or one per panel), and writes a file
+where there is a ``path``, whose ending decides the format: .png or .svg.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ide_ref._files import write_atomically
 
 if TYPE_CHECKING:
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ide_ref.datasets import Events
-    from ide_ref.verify import Budget, StepSweep
+    from ide_ref.verify import Budget, FixedPointReport, StepSweep
+
+    Panels = Axes | Sequence[Axes] | None
 
 TRAIN, TEST, ACCENT, MUTED = "#8c96a8", "#1f5fbf", "#c8452d", "#5b6470"
 
@@ -32,47 +37,62 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def new_figure(n_columns: int = 1, *, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """A figure in the house style, and its axes side by side."""
+def new_figure(
+    n_columns: int = 1, *, width: float = 4.6, height: float = 3.4, ax: Panels = None
+) -> tuple[Figure, list[Axes]]:
+    """Axes side by side in the house style, and their figure: a new one, or that of the axes given."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * n_columns, height), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, n_columns, squeeze=False)[0])
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(MUTED)
-        ax.tick_params(colors=MUTED, labelsize=9)
-        for label in (ax.xaxis.label, ax.yaxis.label):
+    if ax is None:
+        figure = Figure(figsize=(width * n_columns, height), dpi=160, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(1, n_columns, squeeze=False)[0])
+    else:
+        given: Any = ax
+        axes = list(given) if np.iterable(given) else [given]
+        if len(axes) != n_columns:
+            raise ValueError(f"ax has {len(axes)} axes; expected {n_columns}, one per panel")
+        figure = axes[0].figure
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.spines[["left", "bottom"]].set_color(MUTED)
+        one.tick_params(colors=MUTED, labelsize=9)
+        for label in (one.xaxis.label, one.yaxis.label):
             label.set_color(MUTED)
-        ax.grid(True, color="#e4e7ec", linewidth=0.8)
-        ax.set_axisbelow(True)
+        one.grid(True, color="#e4e7ec", linewidth=0.8)
+        one.set_axisbelow(True)
     return figure, axes
 
 
-def save(figure: Figure, *paths: str | Path) -> None:
-    """Write a figure in the format of each path's ending (PNG, SVG), each file whole or not at all."""
+def save(figure: Figure, *paths: str | Path | None) -> Figure:
+    """The figure, written in the format of each path's ending (PNG, SVG), each file whole or not at all."""
     from matplotlib import rc_context
 
+    wanted = [Path(path) for path in paths if path is not None]
+    if not wanted:
+        return figure
     # Laid out once: each drawing would do it anew, twice a file.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for path in map(Path, paths):
+    for path in wanted:
         buffer = io.BytesIO()
         # No date and no random names in the file: the same numbers make the same bytes.
         metadata = {"Date": None} if path.suffix == ".svg" else None
         with rc_context({"svg.hashsalt": "ide_ref"}):
             figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
         write_atomically(path, buffer.getvalue())
+    return figure
 
 
-def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: str | Path) -> None:
+def training_curves(
+    history: Sequence[Mapping[str, Any]], *, title: str, path: str | Path | None = None, ax: Panels = None
+) -> Figure:
     """Loss and test error over the epochs, lines of ``metrics.jsonl``, with the drops of the learning rate marked."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [line["epoch"] for line in history]
-    figure, (left, right) = new_figure(2)
+    figure, (left, right) = new_figure(2, ax=ax)
     points = _points(len(epochs))
     # A logarithmic axis has no place for 0.
     for ax, unit, values in (
@@ -99,14 +119,16 @@ def training_curves(history: Sequence[Mapping[str, Any]], *, title: str, path: s
     _legend(left)
     left.set_title(title, loc="left", fontsize=11)
     right.set_title(f"last {accuracies[-1]:.2%}", loc="left", fontsize=11)
-    save(figure, path)
+    return save(figure, path)
 
 
 def _error(accuracy: float) -> float:
     return max(100 * (1 - accuracy), 1e-2)
 
 
-def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Sequence[str | Path]) -> None:
+def convergence(
+    panels: Sequence[Mapping[str, Any]], *, title: str, paths: Sequence[str | Path] = (), ax: Panels = None
+) -> Figure:
     """‖a[t] − a*‖ over t beside the bounds of (ERR), log-log, a panel per neuron.
 
     Parameters
@@ -119,9 +141,7 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Seque
     title : str
         May have a second line.
     """
-    import numpy as np
-
-    figure, axes = new_figure(len(panels), height=3.9)
+    figure, axes = new_figure(len(panels), height=3.9, ax=ax)
     for ax, panel in zip(axes, panels, strict=True):
         times = np.asarray(panel["times"])
         found = panel.get("error") is not None
@@ -142,13 +162,11 @@ def convergence(panels: Sequence[Mapping[str, Any]], *, title: str, paths: Seque
     # Where the panels differ, their legends say what each shows.
     axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes per step")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    save(figure, *paths)
+    return save(figure, *paths)
 
 
 def _draw_bounds(ax: Axes, panel: Mapping[str, Any], times: NDArray, error: NDArray) -> str:
     """The bounds of a panel of :func:`convergence`; the slope in words, where it has one."""
-    import numpy as np
-
     steps: dict[str, Any] = {"color": ACCENT, "linewidth": 1, **_points(len(times))}
     dotted: dict[str, Any] = {"color": MUTED, "linewidth": 1, "linestyle": ":"}
     ax.plot(times, np.median(panel["one_step"], axis=0), label="(ERR), from t − 1 to t", **steps)
@@ -158,7 +176,7 @@ def _draw_bounds(ax: Axes, panel: Mapping[str, Any], times: NDArray, error: NDAr
     if shown.sum() > 1 or len(times) == 1:
         ax.plot(times[shown], iterated[shown], linestyle="--", label="its sum from t = 0", **steps)
     if panel["name"] == "LIF" and panel["limit"] is not None:
-        ax.plot(times, panel["limit"], label="(FLOOR)", **dotted)
+        ax.plot(times, panel["limit"], label="limit error at most, (FLOOR)", **dotted)
     if panel["name"] != "IF":
         return ""
     ax.plot(times, np.median(error, axis=0)[-1] * times[-1] / times, label="1/t", **dotted)
@@ -189,11 +207,11 @@ def _plain_numbers(axis: Axis) -> None:
     axis.set_tick_params(which="minor", labelsize=8, labelcolor=MUTED, color=MUTED)
 
 
-def event_picture(events: Events, *, title: str, path: str | Path, n_windows: int = 3) -> None:
+def event_picture(
+    events: Events, *, title: str, path: str | Path | None = None, n_windows: int = 3, ax: Panels = None
+) -> Figure:
     """A recording as pictures of equal parts of its time (N-MNIST has three saccades): ON events red, OFF blue."""
-    import numpy as np
-
-    figure, axes = new_figure(n_windows, width=2.6, height=2.9)
+    figure, axes = new_figure(n_windows, width=2.6, height=2.9, ax=ax)
     edges = np.linspace(0, int(events.t[-1]) + 1, n_windows + 1) if len(events.t) else np.zeros(n_windows + 1)
     for ax, start, end in zip(axes, edges[:-1], edges[1:], strict=True):
         inside = (events.t >= start) & (events.t < end)
@@ -206,12 +224,12 @@ def event_picture(events: Events, *, title: str, path: str | Path, n_windows: in
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
     figure.suptitle(title, fontsize=11)
-    save(figure, path)
+    return save(figure, path)
 
 
-def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
+def step_sweep(sweep: StepSweep, *, title: str, path: str | Path | None = None, ax: Panels = None) -> Figure:
     """The V-shaped curve of :func:`ide_ref.verify.sweep_steps`, with open circles where a kink was crossed."""
-    figure, (ax,) = new_figure(width=5.6, height=3.8)
+    figure, (ax,) = new_figure(width=5.6, height=3.8, ax=ax)
     for (name, errors), color in zip(sweep.errors.items(), (TRAIN, ACCENT, TEST), strict=True):
         crossed = sweep.crossed[name]
         floor = errors.clip(min=1e-17)
@@ -221,12 +239,37 @@ def step_sweep(sweep: StepSweep, *, title: str, path: str | Path) -> None:
     ax.set(xlabel="step h", ylabel="relative error")
     _legend(ax)
     ax.set_title(title, loc="left", fontsize=11)
-    save(figure, path)
+    return save(figure, path)
 
 
-def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path) -> None:
+def remainders(
+    report: FixedPointReport, *, title: str = "", path: str | Path | None = None, ax: Panels = None
+) -> Figure:
+    """Taylor remainders of :func:`ide_ref.verify.check_fixed_point` over the step, each relative to the derivative.
+
+    Without the gradient they fall like h, with a right one like h², down to rounding.
+    """
+    figure, (panel,) = new_figure(width=5.6, height=3.8, ax=ax)
+    kinds = {"without the gradient": ("r1", TRAIN), "with the gradient": ("r2", TEST), "rounding": ("noise", "#d9a441")}
+    for row in report.rows:
+        steps, scale = np.array(row.steps), row.scale or 1.0
+        for label, (part, color) in kinds.items():
+            values = np.array(getattr(row, part)) / scale
+            if row.verdict == "wrong" and part == "r2":
+                label, color = "with the gradient, wrong", ACCENT
+            panel.loglog(steps, values.clip(min=1e-18), ".-", color=color, linewidth=1, markersize=4, label=label)
+    panel.set(xlabel="step h, in parts of the parameters", ylabel="remainder")
+    handles = dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
+    panel.legend(handles.values(), handles, frameon=False, fontsize=9, labelcolor=MUTED)
+    panel.set_title(f"{title}: {report.verdict}" if title else report.verdict, loc="left", fontsize=11)
+    return save(figure, path)
+
+
+def budget_over_time(
+    budgets: Sequence[Budget], *, title: str, path: str | Path | None = None, ax: Panels = None
+) -> Figure:
     """What :func:`ide_ref.verify.explain_over_time` found: the parts relative to the exact gradient, over T."""
-    figure, (left, right) = new_figure(2, width=5.0, height=3.8)
+    figure, (left, right) = new_figure(2, width=5.0, height=3.8, ax=ax)
     steps = [budget.n_steps for budget in budgets]
     lines = {part.name: [b.part(part.name) for b in budgets] for part in budgets[0].parts}
     lines["whole error"] = [b.total for b in budgets]
@@ -246,12 +289,17 @@ def budget_over_time(budgets: Sequence[Budget], *, title: str, path: str | Path)
         _plain_numbers(ax.xaxis)
         _legend(ax, 8)
     left.set_title(title, loc="left", fontsize=11)
-    save(figure, path)
+    return save(figure, path)
 
 
 def roofline(
-    points: Sequence[tuple[str, float, float]], *, limits: Mapping[str, float], dense: float, path: str | Path
-) -> None:
+    points: Sequence[tuple[str, float, float]],
+    *,
+    limits: Mapping[str, float],
+    dense: float,
+    path: str | Path | None = None,
+    ax: Panels = None,
+) -> Figure:
     """Multiplications per second that events stand for, against the share of neurons that fire.
 
     Parameters
@@ -262,9 +310,7 @@ def roofline(
     dense : float
         Multiply-adds per second and thread of a dense matrix product.
     """
-    import numpy as np
-
-    figure, (ax,) = new_figure(width=6.4, height=4.0)
+    figure, (ax,) = new_figure(width=6.4, height=4.0, ax=ax)
     shares = np.array([p[1] for p in points])
     span = np.geomspace(min(0.01, 0.7 * shares.min()), 1.0, 50)
     for shade, (size, rate) in zip((1.0, 0.6, 0.35), limits.items(), strict=False):
@@ -275,4 +321,4 @@ def roofline(
     ax.set(xlabel="spikes per neuron and step", ylabel="10⁹ dense multiply-adds per second and thread")
     _legend(ax, 7)
     ax.set_title("Event-driven rollouts, counted as dense products", loc="left", fontsize=11)
-    save(figure, path)
+    return save(figure, path)

@@ -122,7 +122,7 @@ def solve_beta(
     *,
     at: Linearisation | None = None,
     solver: str = "fixed_point",
-    tol: float = 1e-10,
+    tol: float | None = None,
     max_iter: int = 200,
     allow_unconverged: bool = False,
 ) -> tuple[NDArray, NDArray, Solution]:
@@ -155,6 +155,7 @@ def solve_beta(
     for name, there in (("jacobian", jacobian), ("at", at)):
         _checks.kind(name, there, Linearisation)
     g = jacobian.frozen.check_state("g", g, len(jacobian.slope))
+    tol = _checks.tolerance(tol, g.dtype, solvers.TOLERANCE, must_reach=not allow_unconverged)
     b, others = right_hand_side(jacobian, g)
     if not np.all(np.isfinite(b)):
         raise solvers.NotConverged(f"(BETA): its right-hand side has left the range of {b.dtype}")
@@ -204,7 +205,7 @@ def backward(
     d_logits: NDArray,
     *,
     solver: str = "fixed_point",
-    tol: float = 1e-10,
+    tol: float | None = None,
     max_iter: int = 200,
     mask_rule: MaskRule = "closed",
     recompute: bool = False,
@@ -223,8 +224,8 @@ def backward(
         ∂L/∂o.
     solver : str
         One of :data:`ide_ref.solvers.SOLVERS`.
-    tol : float
-        Relative, on the residual of (BETA), every sample.
+    tol : float, optional
+        Relative, on the residual of (BETA), every sample; by default that of the dtype.
     max_iter : int
         Most products with Jᵀ.
     mask_rule, recompute
@@ -237,7 +238,7 @@ def backward(
     Raises
     ------
     ValueError
-        When shapes do not fit, or ``d_logits`` is not finite.
+        When shapes do not fit, ``d_logits`` is not finite, or ``tol`` is below what the dtype can reach.
     NotConverged
         When (BETA) was not solved to ``tol``.
     """

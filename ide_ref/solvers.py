@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref._checks import converted, is_one_of, positive, whole
+from ide_ref._checks import converted, is_one_of, tolerance, whole
 from ide_ref._kernels import elementwise as _elementwise
 
 
@@ -30,6 +30,9 @@ Matvec = Callable[[NDArray], "NDArray | Image"]
 
 STATUSES = ("converged", "out of iterations", "stagnated", "lost to rounding", "singular", "diverged")
 """How a solver may end, from the best to the worst; the worst of a batch's samples is told."""
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+"""Relative tolerance of a solution by dtype, unless another is asked for."""
 
 _LONG = 8  # iterations after which a residual that only grows is called divergence
 
@@ -557,7 +560,7 @@ def solve(
     matvec: Matvec,
     b: NDArray,
     *,
-    tol: float,
+    tol: float | None = None,
     max_iter: int = 200,
     x0: NDArray | None = None,
     joined: bool = False,
@@ -571,8 +574,8 @@ def solve(
         (B, n) ↦ J x, row by row, linear, as an array or an :class:`Image`; may not change its argument.
     b : (B, n) array
         float32 or float64.
-    tol : float
-        On ‖residual‖/‖b‖ of every sample.
+    tol : float, optional
+        On ‖residual‖/‖b‖ of every sample; by default that of the dtype, :data:`TOLERANCE`.
     max_iter : int
         Most products with J (``direct`` always takes n).
     x0 : (B, n) array, optional
@@ -593,10 +596,12 @@ def solve(
     """
     if not is_one_of(method, SOLVERS):
         raise ValueError(f"solver {method!r} is unknown; expected one of {', '.join(SOLVERS)}")
-    tol, max_iter = positive("tol", tol), whole("max_iter", max_iter)
+    max_iter = whole("max_iter", max_iter)
     if not callable(matvec):
         raise ValueError(f"matvec is of type {type(matvec).__name__}; expected a callable, v to J v")
     b = _system_array("b", b)
+    # One that is out of reach is no mistake here: the status says that it was lost to rounding.
+    tol = tolerance(tol, b.dtype, TOLERANCE, must_reach=False)
     if x0 is not None:
         x0 = _system_array("x0", x0)
         if (x0.shape, x0.dtype) != (b.shape, b.dtype):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ide_ref import figures
+from ide_ref.verify import check_fixed_point
 
 
 def history(n, accuracy=lambda k: 1 - 0.5 / (k + 1)):
@@ -85,3 +86,31 @@ def test_no_global_figure_is_made(tmp_path):
     assert not plt.get_fignums()
     text = (tmp_path / "curves.svg").read_text()
     assert text.startswith("<?xml")
+
+
+def test_a_figure_is_drawn_into_given_axes_and_no_file_is_written_unasked(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    monkeypatch.chdir(tmp_path)
+    figure = Figure()
+    axes = figure.subplots(1, 2)
+    assert figures.training_curves(history(5), title="digits", ax=axes) is figure
+    assert all(ax.lines for ax in axes)
+    assert isinstance(figures.training_curves(history(5), title="digits"), Figure)
+    with pytest.raises(ValueError, match="ax has 1 axes; expected 2, one per panel"):
+        figures.training_curves(history(5), title="digits", ax=axes[0])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_remainders_are_drawn_by_what_they_are(share):
+    b = np.array([1.0, -2.0])
+    report = check_fixed_point(
+        lambda z, x, theta: 0.5 * np.tanh(z) + theta["b"],
+        np.zeros(2), {"b": b}, None, {"b": share * np.ones(2)}, loss=lambda z: np.sum(z - 0.5 * np.tanh(z)),
+    )  # fmt: skip
+    assert report.verdict == ("right" if share == 1 else "wrong")
+    (ax,) = figures.remainders(report, title="a layer").axes
+    found = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert found == ["without the gradient", "with the gradient" + ", wrong" * (share < 1), "rounding"]
+    assert ax.get_title("left") == f"a layer: {report.verdict}"

@@ -6,8 +6,10 @@ Heavy imports happen when a command runs.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +61,23 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"is {text!r}, expected a positive number")
     return value
+
+
+def imported(option: str, place: str) -> Any:
+    """What ``module:name`` stands for; modules are looked for in the working folder first."""
+    module, colon, name = place.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"{option} is {place!r}; expected module:name")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"{option} {place}: there is no module {module!r} here") from None
+    except AttributeError:
+        raise ValueError(f"{option} {place}: module {module!r} has no {name!r}") from None
 
 
 def as_json(document: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""``ide-ref gradcheck``: the implicit gradient against differences of the exact equilibrium."""
+"""``ide-ref gradcheck``: implicit gradients against differences of the exact equilibrium, or by their remainders."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,13 @@ _TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("network", metavar="PRESET|CHECKPOINT")
+    p.add_argument("network", metavar="PRESET|CHECKPOINT", nargs="?")
+    p.add_argument(
+        "--function",
+        metavar="MODULE:NAME",
+        help="in place of a network: a function without arguments that returns those of check_fixed_point by name",
+    )
+    p.add_argument("--figure", metavar="FILE", help="of --function: draw its Taylor remainders, .png or .svg")
     p.add_argument("--small", action="store_true", help="the preset's structure in small, on drawn inputs: no data set")
     p.add_argument("--samples", type=_common.count, default=8, metavar="N", help="batch size (default 8)")
     p.add_argument(
@@ -47,6 +54,47 @@ def add(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``ide-ref gradcheck``: exit status 1 where the gradient is wrong."""
+    if (args.function is None) == (args.network is None):
+        raise ValueError("expected a preset or checkpoint, or --function MODULE:NAME, one of the two")
+    return _run_network(args) if args.function is None else _run_function(args)
+
+
+def _run_function(args: argparse.Namespace) -> int:
+    """A gradient through any fixed point, by Taylor remainders."""
+    from ide_ref import figures
+    from ide_ref.verify import check_fixed_point
+
+    figure = _figure("--figure", args.figure)
+    arguments = _arguments(args.function)
+    report = check_fixed_point(**{"seed": args.seed, **arguments})
+    text = report.table()
+    if figure is not None:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        figures.remainders(report, title=args.function, path=figure)
+        text += f"\nwritten: {figure}"
+    _common.print_result(args, {"function": args.function, **report.to_dict()}, text)
+    return 0 if report.verdict == "right" else 1
+
+
+def _arguments(place: str) -> dict[str, Any]:
+    """What a user's function gives for :func:`ide_ref.verify.check_fixed_point`."""
+    make = _common.imported("--function", place)
+    if not callable(make):
+        raise ValueError(f"--function {place} is of type {type(make).__name__}; expected a function")
+    found = make()
+    from ide_ref.verify import check_fixed_point
+
+    known = set(inspect.signature(check_fixed_point).parameters)
+    if not isinstance(found, dict) or not known.issuperset(found):
+        what = sorted(set(found) - known) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"--function {place} returned {what}; expected a dict of {', '.join(sorted(known))}")
+    missing = {"f", "z", "theta", "x", "gradient"} - set(found)
+    if missing:
+        raise ValueError(f"--function {place} returned nothing for {', '.join(sorted(missing))}")
+    return found
+
+
+def _run_network(args: argparse.Namespace) -> int:
     import numpy as np
 
     from ide_ref.training.evaluation import load_batch, load_data

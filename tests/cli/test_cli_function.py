@@ -1,0 +1,93 @@
+"""``ide-ref gradcheck --function``: a user's fixed point, from a file in the working folder."""
+
+import json
+
+import pytest
+
+SOURCE = """
+import numpy as np
+
+W, b, c = np.array([[0.2, -0.3], [0.1, 0.4]]), np.array([0.5, -0.2]), np.array([1.0, 2.0])
+
+
+def f(z, x, theta):
+    return np.tanh(theta["W"] @ z + theta["b"])
+
+
+def layer(error=0.0):
+    z = np.zeros(2)
+    for _ in range(200):
+        z = f(z, None, {"W": W, "b": b})
+    M = np.diag(1 - z**2)
+    delta = M @ np.linalg.solve(np.eye(2) - W.T @ M, c)
+    gradient = {"W": np.outer(delta, z), "b": (1 + error) * delta}
+    return {"f": f, "z": z, "theta": {"W": W, "b": b}, "x": None, "gradient": gradient, "cotangent": c}
+
+
+def wrong():
+    return layer(1e-3)
+
+
+def short():
+    return {"f": f}
+
+
+def other():
+    return {**layer(), "rate": 0.1}
+
+
+def number():
+    return 3
+
+
+LIMIT = 3
+"""
+
+
+@pytest.fixture
+def layers(tmp_path, monkeypatch):
+    """A name that no other test imports, for modules stay loaded."""
+    name = f"layers_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_a_right_and_a_wrong_gradient(run, layers, tmp_path):
+    status, text, _ = run("gradcheck", "--function", f"{layers}:layer", "--figure", tmp_path / "new" / "r.svg")
+    assert (status, "tolerance 1e-05: right" in text) == (0, True)
+    assert (tmp_path / "new" / "r.svg").read_text().startswith("<?xml")
+    status, text, _ = run("gradcheck", "--function", f"{layers}:wrong", "--json")
+    assert (status, json.loads(text)["verdict"]) == (1, "wrong")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("short", "returned nothing for gradient, theta, x, z"),
+        ("other", "returned ['rate']; expected a dict of cotangent, f, gradient, loss, n_directions"),
+        ("number", "returned int; expected a dict of"),
+        ("LIMIT", "is of type int; expected a function"),
+        ("missing", "has no 'missing'"),
+    ],
+)
+def test_what_is_no_such_function_is_refused(run, layers, name, says):
+    status, text, error = run("gradcheck", "--function", f"{layers}:{name}")
+    assert (status, text) == (2, "")
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--function", "no_such_module_here:f"], "there is no module 'no_such_module_here' here"),
+        (["--function", "no_colon"], "expected module:name"),
+        (["--function", "a:b", "digits"], "one of the two"),
+        ([], "expected a preset or checkpoint, or --function"),
+    ],
+)
+def test_wrong_words_are_refused(run, words, says):
+    status, _, error = run("gradcheck", *words)
+    assert status == 2
+    assert says in error
