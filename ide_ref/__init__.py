@@ -24,7 +24,7 @@ _NAMES = {
     "network": ["Population", "Connection", "Readout", "Network"],
     "maps": ["Frozen", "freeze", "read_out"],
     "structure": ["build"],
-    "simulation": ["simulate", "Rates"],
+    "simulation": ["simulate", "Rates", "Recording"],
     "continuous": ["simulate_continuous", "ContinuousRun", "PiecewiseInput", "Pulses"],
     "equilibrium": ["find_equilibrium", "Equilibrium", "contraction", "linearise"],
     "theory": ["conditions", "Conditions", "error_bound", "ErrorBound", "continuous_error_bound", "ContinuousBound"],
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ide_ref.maps import Frozen, freeze, read_out
     from ide_ref.network import Connection, Network, Population, Readout
     from ide_ref.neurons import IF, LIF, Neuron
-    from ide_ref.simulation import Rates, simulate
+    from ide_ref.simulation import Rates, Recording, simulate
     from ide_ref.solvers import NotConverged, solve
     from ide_ref.structure import build
     from ide_ref.synapses import Dense

@@ -25,9 +25,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ide_ref.datasets import Events
+    from ide_ref.equilibrium import Equilibrium
+    from ide_ref.simulation import Rates, Recording
+    from ide_ref.theory import ErrorBound
     from ide_ref.verify import Budget, FixedPointReport, StepSweep
 
     Panels = Axes | Sequence[Axes] | None
+
+POINTS = 160
+"""Steps of a run that are drawn of a long one."""
 
 TRAIN, TEST, ACCENT, MUTED = "#8c96a8", "#1f5fbf", "#c8452d", "#5b6470"
 
@@ -163,6 +169,124 @@ def convergence(
     axes[0].set_ylabel(f"{drawn.pop() if len(drawn) == 1 else ''}spikes per step")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return save(figure, *paths)
+
+
+def distance(
+    bounds: ErrorBound | Sequence[ErrorBound],
+    *,
+    title: str = "",
+    path: str | Path | None = None,
+    ax: Panels = None,
+) -> Figure:
+    """‖a[t] − a*‖ of any network's run beside its bounds, from :func:`ide_ref.error_bound`; a panel per run."""
+    every = bounds if isinstance(bounds, Sequence) else [bounds]
+    panels = [panel(bound, name=bound.equilibrium.network.neuron.name.upper()) for bound in every]
+    return convergence(panels, title=title, paths=[] if path is None else [path], ax=ax)
+
+
+def panel(bound: ErrorBound, *, name: str) -> dict[str, Any]:
+    """What :func:`convergence` draws of a run's (ERR), IF or LIF by ``name``, and what else is told of it."""
+    times = times_drawn(len(bound.times))
+    error = bound.total("error")[:, times - 1]
+    # Two decades, but not the first steps, in which the populations of a deep network wake one by one.
+    slope_from = int(max(times[-1] // 100, min(10, times[-1] // 4), 1))
+    late = times >= slope_from
+    # A shorter run has only the first steps to fit.
+    long_enough = slope_from >= 10
+    # A sample that arrives exactly has no logarithm.
+    middle = np.maximum(np.median(error, axis=0)[late], np.finfo(float).tiny)
+    limit = bound.envelope() if name == "IF" else np.repeat(bound.floor()[:, None], len(bound.times), axis=1)
+    limit = np.linalg.norm(limit, axis=2)[:, times - 1].max(axis=0)
+    return {
+        "name": name,
+        "times": times,
+        "error": error,
+        "one_step": bound.total("one_step")[:, times - 1],
+        "iterated": bound.total("iterated")[:, times - 1],
+        "limit": limit if np.all(np.isfinite(limit)) else None,
+        "slope": float(np.polyfit(np.log(times[late]), np.log(middle), 1)[0]) if long_enough else float("nan"),
+        "slope_from": slope_from,
+        "tightness": bound.tightness,
+        "violation": bound.violation,
+        "u_plus_sup": float(bound.u_plus_sup.max()),
+        "equilibrium_residual": float(bound.equilibrium.residual.max()),
+        "populations": _populations(bound.equilibrium),
+        "problem": None,
+    }
+
+
+def times_drawn(n_steps: int) -> NDArray[np.int64]:
+    """Steps of a run, evenly spaced on a logarithmic axis."""
+    return np.unique(np.round(np.geomspace(1, n_steps, POINTS)).astype(np.int64))
+
+
+def _populations(found: Equilibrium) -> dict[str, dict[str, float]]:
+    """a* of each population: mean, and the shares that never fire and that fire at every step."""
+    shares = {}
+    for i, population in enumerate(found.network.populations):
+        a = found.a[:, found.network.slice_of(i)]
+        silent, saturated = float((a == 0).mean()), float((a == 1).mean())
+        shares[population.name] = {"mean_rate": float(a.mean()), "silent": silent, "saturated": saturated}
+    return shares
+
+
+def raster(
+    rates: Rates, *, sample: int = 0, title: str = "", path: str | Path | None = None, ax: Panels = None
+) -> Figure:
+    """Spikes of one sample: a dot for each, time to the right, populations one above the other.
+
+    The rates are from ``simulate(..., record=True)``.
+    """
+    recording = recorded(rates)
+    figure, (panel,) = new_figure(width=6.0, height=3.6, ax=ax)
+    ends = recording.network.offsets
+    for i, population in enumerate(recording.network.populations):
+        t, neuron = np.nonzero(recording.spikes(population.name)[sample].reshape(rates.n_steps, -1))
+        panel.plot(t + 1, ends[i] + neuron, "|", color=(TEST, MUTED)[i % 2], markersize=3, label=population.name)
+    panel.set(xlabel="time step t", ylabel="neuron", xlim=(0, rates.n_steps + 1), ylim=(-1, ends[-1]))
+    panel.set_yticks((ends[:-1] + ends[1:]) / 2, [p.name for p in recording.network.populations])
+    panel.grid(False)
+    panel.set_title(title, loc="left", fontsize=11)
+    return save(figure, path)
+
+
+def rates_over_time(
+    rates: Rates,
+    population: str,
+    *,
+    equilibrium: Equilibrium | None = None,
+    sample: int = 0,
+    n_neurons: int = 8,
+    title: str = "",
+    path: str | Path | None = None,
+    ax: Panels = None,
+) -> Figure:
+    """Average rates a[t] of one population's most different neurons as they settle, dashed a* where it is given.
+
+    The rates are from ``simulate(..., record=True)``, the equilibrium is that of the same input.
+    """
+    a = recorded(rates).rates(population)[sample].reshape(rates.n_steps, -1)
+    order = np.argsort(a[-1], kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, n_neurons).round().astype(int))]
+    figure, (panel,) = new_figure(width=6.0, height=3.6, ax=ax)
+    t = np.arange(1, rates.n_steps + 1)
+    for k, neuron in enumerate(chosen):
+        panel.plot(t, a[:, neuron], color=TEST, linewidth=1.2, alpha=0.8, label="a[t]" if k == 0 else None)
+        if equilibrium is not None:
+            star = equilibrium.of(population)[sample].reshape(-1)[neuron]
+            panel.axhline(star, color=ACCENT, linewidth=1, linestyle="--", label="a*" if k == 0 else None)
+    panel.set(xlabel="time step t", ylabel="spikes per step", xscale="log")
+    _plain_numbers(panel.xaxis)
+    _legend(panel)
+    panel.set_title(title or population, loc="left", fontsize=11)
+    return save(figure, path)
+
+
+def recorded(rates: Rates) -> Recording:
+    """What a rollout recorded; ValueError where it did not."""
+    if rates.recording is None:
+        raise ValueError("rates has no recording of every step; expected one from simulate(..., record=True)")
+    return rates.recording
 
 
 def _draw_bounds(ax: Axes, panel: Mapping[str, Any], times: NDArray, error: NDArray) -> str:

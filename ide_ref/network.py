@@ -430,9 +430,13 @@ def check_norm(c: Connection, pair: SingularPair, dtype: np.dtype) -> None:
 
 
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:
-    """One population's part of a state (B, n), as (B, *shape)."""
+    """One population's part of states (..., n), as (..., *shape): (B, *shape) of a state, (B, T, *shape) of a run."""
     _checks.kind("population", population, str)
     columns = network.slice_of(population)
     if population == INPUT:
         raise ValueError(f"population is {INPUT!r}; expected one of {', '.join(p.name for p in network.populations)}")
-    return from_channels_last(state[:, columns], network.populations[network.index(population)].shape)
+    if state.ndim < 1 or state.shape[-1] != network.state_size:
+        raise ValueError(f"state has shape {state.shape}; expected (..., {network.state_size})")
+    shape = network.populations[network.index(population)].shape
+    part = state[..., columns]
+    return from_channels_last(part.reshape(-1, part.shape[-1]), shape).reshape(*part.shape[:-1], *shape)

@@ -19,6 +19,41 @@ from ide_ref.synapses import to_channels_last
 
 
 @dataclass(frozen=True)
+class Recording:
+    """Every step of a rollout, t = 1..T, by population.
+
+    Attributes
+    ----------
+    network : Network
+    s : (B, T, n) array of uint8
+        s[t] of all populations in channels-last order, for programs; :meth:`spikes` has the populations' own shapes.
+    u : (B, T, n) array
+        u[t] likewise, see :meth:`potentials`.
+    """
+
+    network: Network
+    s: NDArray[np.uint8]
+    u: NDArray
+
+    def spikes(self, population: str) -> NDArray[np.uint8]:
+        """s[t] of one population, (B, T, *shape): 1 where a neuron fired."""
+        return of_population(self.network, self.s, population)
+
+    def potentials(self, population: str) -> NDArray:
+        """u[t] of one population after its reset, (B, T, *shape), in the unit of V_th."""
+        return of_population(self.network, self.u, population)
+
+    def rates(self, population: str) -> NDArray[np.float64]:
+        """a[t] of one population as it settles, (RATE): (B, T, *shape), spikes per step."""
+        spikes, neuron = self.spikes(population), self.network.neuron
+        a, weight = np.empty(spikes.shape), np.zeros(spikes[:, 0].shape)
+        for t in range(spikes.shape[1]):
+            weight = neuron.leak * weight + spikes[:, t]
+            a[:, t] = weight / neuron.total_weight(t + 1)
+        return a
+
+
+@dataclass(frozen=True)
 class Rates:
     """What a rollout leaves behind.
 
@@ -38,8 +73,8 @@ class Rates:
         of one that was, or a change of what is predicted (see :func:`prediction_bounds`).
     margin : (B,) array
         Smallest |v − V_th| met: how far the nearest spike was from being another.
-    spikes, potentials : (B, T, n) arrays or None
-        s[t] and u[t] for t = 1..T, where they were recorded.
+    recording : Recording or None
+        Every step, where it was asked for.
     """
 
     network: Network
@@ -50,8 +85,7 @@ class Rates:
     n_spikes: NDArray[np.int64]
     n_events: NDArray[np.int64]
     margin: NDArray
-    spikes: NDArray[np.uint8] | None = None
-    potentials: NDArray | None = None
+    recording: Recording | None = None
 
     def of(self, population: str) -> NDArray:
         """(B, *shape) average rates of one population."""
@@ -59,7 +93,7 @@ class Rates:
 
     def without_potentials(self) -> Rates:
         """The same without u[T], (B, 0): training has no use for it, and it is 80 MB in the larger networks."""
-        return replace(self, u=self.u[:, :0].copy(), spikes=None, potentials=None)
+        return replace(self, u=self.u[:, :0].copy(), recording=None)
 
     @property
     def mean_spikes(self) -> dict[str, float]:
@@ -81,7 +115,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     n_steps : int
         T ≥ 1; for a train its length.
     record : bool
-        Keep spikes and potentials of every step. Memory then grows with T; without it, it does not.
+        Keep spikes and potentials of every step, as ``recording``. Memory then grows with T; without it, it does not.
 
     Returns
     -------
@@ -150,8 +184,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         n_spikes,
         n_events,
         margin,
-        spikes if record else None,
-        potentials if record else None,
+        Recording(net, spikes, potentials) if record else None,
     )
 
 

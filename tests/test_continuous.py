@@ -189,7 +189,7 @@ def discrete_spikes(system, tau, h, t_end):
         name: value * step if name in scaled_by_time(network) else value for name, value in system.frozen.params.items()
     }
     rates = simulate(freeze(network, params), system.x[:1], round(t_end / h), record=True)
-    steps, neurons = np.nonzero(rates.spikes[0])
+    steps, neurons = np.nonzero(rates.recording.s[0])
     return (steps + 1) * h, neurons
 
 

@@ -24,9 +24,9 @@ def test_spikes_are_the_equations_spikes_on_exact_sums(case):
     """Every spike and potential to the last bit, in either dtype, and what is counted of them."""
     rates = simulate(case.frozen, case.x, case.n_steps, record=True)
     spikes, potentials, margin = case.rollout()
-    assert rates.a.dtype == rates.potentials.dtype == case.x.dtype
-    np.testing.assert_array_equal(rates.spikes, spikes)
-    np.testing.assert_array_equal(rates.potentials, potentials)
+    assert rates.a.dtype == rates.recording.u.dtype == case.x.dtype
+    np.testing.assert_array_equal(rates.recording.s, spikes)
+    np.testing.assert_array_equal(rates.recording.u, potentials)
     np.testing.assert_array_equal(rates.u, potentials[:, -1])
     assert rates.margin.min() == margin
     atol = 1e-14 if case.x.dtype == np.float64 else 1e-6

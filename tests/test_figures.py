@@ -3,7 +3,7 @@ import struct
 import numpy as np
 import pytest
 
-from ide_ref import figures
+from ide_ref import LIF, build, error_bound, figures, find_equilibrium, freeze, simulate
 from ide_ref.verify import check_fixed_point
 
 
@@ -114,3 +114,48 @@ def test_remainders_are_drawn_by_what_they_are(share):
     found = [text.get_text() for text in ax.get_legend().get_texts()]
     assert found == ["without the gradient", "with the gradient" + ", wrong" * (share < 1), "rounding"]
     assert ax.get_title("left") == f"a layer: {report.verdict}"
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A recorded run of pictures, its input and its bounds."""
+    network = build("2C3-2C3 (F2C3)", input_shape=(1, 4, 4), n_classes=2, neuron=LIF(0.9))
+    frozen = freeze(network, network.init(np.random.default_rng(0)))
+    x = np.random.default_rng(1).random((2, 1, 4, 4))
+    rates = simulate(frozen, x, 12, record=True)
+    return frozen, x, rates
+
+
+def test_a_raster_has_a_dot_for_each_spike(run):
+    _, _, rates = run
+    (ax,) = figures.raster(rates, sample=1).axes
+    drawn = np.concatenate([line.get_xydata() for line in ax.lines]).astype(int)
+    s = rates.recording.s[1]
+    assert len(drawn) == s.sum() > 0
+    assert sorted(np.bincount(drawn[:, 0], minlength=13)[1:]) == sorted(s.sum(axis=1))
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a1", "a2"]
+
+
+def test_rates_over_time_end_where_the_rates_are_and_aim_at_the_equilibrium(run):
+    frozen, x, rates = run
+    star = find_equilibrium(frozen, x)
+    (ax,) = figures.rates_over_time(rates, "a1", equilibrium=star, n_neurons=3).axes
+    lasts = [line.get_ydata()[-1] for line in ax.lines if len(line.get_ydata()) == 12]
+    a = rates.of("a1")[0].ravel()
+    assert lasts == pytest.approx(np.sort(a)[[0, (a.size - 1) // 2, -1]], abs=1e-12)
+    assert len(ax.lines) == 6
+
+
+def test_the_distance_of_any_network_is_drawn_beside_its_bounds(run, tmp_path):
+    frozen, x, rates = run
+    figure = figures.distance(error_bound(frozen, x, rates), title="mine", path=tmp_path / "d.svg")
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels[0] == "‖a[t] − a*‖, observed"
+    assert "limit error at most, (FLOOR)" in labels
+    assert (tmp_path / "d.svg").exists()
+
+
+def test_what_was_not_recorded_cannot_be_drawn(run):
+    frozen, x, _ = run
+    with pytest.raises(ValueError, match="expected one from simulate"):
+        figures.raster(simulate(frozen, x, 3))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ide_ref import IF, LIF, build, equations, freeze, simulate, simulation
 from ide_ref._kernels import layout
+from ide_ref.network import of_population
 
 pytestmark = pytest.mark.kernels
 
@@ -23,8 +24,8 @@ def test_spikes_do_not_depend_on_what_is_predicted(case, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulation, "prediction_bounds", lambda n_steps: bounds)
         rates = simulate(case.frozen, case.x, case.n_steps, record=True)
-    np.testing.assert_array_equal(rates.spikes, spikes)
-    np.testing.assert_array_equal(rates.potentials, potentials)
+    np.testing.assert_array_equal(rates.recording.s, spikes)
+    np.testing.assert_array_equal(rates.recording.u, potentials)
 
     weights = case.network.neuron.leak ** np.arange(case.n_steps - 1, -1, -1.0)
     predicted = np.zeros(spikes[:, 0].shape, bool)
@@ -70,10 +71,10 @@ def test_rates_agree_with_the_loops(case):
     np.testing.assert_allclose(rates.a, equations.average(spikes, case.spec.net.leak), rtol=0, atol=1e-12)
     np.testing.assert_allclose(rates.u, potentials[:, -1], rtol=1e-12, atol=1e-11)
     np.testing.assert_allclose(rates.margin.min(), margin, atol=1e-10)
-    assert (rates.spikes, rates.potentials) == (None, None)
+    assert rates.recording is None
     recorded = simulate(case.frozen, case.x, case.n_steps, record=True)
-    np.testing.assert_array_equal(recorded.spikes, spikes)
-    np.testing.assert_allclose(recorded.potentials, potentials, rtol=1e-12, atol=1e-11)
+    np.testing.assert_array_equal(recorded.recording.s, spikes)
+    np.testing.assert_allclose(recorded.recording.u, potentials, rtol=1e-12, atol=1e-11)
 
 
 def wide_case(n_batch=70, n_steps=9):
@@ -128,8 +129,7 @@ def test_without_potentials_the_rates_are_the_same():
     lean = whole.without_potentials()
     assert lean.u.shape == (5, 0)
     assert lean.u.base is None
-    assert lean.spikes is None
-    assert lean.potentials is None
+    assert lean.recording is None
     for name in ("a", "x_mean", "n_spikes", "n_events", "margin", "n_steps"):
         assert getattr(lean, name) is getattr(whole, name)
 
@@ -147,12 +147,41 @@ def test_layers_wider_than_a_tile_follow_the_step(density):
     drive = frozen.drive(x) + frozen.constants(len(x), with_input=False)
     u, s = np.zeros_like(rates.a), np.zeros_like(rates.a)
     for t in range(6):
-        after = rates.spikes[:, t].astype(float)
+        after = rates.recording.s[:, t].astype(float)
         arriving = drive + u
         for c, (source, target) in zip(frozen.maps, network.edges, strict=True):
             if source >= 0:
                 sent = (after if source < target else s)[:, network.slice_of(source)]
                 arriving[:, network.slice_of(target)] += c.synapse.apply(c.folded_taps, sent)
         u, s = arriving - 0.5 * after, after
-        np.testing.assert_allclose(rates.potentials[:, t], u, rtol=0, atol=1e-12)
-        u = rates.potentials[:, t].astype(float)
+        np.testing.assert_allclose(rates.recording.u[:, t], u, rtol=0, atol=1e-12)
+        u = rates.recording.u[:, t].astype(float)
+
+
+@given(case=cases(exact=True))
+def test_a_recording_tells_each_population_in_its_own_shape(case):
+    """What is flat and channels last is never handed out as a picture, whatever shapes coincide."""
+    run = simulate(case.frozen, case.x, case.n_steps, record=True).recording
+    spikes, potentials, _ = case.rollout()
+    weights = case.network.neuron.leak ** np.arange(case.n_steps - 1, -1, -1.0)
+    for p, place in zip(case.network.populations, case.places(), strict=True):
+        shape = (len(case.x), case.n_steps, *p.shape)
+        for found, flat in ((run.spikes(p.name), spikes), (run.potentials(p.name), potentials)):
+            assert found.shape == shape
+            last = found if len(p.shape) == 1 else np.moveaxis(found, 2, -1)
+            np.testing.assert_array_equal(last.reshape(*shape[:2], -1), flat[:, :, place])
+        a = run.rates(p.name)
+        for t in range(case.n_steps):
+            seen = weights[-1 - t :]
+            expected = np.tensordot(run.spikes(p.name)[:, : t + 1], seen, (1, 0)) / seen.sum()
+            np.testing.assert_allclose(a[:, t], expected, rtol=0, atol=1e-13)
+    with pytest.raises(ValueError, match="population 'nobody' is unknown"):
+        run.spikes("nobody")
+    with pytest.raises(ValueError, match="population is 'input'; expected one of"):
+        run.rates("input")
+
+
+def test_a_state_of_another_network_has_no_populations_of_this_one():
+    network = build("2C3 (F2C3)", input_shape=(1, 2, 2), n_classes=2, neuron=IF())
+    with pytest.raises(ValueError, match=r"state has shape \(3, 9\); expected \(..., 8\)"):
+        of_population(network, np.zeros((3, 9)), "a1")

@@ -35,7 +35,7 @@ def weights(system: System) -> np.ndarray:
 
 def written_out(system: System, rates) -> tuple[np.ndarray, ...]:
     """a[t+1], a[t], p[t], u⁺[t+1] and S_t/S_{t+1}, for t = 0..T−1, from the block matrix."""
-    a = averages(rates.spikes, system.neuron.leak)
+    a = averages(rates.recording.s, system.neuron.leak)
     before = np.concatenate([np.zeros_like(a[:, :1]), a[:, :-1]], axis=1)
     S = weights(system)
     ratio = (S[:-1] / S[1:])[:, None]
@@ -54,23 +54,23 @@ def norms(system: System, state: np.ndarray) -> np.ndarray:
 def test_balance_and_split_for_every_synapse(case):
     rates = simulate(case.frozen, case.x, case.n_steps, record=True)
     found = split(case.frozen, case.x, rates)
-    scale = max(1.0, np.abs(found.p).max(), np.abs(rates.potentials).max())
+    scale = max(1.0, np.abs(found.p).max(), np.abs(rates.recording.u).max())
     assert max(found.balance_error, found.split_error) <= ROUNDING * scale
     net, v_th = case.spec.net, case.spec.net.v_th
-    a, before = averages(rates.spikes, net.leak), np.zeros_like(rates.a)
+    a, before = averages(rates.recording.s, net.leak), np.zeros_like(rates.a)
     x_mean, S = averages(case.spec.x, net.leak), np.cumsum(net.leak ** np.arange(case.n_steps))
     for t in range(case.n_steps):
         ratio = S[t - 1] / S[t] if t else 0.0
         states = case.split(ratio * before), case.split(a[:, t])
         p = np.concatenate([equations.arriving(net, i, x_mean[:, t], *states) for i in range(len(net.sizes))], axis=1)
-        np.testing.assert_allclose(v_th * a[:, t], p - rates.potentials[:, t] / S[t], rtol=0, atol=ROUNDING * scale)
+        np.testing.assert_allclose(v_th * a[:, t], p - rates.recording.u[:, t] / S[t], rtol=0, atol=ROUNDING * scale)
         np.testing.assert_allclose(found.a[:, t], a[:, t], rtol=0, atol=1e-12)
         np.testing.assert_allclose(found.p[:, t], p, rtol=0, atol=ROUNDING * scale)
         # Times S: u⁺ itself is a difference of charges.
         u_plus = np.clip(p, 0, v_th) - v_th * a[:, t]
         np.testing.assert_allclose(found.u_plus[:, t] / S[t], u_plus, rtol=0, atol=ROUNDING * scale)
         inside = (found.p[:, t] > 0) & (found.p[:, t] < v_th)
-        np.testing.assert_array_equal(found.u_plus[:, t][inside], rates.potentials[:, t][inside])
+        np.testing.assert_array_equal(found.u_plus[:, t][inside], rates.recording.u[:, t][inside])
         before = a[:, t]
 
 
@@ -152,9 +152,9 @@ def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monke
     for name in ("a", "p", "u_plus"):
         np.testing.assert_array_equal(getattr(split(frozen, x, rates), name), getattr(at_once, name))
     for step in range(6):
-        potentials = rates.potentials.copy()
+        potentials = rates.recording.u.copy()
         potentials[0, step, 1] += 0.5
-        found = split(frozen, x, replace(rates, potentials=potentials))
+        found = split(frozen, x, replace(rates, recording=replace(rates.recording, u=potentials)))
         assert found.balance_error == pytest.approx(0.5 / (step + 1))
         assert found.split_error == pytest.approx(0.5 / (step + 1))
 
@@ -377,7 +377,7 @@ def test_the_residual_of_a_run_s_rates_is_the_map_written_out(system):
     found = theory.fixed_point_residual(system.frozen, system.x, rates, times)
     d = equations.average(system.inputs(), system.neuron.leak) @ system.F.T + system.b
     for k, t in enumerate(times):
-        a = equations.average(rates.spikes[:, :t], system.neuron.leak)
+        a = equations.average(rates.recording.s[:, :t], system.neuron.leak)
         np.testing.assert_allclose(found[:, k], np.linalg.norm(system.sweep(a, d) - a, axis=1), atol=1e-11)
 
 

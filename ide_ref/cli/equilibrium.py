@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Any
 from ide_ref.cli import _common
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from ide_ref.equilibrium import Equilibrium
     from ide_ref.maps import Frozen
     from ide_ref.network import Params
     from ide_ref.presets import Preset
     from ide_ref.simulation import Rates
-    from ide_ref.theory import ErrorBound
 
 _RECORDED = 2**26  # numbers kept of a run, two per neuron and step
-_POINTS = 160
+
 _STATISTICS = 64  # images whose statistics normalise a freshly drawn network
 
 
@@ -71,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{neuron.name.upper()}: {n_steps} steps of {len(x)} samples", file=sys.stderr)
         rates = simulate(frozen, x, n_steps, record=True)
         try:
-            panels.append(_panel(error_bound(frozen, x, rates, known=found), neuron.name.upper()))
+            panels.append(figures.panel(error_bound(frozen, x, rates, known=found), name=neuron.name.upper()))
         except NotConverged as error:
             panels.append(_observed(frozen, x, rates, neuron.name.upper(), str(error)))
     title = f"{preset.name}, {'freshly drawn' if fresh else 'trained'}"
@@ -132,51 +129,12 @@ def _with_statistics(preset: Preset, params: Params, images: NDArray) -> Params:
     return params
 
 
-def _panel(bound: ErrorBound, name: str) -> dict[str, Any]:
-    """What is drawn and written of one neuron."""
-    import numpy as np
-
-    times = _times(len(bound.times))
-    error = bound.total("error")[:, times - 1]
-    # Two decades, but not the first steps, in which the populations of a deep network wake one by one.
-    slope_from = int(max(times[-1] // 100, min(10, times[-1] // 4), 1))
-    late = times >= slope_from
-    # A shorter run has only the first steps to fit.
-    long_enough = slope_from >= 10
-    # A sample that arrives exactly has no logarithm.
-    middle = np.maximum(np.median(error, axis=0)[late], np.finfo(float).tiny)
-    limit = bound.envelope() if name == "IF" else np.repeat(bound.floor()[:, None], len(bound.times), axis=1)
-    limit = np.linalg.norm(limit, axis=2)[:, times - 1].max(axis=0)
-    return {
-        "name": name,
-        "times": times,
-        "error": error,
-        "one_step": bound.total("one_step")[:, times - 1],
-        "iterated": bound.total("iterated")[:, times - 1],
-        "limit": limit if np.all(np.isfinite(limit)) else None,
-        "slope": float(np.polyfit(np.log(times[late]), np.log(middle), 1)[0]) if long_enough else float("nan"),
-        "slope_from": slope_from,
-        "tightness": bound.tightness,
-        "violation": bound.violation,
-        "u_plus_sup": float(bound.u_plus_sup.max()),
-        "equilibrium_residual": float(bound.equilibrium.residual.max()),
-        "populations": _populations(bound.equilibrium),
-        "problem": None,
-    }
-
-
-def _times(n_steps: int) -> NDArray[np.int64]:
-    """The steps that are drawn and written."""
-    import numpy as np
-
-    return np.unique(np.round(np.geomspace(1, n_steps, _POINTS)).astype(np.int64))
-
-
 def _observed(frozen: Frozen, x: NDArray, rates: Rates, name: str, problem: str) -> dict[str, Any]:
     """The same where no a* was found: how far the rates are from solving (FP)."""
+    from ide_ref.figures import times_drawn
     from ide_ref.theory import fixed_point_residual
 
-    times = _times(rates.n_steps)
+    times = times_drawn(rates.n_steps)
     return {
         "name": name,
         "times": times,
@@ -184,16 +142,6 @@ def _observed(frozen: Frozen, x: NDArray, rates: Rates, name: str, problem: str)
         "firing_rates": rates.mean_spikes,
         "problem": problem,
     }
-
-
-def _populations(found: Equilibrium) -> dict[str, dict[str, float]]:
-    """a* of each population: mean, and the shares that never fire and that fire at every step."""
-    shares = {}
-    for i, population in enumerate(found.network.populations):
-        a = found.a[:, found.network.slice_of(i)]
-        silent, saturated = float((a == 0).mean()), float((a == 1).mean())
-        shares[population.name] = {"mean_rate": float(a.mean()), "silent": silent, "saturated": saturated}
-    return shares
 
 
 def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int, out: Path) -> str:

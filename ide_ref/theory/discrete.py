@@ -47,10 +47,10 @@ class _Stretch:
 def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
     """The averages of a recorded run, a stretch of time at once."""
     net, neuron = frozen.network, frozen.network.neuron
-    if rates.spikes is None or rates.potentials is None:
+    if rates.recording is None:
         raise ValueError("rates has no recording of every step; expected one from simulate(..., record=True)")
     x = frozen.check_input(x).astype(np.float64)
-    n_batch, n_steps, n = rates.spikes.shape
+    n_batch, n_steps, n = rates.recording.s.shape
     if x.shape[0] != n_batch or (net.is_spike_input(x) and x.shape[1] != n_steps):
         raise ValueError(f"x has shape {x.shape}; expected the input of the run, {n_batch} samples and {n_steps} steps")
     constant = _constants(frozen, n_batch)[:, None]
@@ -67,7 +67,7 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
         before = np.empty_like(a)
         for t in range(lo, hi):
             before[:, t - lo] = weight / max(neuron.total_weight(t), 1.0)
-            weight = neuron.leak * weight + rates.spikes[:, t]
+            weight = neuron.leak * weight + rates.recording.s[:, t]
             a[:, t - lo] = weight
         a /= total
         if still is None:
@@ -182,9 +182,9 @@ def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
 
 
 def _potentials(rates: Rates, s: _Stretch) -> NDArray:
-    if rates.potentials is None:
+    if rates.recording is None:
         raise ValueError("rates has no recording of every step; expected one from simulate(..., record=True)")
-    return rates.potentials[:, s.lo : s.hi].astype(np.float64)
+    return rates.recording.u[:, s.lo : s.hi].astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -209,8 +209,8 @@ def _averaged(ctx: Context, neuron: Neuron, *, earlier: int = 0) -> Params | Non
         return None
     n_steps = ctx.state.n_steps - earlier
     x = ctx.x[:, :n_steps] if ctx.frozen.network.is_spike_input(ctx.x) else ctx.x
-    spikes = simulate(ctx.frozen, x, n_steps, record=True).spikes
-    return None if spikes is None else ctx.wrong(a=neuron.time_average(spikes.astype(ctx.frozen.dtype)))
+    run = simulate(ctx.frozen, x, n_steps, record=True).recording
+    return None if run is None else ctx.wrong(a=neuron.time_average(run.s.astype(ctx.frozen.dtype)))
 
 
 def _unnormalised(ctx: Context) -> Params | None:

@@ -88,12 +88,12 @@ def reference(case: Case) -> dict[str, NDArray]:
         if c.restriction is not None:
             found[f"weight/{c.name}"] = m.weight
     driven = {c.target for c in net.connections if c.source == INPUT}
-    spikes = np.moveaxis(np.asarray(rates.spikes), 1, 0)
     for p in net.populations:
         states = {"u": rates.u, "rates": rates.a, "mask": mask.astype(np.uint8), "g": g, "beta": back.beta}
         if p.name in driven:
             states["drive"] = drive
         found |= {f"{stage}/{p.name}": of_population(net, state, p.name) for stage, state in states.items()}
-        found[f"spikes/{p.name}"] = np.stack([of_population(net, s, p.name) for s in spikes], axis=1)
+        if rates.recording is not None:
+            found[f"spikes/{p.name}"] = rates.recording.spikes(p.name)
     found |= {f"grad/{name}": np.asarray(v) for name, v in back.gradients.items()}
     return found | {f"new/{name}": v for name, v in updated.items() if not name.endswith("singular_vector")}
