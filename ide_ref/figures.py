@@ -383,6 +383,7 @@ def remainders(
                 label, color = "with the gradient, wrong", ACCENT
             panel.loglog(steps, values.clip(min=1e-18), ".-", color=color, linewidth=1, markersize=4, label=label)
     panel.set(xlabel="step h, in parts of the parameters", ylabel="remainder")
+    panel.xaxis.set_minor_formatter("")
     handles = dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
     panel.legend(handles.values(), handles, frameon=False, fontsize=9, labelcolor=MUTED)
     panel.set_title(f"{title}: {report.verdict}" if title else report.verdict, loc="left", fontsize=11)

@@ -14,6 +14,7 @@ from theorems import dense_network
 from trust import HONEST, Exact, judge_network, judge_system, solve_exactly
 
 from ide_ref import IF, backward, build, certificates, find_equilibrium, freeze, simulate
+from ide_ref.authors import Profile, edited
 from ide_ref.certificates import Near, certified, contraction_bound, norm_above, resolved
 from ide_ref.solvers import NotConverged, accept, norms, solve
 
@@ -156,8 +157,8 @@ def test_the_running_error_of_a_product_covers_its_rounding_both_ways(n, seed, d
 
 
 @given(case=cases(contractive=True))
-def test_coupled_samples_have_no_certificate_and_others_have(case):
-    """Any graph below (COND): a finite certificate for a* and β, of every population and so of the sources."""
+def test_every_graph_below_cond_has_certificates(case):
+    """A finite certificate for a* and β, of every population and so of the sources."""
     state = find_equilibrium(case.frozen, case.x)
     assert np.all(np.isfinite(state.errors))
     assert state.errors.shape == (len(case.x), len(case.network.populations))
@@ -328,3 +329,24 @@ def test_norms_beyond_the_range_are_infinite_without_a_warning(value):
     with np.errstate(over="raise", invalid="raise"):
         assert Near(np.array([[value, value]]), np.array([[value, 0.0]])).norm() == np.inf
         assert norm_above(np.array([[value, 1.7e308]])) == np.inf
+
+
+@pytest.mark.parametrize("method", ["errors", "certificate"])
+def test_samples_coupled_through_batch_statistics_have_no_certificate(method):
+    """Also where other connections, the feedback among them, couple nothing."""
+    network = edited(
+        build("4-3 (F4)", input_shape=(3,), n_classes=2, neuron=IF(1.0)), Profile(batch_statistics_in_beta=True)
+    )
+    rng = np.random.default_rng(0)
+    params, x = network.init(rng), rng.normal(size=(5, 3))
+    params = {name: value / 4 if name.endswith(("bn_weight", "alpha")) else value for name, value in params.items()}
+    frozen = freeze(network, params, x, training=True, rng=rng)
+    rates = simulate(frozen, x, 20)
+    result = backward(frozen, rates, rng.normal(size=(5, 2)), solver="gmres")
+    star = find_equilibrium(frozen, x, method="newton", allow_unconverged=True)
+    for found in (result, star):
+        assert np.all(np.isinf(getattr(found, method)))
+        assert "coupled through its statistics" in found.why_not
+    # With the running statistics the same network has.
+    plain = freeze(edited(network, Profile()), params, x, training=True, rng=rng)
+    assert np.all(np.isfinite(getattr(find_equilibrium(plain, x), method)))

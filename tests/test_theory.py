@@ -147,10 +147,11 @@ def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monke
     frozen = freeze(network, network.init(np.random.default_rng(0)))
     x = np.full((1, 3), 0.4)
     rates = simulate(frozen, x, 6, record=True)
-    at_once = split(frozen, x, rates)
+    at_once, residuals = split(frozen, x, rates), theory.fixed_point_residual(frozen, x, rates, [1, 2, 6])
     monkeypatch.setattr(discrete, "_CHUNK", 1)
     for name in ("a", "p", "u_plus"):
         np.testing.assert_array_equal(getattr(split(frozen, x, rates), name), getattr(at_once, name))
+    np.testing.assert_array_equal(theory.fixed_point_residual(frozen, x, rates, [1, 2, 6]), residuals)
     for step in range(6):
         potentials = rates.recording.u.copy()
         potentials[0, step, 1] += 0.5

@@ -34,6 +34,7 @@ LEVELS = 20
 _LEAST = 6  # steps before an extrapolation may be called good enough
 # Errors below these parts of the largest derivative and of the terms of L are none: some derivatives are 0.
 _IGNORED, _NOTHING = 1e-9, 1e-10
+_TOLERANCE = {"64": 1e-5, "32": 1e-4, "16": 2e-2}  # by the bits of a gradient's numbers
 _CHUNK, _PATIENCE = 12, 4  # iterations between looks at the residual, and how many looks may find it no smaller
 _MOST = 400  # looks
 _DENSE = 400  # numbers in z up to which I − ∂f/∂z is taken column by column and inverted
@@ -203,7 +204,8 @@ def check_fixed_point(
     n_directions : int
         Random directions per parameter, and as many through all together.
     tol : float, optional
-        Largest relative error of a right gradient; 1e-5 by default, 1e-4 for a gradient in single precision or less.
+        Largest relative error of a right gradient; by default 1e-5, for a gradient in single precision 1e-4, in half
+        precision 2e-2.
     seed : int
         Of the directions.
 
@@ -233,7 +235,7 @@ def check_fixed_point(
     seed = _checks.whole("seed", seed, 0)
     values = {name: _array(f"theta[{name!r}]", value) for name, value in _mapping("theta", theta).items()}
     found: dict[str, NDArray] = {}
-    single = False
+    least = 0.0
     for name, value in _mapping("gradient", gradient).items():
         if name not in values:
             raise ValueError(f"gradient has {name!r}; theta has {', '.join(map(repr, values))}")
@@ -242,8 +244,8 @@ def check_fixed_point(
             raise ValueError(
                 f"gradient[{name!r}] has shape {found[name].shape}; expected that of theta, {values[name].shape}"
             )
-        single |= np.dtype(_dtype(value)).itemsize < 8
-    tol = (1e-4 if single else 1e-5) if tol is None else _checks.positive("tol", tol)
+        least = max(least, _TOLERANCE.get(str(_dtype(value))[-2:], 0.0))
+    tol = max(least, _TOLERANCE["64"]) if tol is None else _checks.positive("tol", tol)
     problem = _Problem(f, z, theta, x, cotangent, loss)
     problem.refuse_randomness(values, problem.start)
     base = problem.solve(values, problem.start)
