@@ -70,6 +70,15 @@ def test_the_readmes_example_runs_and_learns(capsys):
     assert "certified error" in capsys.readouterr().out
 
 
+def test_check_your_own_layer_runs_as_written(capsys):
+    page = (ROOT / "docs/check-your-own-layer.md").read_text()
+    names: dict = {}
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.S)[1], "check-your-own-layer.md", "exec"), names)
+    said = re.search(r"^    (9 directions.*)$", page, re.M)[1]
+    assert said in capsys.readouterr().out
+    assert names["report"].verdict == "right"
+
+
 def test_the_equilibrium_pages_table_is_what_was_measured():
     page = (ROOT / "docs/equilibrium.md").read_text()
     table = re.search(r"^\| network \| \(COND\).*?\n\n", page, re.M | re.S)[0].strip().splitlines()[2:]

@@ -105,3 +105,12 @@ def test_without_feedback_one_sweep_is_the_answer():
     np.testing.assert_allclose(
         found.of("a2"), np.clip(scale * first @ params["hidden1.weight"].T / 2, 0, 1), atol=1e-14
     )
+
+
+def test_the_search_begins_at_rest_unless_told_otherwise():
+    network = build("3 (F3)", input_shape=(3,), n_classes=2, neuron=IF(1.0))
+    frozen, x = freeze(network, network.init(np.random.default_rng(0))), np.full((2, 3), 0.4)
+    # What is returned is the point that was judged last.
+    assert not find_equilibrium(frozen, x, max_iter=1, allow_unconverged=True).a.any()
+    start = np.full((2, 3), 0.25)
+    np.testing.assert_array_equal(find_equilibrium(frozen, x, start=start, max_iter=1, allow_unconverged=True).a, start)
