@@ -79,6 +79,15 @@ def test_check_your_own_layer_runs_as_written(capsys):
     assert names["report"].verdict == "right"
 
 
+def test_the_equilibrium_pages_own_network_is_recorded_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/equilibrium.md").read_text()
+    names: dict = {}
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.S)[1], "equilibrium.md", "exec"), names)
+    assert names["spikes"].shape == (2, 60, 4, 6, 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["distance.png", "raster.png", "rates.png"]
+
+
 def test_the_equilibrium_pages_table_is_what_was_measured():
     page = (ROOT / "docs/equilibrium.md").read_text()
     table = re.search(r"^\| network \| \(COND\).*?\n\n", page, re.M | re.S)[0].strip().splitlines()[2:]

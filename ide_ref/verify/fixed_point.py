@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ide_ref import _checks, solvers
 from ide_ref._files import finite
-from ide_ref.verify.gradient import extrapolate
+from ide_ref.verify.gradient import extrapolate, observed_order
 
 Verdict = Literal["right", "wrong", "undecidable"]
 
@@ -553,15 +553,6 @@ def _r2(samples: _Samples, given: float, sides: Sequence[float] = (1.0, -1.0)) -
     return [max(abs(changes[s][k] - s * h * given) for s in sides) for k, h in enumerate(samples.steps)]
 
 
-def _order(steps: Sequence[float], remainders: Sequence[float], noise: Sequence[float]) -> float:
-    """Observed order of remainders that stand well above rounding, at the shortest such steps; NaN for fewer than 3."""
-    clear = [(h, r) for h, r, n in zip(steps, remainders, noise, strict=True) if r > 30 * n and r > 0][-4:]
-    if len(clear) < 3:
-        return float("nan")
-    logs = np.log([list(pair) for pair in clear])
-    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
-
-
 def _judge(
     label: str, number: int, given: float, samples: _Samples, typical: float, ignored: float, tol: float
 ) -> Remainders:
@@ -605,8 +596,8 @@ def _judge(
         uncertainty,
         abs(given - found) / scale if scale > 0 else 0.0,
         scale,
-        _order(samples.steps, r1, samples.noise),
-        _order(samples.steps, r2, samples.noise),
+        observed_order(samples.steps, r1, samples.noise),
+        observed_order(samples.steps, r2, samples.noise),
         kinked,
         verdict,
         tuple(samples.steps),

@@ -318,3 +318,22 @@ def test_an_error_of_the_tolerance_itself_passes():
     report = check_gradient(*problem("fashion-mnist-400"), n_coordinates=1, n_directions=0)
     assert replace(report, tol=report.max_rel_error).passed
     assert not replace(report, tol=report.max_rel_error * (1 - 1e-9)).passed
+
+
+@pytest.mark.parametrize("method", ["central", "cell"])
+@pytest.mark.parametrize("name", ["fashion-mnist-400", "mnist-64c5"])
+def test_remainders_fall_with_the_second_order_of_a_right_gradient_and_the_first_of_another(name, method):
+    network, params, x, y = problem(name)
+    right = check_gradient(network, params, x, y, method=method, n_coordinates=0, n_directions=2)
+    assert right.orders[0] == pytest.approx(1.0, abs=0.1)
+    assert right.orders[1] == pytest.approx(2.0, abs=0.2)
+    assert "with it 2." in right.table() or "with it 1.9" in right.table()
+    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
+    state = ide_ref.find_equilibrium(frozen, x)
+    gradients = ide_ref.backward(
+        frozen, state, ide_ref.cross_entropy(ide_ref.read_out(frozen, state), y)[1], solver="gmres", tol=1e-12
+    ).gradients
+    wrong = {name: 1.001 * g for name, g in gradients.items()}
+    off = check_gradient(network, params, x, y, method=method, n_coordinates=0, n_directions=2, gradients=wrong)
+    assert off.orders[1] == pytest.approx(1.0, abs=0.1)
+    assert off.to_dict()["orders"] == list(off.orders)
