@@ -114,3 +114,14 @@ def test_the_search_begins_at_rest_unless_told_otherwise():
     assert not find_equilibrium(frozen, x, max_iter=1, allow_unconverged=True).a.any()
     start = np.full((2, 3), 0.25)
     np.testing.assert_array_equal(find_equilibrium(frozen, x, start=start, max_iter=1, allow_unconverged=True).a, start)
+
+
+@pytest.mark.parametrize(("share", "status"), [(1.1, "converged"), (0.9, "out of iterations")])
+def test_the_tolerance_of_relu_is_relative_to_what_the_drive_brings_without_feedback(share, status):
+    """One neuron, a = max(0.9 a + 1, 0) from rest: after k sweeps the residual is 0.9^k, and 1 + ‖f(0)‖ = 2."""
+    network = build("1 (F1)", input_shape=(1,), n_classes=2, neuron=IF(1.0), batch_norm=False)
+    params = network.init(np.random.default_rng(0))
+    params |= {"input.weight": np.ones((1, 1)), "feedback.weight": np.ones((1, 1)), "feedback.alpha": np.array(0.9)}
+    frozen = freeze(network, {**params, "input.bias": np.zeros(1)})
+    options = {"max_iter": 11, "tol": share * 0.9**10 / 2, "allow_unconverged": True}
+    assert find_equilibrium(frozen, np.ones((1, 1)), sigma="relu", **options).status == status

@@ -225,3 +225,12 @@ def test_the_worst_of_a_batchs_samples_is_told(order):
     for rows, status in (([0, 1, 2], "singular"), ([1, 2], "lost to rounding"), ([2], "out of iterations")):
         some = np.array(rows)[order]
         assert accept(x[some], y[some], b[some], 1e-16).status == status
+
+
+@pytest.mark.parametrize("method", ["gmres", "scipy_gmres"])
+def test_krylov_spaces_are_given_up_after_forty_steps(method):
+    """I − J a cyclic shift of 60: no step of a shorter space brings anything, one of 60 everything."""
+    J = np.eye(60) - np.roll(np.eye(60), 1, axis=0)
+    assert solve(method, lambda v: v @ J.T, np.eye(1, 60), tol=1e-8).status == "stagnated"
+    small = np.eye(30) - np.roll(np.eye(30), 1, axis=0)
+    assert solve(method, lambda v: v @ small.T, np.eye(1, 30), tol=1e-8).status == "converged"
