@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import warnings
 from collections.abc import Container, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+_PACKAGE = Path(__file__).parent
 
 
 def is_real(value: object) -> bool:
@@ -54,6 +58,14 @@ def tolerance(value: Any, dtype: DTypeLike, defaults: Mapping[str, float], *, mu
             f"tol is {tol:.0e}; rounding of {dtype} keeps residuals above {least:.0e}: ask for more{advice}"
         )
     return tol
+
+
+def warn(text: str) -> None:
+    """A RuntimeWarning that names the line outside the package from which it was called."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:

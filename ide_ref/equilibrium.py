@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks, certificates, constraints, solvers
+from ide_ref import _checks, _threads, certificates, constraints, solvers
 from ide_ref._kernels import memory
 from ide_ref.maps import AffineMap, BatchNormCache, Frozen
 from ide_ref.network import Network, of_population
@@ -345,6 +345,7 @@ class Equilibrium:
         return (self.p > v_th).astype(np.int8) - (self.p < 0).astype(np.int8)
 
 
+@_threads.fitted
 def find_equilibrium(
     frozen: Frozen,
     x: NDArray,

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks, certificates, solvers
+from ide_ref import _checks, _threads, certificates, solvers
 from ide_ref.equilibrium import Equilibrium, Linearisation, contraction, gather_sources, linearise
 from ide_ref.maps import Frozen
 from ide_ref.network import Params
@@ -199,6 +199,7 @@ def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> tu
     return grads, statistics
 
 
+@_threads.fitted
 def backward(
     frozen: Frozen,
     state: Rates | Equilibrium,

@@ -6,7 +6,6 @@ nothing but affine maps; what only the parameters' gradients need stands apart, 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks, constraints
+from ide_ref import _checks, _threads, constraints
 from ide_ref._kernels import layout, memory
 from ide_ref.constraints import BatchNorm, SingularPair
 from ide_ref.network import INPUT, Connection, Network, Params, clamped, finite
@@ -47,12 +46,10 @@ class BatchNormCache(NamedTuple):
             )
         rounding = np.finfo(z.dtype).eps * np.abs(mean) / np.sqrt(variance + variance.dtype.type(constraints.EPSILON))
         if rounding.max(initial=0.0) > DROWNED:
-            warnings.warn(
+            _checks.warn(
                 f"batch normalisation of connection {name!r}: the batch's mean is so far from 0 beside its deviation "
                 f"that rounding in {z.dtype} moves normalised values by {rounding.max():.1g}; take the mean off the "
                 "inputs, or compute in float64",
-                RuntimeWarning,
-                stacklevel=3,
             )
         return cls(z, mean, variance)
 
@@ -427,6 +424,7 @@ def read_out(frozen: Frozen, state: HasRates) -> NDArray:
     return frozen.read_out(state)
 
 
+@_threads.fitted
 def freeze(
     network: Network,
     params: Mapping[str, NDArray],

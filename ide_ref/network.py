@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,6 +174,11 @@ class Network:
     def n_neurons(self) -> int:
         """Neurons as the paper's tables count them: the input's too."""
         return math.prod(self.input_shape) + self.state_size
+
+    @cached_property
+    def n_multiplications(self) -> int:
+        """Multiply-adds of one sweep of one sample with dense products."""
+        return sum(c.synapse.n_multiplications for c in self.connections)
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -398,12 +402,10 @@ class Network:
         pair = constraints.leading_singular_pair(*restricted_map(c, weight), start, tol=tol)
         check_norm(c, pair, weight.dtype)
         if pair.residual > tol:
-            warnings.warn(
+            _checks.warn(
                 f"norm of connection {c.name!r}: the search for the leading singular pair stopped at a relative "
                 f"residual of {pair.residual:.1e}, tolerance {tol:.0e}; the norm may be off by as much, its gradient "
                 "by more",
-                RuntimeWarning,
-                stacklevel=3,
             )
         return pair
 

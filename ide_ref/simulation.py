@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks
+from ide_ref import _checks, _threads
 from ide_ref._kernels import memory
 from ide_ref._kernels import rollout as _rollout
 from ide_ref._kernels.layout import N_OUT
@@ -104,6 +104,7 @@ class Rates:
         }
 
 
+@_threads.fitted
 def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) -> Rates:
     """Run the network for T steps from rest, (STEP).
 

@@ -1,15 +1,11 @@
 """Hypothesis profiles: ``quick`` by default and repeatable, ``--hypothesis-profile=thorough`` to search."""
 
-import os
 import statistics
 import sys
 
 import numba
 import pytest
 from hypothesis import HealthCheck, settings
-
-# As the command does: threads of libgomp that wait by spinning for long starve the working ones on a busy machine.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 # Drawing a network compiles kernels the first time, and a machine may be busy: how long it took says nothing.
 unhurried = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

@@ -54,10 +54,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    # A waiting thread of libgomp spins, by default for milliseconds, which starves the working one on a busy machine;
-    # one that never spins takes as long to wake as a product of fashion-mnist-400 takes.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     args = parser().parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
     try:
