@@ -141,8 +141,9 @@ def test_check_your_gradient_from_start_to_end(tmp_path, monkeypatch, capsys):
     assert "tolerance 1e-09: passed" in said[0]
     assert "linear region" in said[1]
     assert "looks like: half of beta: beta is half as large as it should be" in said[2]
-    assert said[3].count("the parts add up to") == 2
-    assert "fixed_point  converged" in said[4]
+    assert "looks like: sign: the sign is wrong" in said[3]
+    assert said[4].count("the parts add up to") == 2
+    assert "fixed_point  converged" in said[5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["budget.png", "steps.png"]
     small = next(line for line in _blocks("check-your-gradient.md", "shell") if "--small" in line)
     assert main([*small.split()[1:], "--coordinates", "0", "--directions", "1", "--n-steps", "3"]) == 0

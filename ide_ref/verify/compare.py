@@ -6,7 +6,7 @@ one, so that a name is a match to rounding and not a guess.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks
+from ide_ref import _checks, solvers
 from ide_ref._files import finite
 from ide_ref.constraints import BatchNorm, SingularPair
 from ide_ref.equilibrium import Equilibrium, Linearisation, linearise
-from ide_ref.implicit import hebbian, solve_beta
+from ide_ref.implicit import hebbian, right_hand_side, solve_beta
 from ide_ref.maps import AffineMap, BatchNormCache, Frozen, Pullback
 from ide_ref.network import Params
 from ide_ref.neurons import IF, Neuron
 from ide_ref.simulation import Rates, simulate
 from ide_ref.synapses import Dense, accumulate, to_channels_last
+from ide_ref.verify.arrays import as_array, dtype_name, grain
 from ide_ref.verify.gradient import RESOLUTION
 
 _Cache = BatchNormCache | None
@@ -31,10 +32,18 @@ _Cache = BatchNormCache | None
 DECISIVE = 30.0
 """A mistake is named when it explains the foreign gradient this many times better than no mistake does."""
 
+MOST_ITERATIONS = 200
+"""Up to which an early end of (BETA) is recognised."""
+
+_ZERO = 100.0  # roundings of the largest gradient below which another is none
+
 
 @dataclass(frozen=True)
 class Context:
-    """Where two gradients were taken, so that mistakes can be planted there."""
+    """Where two gradients were taken, so that mistakes can be planted there.
+
+    ``state`` is what :func:`~ide_ref.simulation.simulate` or :func:`~ide_ref.equilibrium.find_equilibrium` returned.
+    """
 
     frozen: Frozen
     state: Rates | Equilibrium
@@ -72,7 +81,9 @@ class Context:
         at = at or self.linearisation
         state = self.state if a is None else replace(self.state, a=a)
         g, grads = self.frozen.read_out_pull_back(state, self.d_logits)
-        limits: dict[str, Any] = {"tol": 1e-12, "max_iter": max_iter, "allow_unconverged": True}
+        # In single precision no solver would ever reach what double precision does.
+        tol = max(1e-12, 4.0 * float(np.finfo(g.dtype).eps))
+        limits: dict[str, Any] = {"tol": tol, "max_iter": max_iter, "allow_unconverged": True}
         _, delta, _ = solve_beta(beta_at or at, g, at=at, solver=solver, **limits)
         if beta is not None:
             delta = beta(delta)
@@ -80,6 +91,25 @@ class Context:
             at = replace(at, forward=a, feedback=a)
         found, _ = hebbian(at, delta, self.state.x_mean if x_mean is None else x_mean)
         return {**grads, **found}
+
+    def iterates(self, tol: float) -> Iterator[Params]:
+        """The gradients with β after 2, 3, ... iterations β ← g + Jᵀ β of (BETA), begun at β = g.
+
+        They end where β moves by less than a hundredth of ``tol``, relatively, or than it is rounded, and after
+        :data:`MOST_ITERATIONS`.
+        """
+        at = self.linearisation
+        g, grads = self.frozen.read_out_pull_back(self.state, self.d_logits)
+        b, others = right_hand_side(at, g)
+        least = max(1e-2 * tol, 4.0 * float(np.finfo(b.dtype).eps))
+        beta = b + at.sweep_back(b)[0]
+        for _ in range(2, MOST_ITERATIONS + 1):
+            before, beta = beta, b + at.sweep_back(beta)[0]
+            if np.all(solvers.norms(beta - before) <= least * solvers.norms(beta)):
+                return
+            _, delta = at.spread_back(beta, others)
+            found, _ = hebbian(at, delta, self.state.x_mean)
+            yield {**grads, **found}
 
     def with_maps(self, change: Callable[[AffineMap], AffineMap]) -> Linearisation:
         """The linearisation with every map replaced."""
@@ -353,13 +383,17 @@ class ComparedRow:
     distance: float = float("nan")
     """‖theirs − ours‖ over the larger of the two norms; NaN where it cannot be taken."""
     cosine: float = float("nan")
-    """Of the angle between them."""
+    """Of the angle between them; NaN where one is zero."""
     ratio: float = float("nan")
-    """‖theirs‖/‖ours‖."""
+    """‖theirs‖/‖ours‖; NaN where one is zero."""
     detail: str = ""
-    """What is the matter with a shape or a value."""
+    """What else there is to say: of a name, a shape, a dtype, a value, or that a gradient is zero to rounding."""
     looks_like: tuple[str, ...] = ()
     """Mistakes that explain this parameter taken alone."""
+    theirs: str = ""
+    """Name of the foreign array that was compared; empty where none was."""
+    tol: float = float("nan")
+    """Relative distance up to which they are the same: that asked for, or the grain of half precision."""
 
 
 @dataclass(frozen=True)
@@ -385,8 +419,23 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether every parameter is there and agrees to ``tol``."""
-        return all(row.status == "same" for row in self.rows)
+        """Whether something was compared, and all that is there agrees; see ``complete``."""
+        return self.n_compared > 0 and all(row.status in ("same", "missing") for row in self.rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every parameter was compared."""
+        return self.n_compared == self.n_parameters
+
+    @property
+    def n_compared(self) -> int:
+        """Parameters whose numbers were compared."""
+        return sum(row.status in ("same", "differs") for row in self.rows)
+
+    @property
+    def n_parameters(self) -> int:
+        """Our parameters."""
+        return sum(row.status != "unexpected" for row in self.rows)
 
     @property
     def mistake(self) -> str | None:
@@ -395,46 +444,30 @@ class Comparison:
 
     def table(self) -> str:
         """The report as text."""
-        width = max(len("parameter"), *(len(row.parameter) for row in self.rows))
+        width = max(len(name) for name in ("parameter", *(row.parameter for row in self.rows)))
         lines = [f"{'parameter':<{width}}  {'status':<11}  distance     cosine  norm ratio"]
         for row in self.rows:
-            note = row.detail or ", ".join(row.looks_like)
-            numbers = f"{row.distance:>8.1e}  {row.cosine:>9.6f}  {row.ratio:>10.6f}"
+            note = "; ".join(filter(None, (row.detail, ", ".join(row.looks_like))))
+            numbers = f"{row.distance:>8.1e}  {row.cosine:>9.6f}  {row.ratio:>10.6g}".replace("nan", "  -")
             lines.append(f"{row.parameter:<{width}}  {row.status:<11}  {numbers}  {note}".rstrip())
-        if self.same:
-            lines.append(f"the gradients agree to {self.tol:.0e}")
-        elif self.suspects:
+        lines.append(f"{self.n_compared} of {self.n_parameters} parameters compared")
+        if self.suspects:
             first, *others = self.suspects
             left = f"this leaves {first.left:.1e} of {self.distance:.1e}"
             lines.append(f"looks like: {first.name}: {first.says} ({left})")
             lines += [f"       or: {other.name}: {other.says}" for other in others]
-        else:
+        elif any(row.status == "differs" for row in self.rows):
             lines.append("they differ, and no single known mistake explains all of it")
+        elif self.n_compared:
+            lines.append(f"they agree to {max(row.tol for row in self.rows if row.status == 'same'):.1e}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values; numbers that are not finite become null."""
         own = asdict(self)
-        return finite({"same": self.same, "mistake": self.mistake, "parameters": own.pop("rows"), **own})
-
-
-def as_array(name: str, value: Any) -> NDArray:
-    """A foreign array as NumPy: through ``__array__``, DLPack, or what NumPy makes of it.
-
-    ValueError, naming the array, where it holds no numbers or cannot be reached from the CPU.
-    """
-    if hasattr(value, "detach"):  # an array that records its history gives no view of itself
-        value = value.detach()
-    why = ""
-    for convert in (np.asarray, np.from_dlpack) if hasattr(value, "__dlpack__") else (np.asarray,):
-        try:
-            array = np.asarray(convert(value))
-            if array.dtype.kind in "biuf":
-                return array
-        except (TypeError, ValueError, RuntimeError, BufferError) as error:
-            why = f" ({error})"
-    given = f"a {type(value).__name__} that gives no real numbers{why}"
-    raise ValueError(f"array {name!r} is {given}; expected an array on the CPU")
+        verdict = {"same": self.same, "complete": self.complete, "mistake": self.mistake}
+        counts = {"n_compared": self.n_compared, "n_parameters": self.n_parameters}
+        return finite({**verdict, **counts, "parameters": own.pop("rows"), **own})
 
 
 def _distance(theirs: NDArray, ours: NDArray, floor: float) -> float:
@@ -452,12 +485,14 @@ def compare(
     ours : mapping of str to array
         The right gradients, as in ``backward(...).gradients``.
     theirs : mapping of str to array
-        NumPy arrays, or anything with ``__array__`` or DLPack.
+        NumPy arrays, or anything with ``__array__`` or DLPack, of all parameters or some. One that is called like no
+        parameter is taken for the parameter that has its shape, where both are the only ones left of it.
     context : Context, optional
-        Where both were taken. With it every mistake of :data:`MISTAKES` is planted and compared; without it
-        only those that a factor, a transpose or a flip betrays.
+        Where both were taken. With it every mistake of :data:`MISTAKES` is planted and compared, and β after 2 to
+        :data:`MOST_ITERATIONS` iterations; without it only those that a factor, a transpose or a flip betrays.
     tol : float
-        Relative distance, in norm, up to which two gradients are the same.
+        Relative distance, in norm, up to which two gradients are the same. For arrays of bfloat16 and float16 it is at
+        least their grain, 2⁻⁷ and 2⁻¹⁰.
 
     Raises
     ------
@@ -472,62 +507,102 @@ def compare(
     if context is not None and not isinstance(context, Context):
         raise ValueError(f"context is a {type(context).__name__}; expected a Context")
     _checks.positive("tol", tol)
+    own = {name: as_array(name, value) for name, value in ours.items()}
+    eps = max((grain(value.dtype.name) for value in own.values()), default=0.0)
+    mine = {name: np.asarray(value, np.float64) for name, value in own.items()}
+    largest = max((float(np.linalg.norm(value)) for value in mine.values()), default=0.0)
+    floor, zero = RESOLUTION * largest, _ZERO * eps * largest
+    read: dict[str, NDArray] = {}
+    refused: dict[str, str] = {}
+    for name, value in theirs.items():
+        try:
+            read[name] = np.asarray(as_array(name, value), np.float64)
+        except ValueError as error:
+            refused[name] = str(error)
+    taken, strangers = _matched(mine, theirs, read)
     rows: dict[str, ComparedRow] = {}
     usable: dict[str, NDArray] = {}
-    mine = {name: np.asarray(as_array(name, value), np.float64) for name, value in ours.items()}
-    floor = RESOLUTION * max((float(np.linalg.norm(value)) for value in mine.values()), default=0.0)
     for name, value in mine.items():
-        if name not in theirs:
+        other = taken.get(name)
+        if other is None:
             rows[name] = ComparedRow(name, "missing")
             continue
-        try:
-            foreign = np.asarray(as_array(name, theirs[name]), np.float64)
-        except ValueError as error:
-            rows[name] = ComparedRow(name, "no numbers", detail=str(error))
+        if other in refused:
+            rows[name] = ComparedRow(name, "no numbers", detail=refused[other], theirs=other)
             continue
+        foreign, dtype = read[other], dtype_name(theirs[other])
+        notes = [] if other == name else [f"theirs is {other!r}, by its shape {value.shape}"]
         if foreign.shape != value.shape:
-            detail = f"shape {foreign.shape}, expected {value.shape}"
+            notes.append(f"shape {foreign.shape}, expected {value.shape}")
             if foreign.shape == value.shape[::-1] and _distance(foreign.T, value, floor) <= tol:
-                detail += "; its transpose agrees"
-            rows[name] = ComparedRow(name, "wrong shape", detail=detail)
+                notes.append("its transpose agrees")
+            rows[name] = ComparedRow(name, "wrong shape", detail="; ".join(notes), theirs=other)
         elif not np.all(np.isfinite(foreign)):
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(foreign))[0])
-            rows[name] = ComparedRow(name, "not finite", detail=f"first at {where}")
+            notes.append(f"first at {tuple(int(i) for i in np.argwhere(~np.isfinite(foreign))[0])}")
+            rows[name] = ComparedRow(name, "not finite", detail="; ".join(notes), theirs=other)
         else:
             usable[name] = foreign
+            allowed = tol
+            if dtype in ("bfloat16", "float16"):
+                allowed = max(tol, grain(dtype))
+                notes.append(f"{dtype}, compared to {allowed:.1e}")
             t, o = float(np.linalg.norm(foreign)), float(np.linalg.norm(value))
+            cosine = ratio = float("nan")
+            if t <= zero or o <= zero:
+                which = "both are" if max(t, o) <= zero else "ours is" if o <= zero else "theirs is"
+                notes.append(f"{which} zero" + " to rounding" * (max(t, o) > 0))
+            else:
+                cosine, ratio = float(np.vdot(foreign, value)) / (t * o), t / o
             distance = _distance(foreign, value, floor)
-            cosine = float(np.vdot(foreign, value)) / (t * o) if t > 0 and o > 0 else float("nan")
-            ratio = t / o if o > 0 else float("nan")
-            rows[name] = ComparedRow(name, "same" if distance <= tol else "differs", distance, cosine, ratio)
-    rows |= {name: ComparedRow(name, "unexpected") for name in theirs if name not in mine}
+            status = "same" if distance <= allowed else "differs"
+            detail = "; ".join(notes)
+            rows[name] = ComparedRow(name, status, distance, cosine, ratio, detail, theirs=other, tol=allowed)
+    rows |= {name: ComparedRow(name, "unexpected", detail=detail, theirs=name) for name, detail in strangers.items()}
     suspects: tuple[Suspect, ...] = ()
-    distances = [rows[name].distance for name in usable]
-    overall = float(np.sqrt(np.mean(np.square(distances)))) if distances else float("nan")
+    overall = _rms([rows[name].distance for name in usable])
     if any(rows[name].status == "differs" for name in usable):
-        planted = _planted(mine, context)
-        suspects = _suspects(planted, usable, overall, floor, tol)
+        # Planted mistakes may blow up; then they match nothing.
+        with np.errstate(all="ignore"):
+            left = [
+                (mistake, says, {key: _distance(usable[key], wrong[key], floor) for key in usable if key in wrong})
+                for mistake, says, wrong in _planted(mine, context, tol)
+            ]
+        whole = [Suspect(mistake, says, _rms([*d.values()])) for mistake, says, d in left if len(d) == len(usable)]
+        suspects = _likely(whole, overall, tol)
         for name in usable:
             if rows[name].status == "differs" and not suspects:
-                near = []
-                for label, _, wrong in planted:
-                    if name in wrong and wrong[name].shape == usable[name].shape:
-                        near.append((_distance(usable[name], wrong[name], floor), label))
-                alike = tuple(label for d, label in sorted(near) if d * DECISIVE <= rows[name].distance)
+                alone = [Suspect(mistake, says, d[name]) for mistake, says, d in left if name in d]
+                alike = tuple(suspect.name for suspect in _likely(alone, rows[name].distance, tol))
                 rows[name] = replace(rows[name], looks_like=alike)
     return Comparison(tuple(rows.values()), suspects, overall, tol)
 
 
-_Planted = list[tuple[str, str, Params]]
+def _matched(ours: Params, theirs: Mapping[str, Any], read: Params) -> tuple[dict[str, str], dict[str, str]]:
+    """Which of theirs is taken for which of ours; and of those left over, which of ours they may be, in words."""
+    taken = {name: name for name in ours if name in theirs}
+    without = [name for name in ours if name not in theirs]
+    strangers = dict.fromkeys((name for name in theirs if name not in ours), "")
+    for shape in {read[name].shape for name in strangers if name in read}:
+        alike = [name for name in strangers if name in read and read[name].shape == shape]
+        wanted = [name for name in without if ours[name].shape == shape]
+        if len(alike) == len(wanted) == 1:
+            taken[wanted[0]] = alike[0]
+            del strangers[alike[0]]
+        elif wanted:
+            strangers |= dict.fromkeys(alike, f"its shape {shape} is that of {', '.join(wanted)}: call it what it is")
+    return taken, strangers
 
 
-def _planted(ours: Params, context: Context | None) -> _Planted:
+def _planted(ours: Params, context: Context | None, tol: float) -> Iterator[tuple[str, str, Params]]:
     """Name and words of each mistake and the gradient it gives."""
     if context is not None:
-        # Planted mistakes may blow up; then they match nothing.
-        with np.errstate(all="ignore"):
-            made = [(m.name, m.says, m.plant(context)) for m in MISTAKES]
-        return [(name, says, wrong) for name, says, wrong in made if wrong is not None]
+        for m in MISTAKES:
+            wrong = m.plant(context)
+            if wrong is not None:
+                yield m.name, m.says, wrong
+        for k, wrong in enumerate(context.iterates(tol), 2):
+            yield f"beta after {k} iterations", f"(BETA) was stopped after {k} iterations, begun at beta = g", wrong
+        return
     by_hand: Sequence[tuple[str, str, Callable[[NDArray], NDArray]]] = (
         ("sign", "the sign is wrong", np.negative),
         ("factor 2", "twice as large: a factor V_th = 2, or a batch of 2 summed", lambda g: 2 * g),
@@ -535,18 +610,15 @@ def _planted(ours: Params, context: Context | None) -> _Planted:
         ("outer product transposed", "transposed", lambda g: g.T if g.ndim == 2 and len(set(g.shape)) == 1 else g),
         ("flipped weight gradient", "the kernels' gradients are upside down", _flipped),
     )
-    return [(name, says, {key: change(g) for key, g in ours.items()}) for name, says, change in by_hand]
+    for name, says, change in by_hand:
+        yield name, says, {key: change(g) for key, g in ours.items()}
 
 
-def _suspects(planted: _Planted, theirs: Params, overall: float, floor: float, tol: float) -> tuple[Suspect, ...]:
-    found = []
-    for name, says, wrong in planted:
-        if not set(theirs) <= set(wrong):
-            continue
-        distances = [_distance(theirs[key], wrong[key], floor) for key in theirs]
-        left = float(np.sqrt(np.mean(np.square(distances))))
-        if left * DECISIVE <= overall:
-            found.append(Suspect(name, says, left))
-    found.sort(key=lambda suspect: suspect.left)
-    # Those within rounding of the best cannot be told apart from it.
-    return tuple(s for s in found if s.left <= max(10 * found[0].left, 1e-2 * tol))
+def _rms(distances: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(distances)))) if distances else float("nan")
+
+
+def _likely(found: Sequence[Suspect], distance: float, tol: float) -> tuple[Suspect, ...]:
+    """Those that explain a distance, the best first, and with it those that cannot be told apart from it."""
+    decisive = sorted((s for s in found if s.left * DECISIVE <= distance), key=lambda suspect: suspect.left)
+    return tuple(s for s in decisive if s.left <= max(10 * decisive[0].left, 1e-2 * tol))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ide_ref import _checks, solvers
 from ide_ref._files import finite
+from ide_ref.verify.arrays import dtype_name, grain, widened
 from ide_ref.verify.gradient import extrapolate, observed_order
 
 Verdict = Literal["right", "wrong", "undecidable"]
@@ -244,7 +245,7 @@ def check_fixed_point(
             raise ValueError(
                 f"gradient[{name!r}] has shape {found[name].shape}; expected that of theta, {values[name].shape}"
             )
-        least = max(least, _TOLERANCE.get(str(_dtype(value))[-2:], 0.0))
+        least = max(least, _TOLERANCE.get(dtype_name(value)[-2:], 0.0))
     tol = max(least, _TOLERANCE["64"]) if tol is None else _checks.positive("tol", tol)
     problem = _Problem(f, z, theta, x, cotangent, loss)
     problem.refuse_randomness(values, problem.start)
@@ -341,7 +342,7 @@ class _Problem:
         out = _array("what f returned", raw, finite=False)
         if out.shape != self.shape:
             raise ValueError(f"f returned shape {out.shape}; expected that of z, {self.shape}")
-        self.dtype = str(_dtype(raw)).removeprefix("torch.")
+        self.dtype = dtype_name(raw)
         return out.ravel()
 
     def loss(self, z: NDArray) -> float:
@@ -378,7 +379,7 @@ class _Problem:
                 if reached < residual:
                     z, r, residual = after, r_after, reached
         # Of a z that has grown without end, f(z) - z is lost to rounding.
-        if not residual + _eps(self.dtype) * float(np.linalg.norm(z)) <= self._allowed(start):
+        if not residual + grain(self.dtype) * float(np.linalg.norm(z)) <= self._allowed(start):
             raise NoFixedPoint(
                 f"f has no fixed point that iteration from z reaches: residual {residual:.1e} where "
                 f"{self._allowed(start):.1e} would do; start closer to one"
@@ -387,7 +388,7 @@ class _Problem:
 
     def _allowed(self, z: NDArray) -> float:
         """The largest residual of what may be called a fixed point."""
-        return float(np.sqrt(_eps(self.dtype))) * (1.0 + float(np.linalg.norm(z)))
+        return float(np.sqrt(grain(self.dtype))) * (1.0 + float(np.linalg.norm(z)))
 
     def _accelerated(self, theta: Mapping[str, NDArray], z: NDArray) -> tuple[NDArray, NDArray]:
         """Some iterations by Anderson's acceleration: the linear solver's, on f(z) = b + (f(z) − b)."""
@@ -401,7 +402,7 @@ class _Problem:
         n = base.z.size
         if n > _DENSE:
             return None
-        length = float(np.sqrt(_eps(self.dtype))) * (1.0 + float(np.linalg.norm(base.z))) / np.sqrt(max(1, n))
+        length = float(np.sqrt(grain(self.dtype))) * (1.0 + float(np.linalg.norm(base.z))) / np.sqrt(max(1, n))
         here, system = self(theta, base.z), np.eye(n)
         for j in range(n):
             moved = base.z.copy()
@@ -422,7 +423,7 @@ class _Problem:
 
     def rounding(self, theta: Mapping[str, NDArray], base: _Point, rng: np.random.Generator) -> float:
         """What f makes of roundings of its arguments, and so of its own: ‖f(z) − z‖ says no more than that."""
-        eps, here = _eps(self.dtype), self(theta, base.z)
+        eps, here = grain(self.dtype), self(theta, base.z)
         largest = eps * float(np.linalg.norm(here))
         for _ in range(4):
             moved = {name: value * (1 + eps * rng.choice([-1, 1], value.shape)) for name, value in theta.items()}
@@ -432,7 +433,7 @@ class _Problem:
 
     def lipschitz(self, theta: Mapping[str, NDArray], base: _Point, rng: np.random.Generator) -> float:
         """Largest ‖f(z + v) − f(z)‖/‖v‖ of small v met by power iteration."""
-        length = float(np.sqrt(_eps(self.dtype))) * (1.0 + float(np.linalg.norm(base.z)))
+        length = float(np.sqrt(grain(self.dtype))) * (1.0 + float(np.linalg.norm(base.z)))
         largest, here = 0.0, self(theta, base.z)
         for _ in range(2):
             v = rng.standard_normal(base.z.size)
@@ -618,21 +619,10 @@ def _size(value: NDArray) -> float:
     return size if size > 0 else 1.0
 
 
-def _eps(dtype: str) -> float:
-    """Grain of a dtype by name, also of those that NumPy lacks."""
-    return {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}.get(dtype, 2.0**-52)
-
-
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"{name} is {type(value).__name__}; expected a mapping of names to arrays, not empty")
     return value
-
-
-def _dtype(value: Any) -> Any:
-    """The dtype as its own library has it; of what has none, NumPy's."""
-    dtype = getattr(value, "dtype", None)
-    return np.asarray(value).dtype if dtype is None else dtype
 
 
 def _array(name: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]:
@@ -640,10 +630,7 @@ def _array(name: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]
     for method in ("detach", "cpu"):
         if hasattr(value, method):
             value = getattr(value, method)()
-    if str(_dtype(value)).endswith("bfloat16"):
-        # NumPy has no such numbers; every library widens them.
-        value = value.float() if hasattr(value, "float") else value.astype("float32")
-    out = _checks.reals(name, value)
+    out = _checks.reals(name, widened(value))
     if finite and not np.all(np.isfinite(out)):
         raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
     return out

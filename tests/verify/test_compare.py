@@ -1,10 +1,14 @@
 """Every mistake of the library, planted in the equations, is found and named."""
 
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import gradient
 from small import STRUCTURES, problem, rollout
 
@@ -12,7 +16,7 @@ import ide_ref
 from ide_ref import presets
 from ide_ref.authors import PAPER, edited
 from ide_ref.verify import MISTAKES, Context, check_gradient, compare
-from ide_ref.verify.compare import as_array
+from ide_ref.verify.arrays import as_array
 
 DENSE = "fashion-mnist-400"
 WHERE = dict.fromkeys([m.name for m in MISTAKES], DENSE)
@@ -116,6 +120,51 @@ def test_one_parameter_alone():
     assert "no single known mistake" in report.table()
 
 
+@pytest.mark.parametrize(
+    "mistake", ["mask missing in beta", "half of beta", "outer product transposed", "W for its transpose"]
+)
+def test_mistakes_at_an_equilibrium_are_named(mistake):
+    network, params, x, y = problem(DENSE)
+    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
+    state = ide_ref.find_equilibrium(frozen, x)
+    _, d_logits = ide_ref.cross_entropy(ide_ref.read_out(frozen, state), y)
+    ours = ide_ref.backward(frozen, state, d_logits).gradients
+    wrong = gradient(frozen, SimpleNamespace(a=state.a, n_steps=6), x, d_logits, mistake)
+    assert compare(ours, wrong, context=Context(frozen, state, d_logits, x)).mistake == mistake
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_iterations", [2, 3, 5])
+def test_an_early_end_of_beta_is_named_with_its_iterations(n_iterations, dtype, monkeypatch):
+    monkeypatch.setitem(STRUCTURES, "two layers", ("4C5s-6C3s (F4C3u)", (2, 8, 8), None))
+    network, params, x, y = problem("two layers", ide_ref.IF(1.0))
+    frozen, rates, d_logits = rollout(network, {name: value.astype(dtype) for name, value in params.items()}, x, y)
+    early, ours = (
+        ide_ref.backward(frozen, rates, d_logits, solver="fixed_point", max_iter=k, allow_unconverged=True).gradients
+        for k in (n_iterations, 2000)
+    )
+    report = compare(ours, early, context=Context(frozen, rates, d_logits, x))
+    assert report.mistake == f"beta after {n_iterations} iterations", report.table()
+    assert f"(BETA) was stopped after {n_iterations} iterations, begun at beta = g" in report.table()
+    # Of the rest, alone.
+    early["readout.bias"] = -3 * early["readout.bias"]
+    rows = {row.parameter: row for row in compare(ours, early, context=Context(frozen, rates, d_logits, x)).rows}
+    assert rows["hidden1.weight"].looks_like[0] == f"beta after {n_iterations} iterations"
+
+
+@pytest.mark.parametrize("structure", ["4", "4 (F4)"])
+def test_no_number_of_iterations_is_named_where_none_explains_it(structure):
+    """Without feedback, and with one that diverges."""
+    network = ide_ref.build(structure, input_shape=(3,), n_classes=2, neuron=ide_ref.IF(0.2), batch_norm=False)
+    rng = np.random.default_rng(0)
+    params, x = network.init(rng), rng.normal(0.5, 1, (6, 3))
+    frozen, rates, d_logits = rollout(network, params, x, rng.integers(0, 2, 6))
+    ours = ide_ref.backward(frozen, rates, d_logits, solver="direct").gradients
+    theirs = {name: value + rng.normal(size=value.shape) for name, value in ours.items()}
+    report = compare(ours, theirs, context=Context(frozen, rates, d_logits, x))
+    assert (report.same, report.suspects) == (False, ())
+
+
 def test_without_a_context():
     *_, ours = situation("mnist-64c5")
     assert compare(ours, {k: -v for k, v in ours.items()}).mistake == "sign"
@@ -147,6 +196,142 @@ def test_bad_arrays_are_named_in_their_row():
     assert not report.same
 
 
+@pytest.mark.parametrize("name", ["input.weight", "readout.bias", "feedback.alpha"])
+def test_a_part_of_the_parameters_is_compared_as_a_part(name):
+    *_, ours = situation(DENSE)
+    report = compare(ours, {name: ours[name]})
+    assert (report.same, report.complete, report.n_compared, report.n_parameters) == (True, False, 1, 8)
+    assert report.table().splitlines()[-2:] == ["1 of 8 parameters compared", "they agree to 1.0e-06"]
+    assert {row.status for row in report.rows if row.parameter != name} == {"missing"}
+    wrong = compare(ours, {name: -ours[name]})
+    assert (wrong.same, wrong.mistake) == (False, "sign")
+    assert "1 of 8 parameters compared\nlooks like: sign" in wrong.table()
+    found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert (found["same"], found["complete"], found["n_compared"], found["n_parameters"]) == (True, False, 1, 8)
+    whole = compare(ours, ours)
+    assert (whole.same, whole.complete) == (True, True)
+
+
+def test_what_was_not_compared_is_not_the_same():
+    *_, ours = situation(DENSE)
+    for theirs in ({}, {"spare": np.zeros(3)}, {"input.bias": np.zeros(3)}):
+        report = compare(ours, theirs)
+        assert not report.same
+        assert report.table().endswith("0 of 8 parameters compared")
+    beside = compare(ours, {**ours, "spare": np.zeros(3)})
+    assert (beside.same, beside.complete, beside.mistake) == (False, True, None)
+    assert not compare({}, {}).same
+    assert compare({}, {}).table().endswith("0 of 0 parameters compared")
+
+
+SHAPES = st.sampled_from([(), (1,), (3,), (2, 3), (3, 2)])
+
+
+@settings(deadline=None)
+@given(
+    shapes=st.lists(SHAPES, max_size=6),
+    own=st.lists(st.booleans(), min_size=6, max_size=6),
+    more=st.lists(SHAPES, max_size=2),
+)
+def test_other_names_are_taken_by_shape_where_it_leaves_one_choice(shapes, own, more):
+    rng = np.random.default_rng(0)
+    ours = {f"w{i}": rng.normal(size=shape) for i, shape in enumerate(shapes)}
+    called = {name: name if kept else name.replace("w", "theirs ") for name, kept in zip(ours, own, strict=False)}
+    theirs = {called[name]: value for name, value in ours.items()} | {
+        f"more {i}": np.ones(s) for i, s in enumerate(more)
+    }
+    left = [ours[name].shape for name in ours if called[name] != name]
+    report = compare(ours, theirs)
+    table, rows = report.table(), {row.parameter: row for row in report.rows}
+    for name, value in ours.items():
+        shape, row = value.shape, rows[name]
+        if called[name] == name:
+            assert (row.status, row.theirs) == ("same", name)
+        elif left.count(shape) == 1 and shape not in more:
+            assert (row.status, row.theirs) == ("same", called[name])
+            assert row.detail == f"theirs is {called[name]!r}, by its shape {shape}"
+            assert called[name] not in rows
+            assert row.detail in table
+        else:
+            assert (row.status, row.theirs) == ("missing", "")
+            assert rows[called[name]].status == "unexpected"
+            assert f"its shape {shape} is that of" in rows[called[name]].detail
+            assert name in rows[called[name]].detail
+    assert report.n_parameters == len(ours)
+
+
+def test_two_parameters_are_never_taken_for_one():
+    """One of two of a shape is left out: which one cannot be told, though its numbers are those of the other."""
+    ours = {"a": np.ones(3), "b": np.full(3, 2.0)}
+    report = compare(ours, {"mine": ours["a"]})
+    assert [row.status for row in report.rows] == ["missing", "missing", "unexpected"]
+    assert not report.same
+
+
+class Brain:
+    """An array of bfloat16 that NumPy cannot read, as its own library widens it."""
+
+    dtype = "library.bfloat16"
+
+    def __init__(self, array):
+        bits = np.asarray(array, np.float32, copy=True).view(np.uint32)
+        self.numbers = ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+    def __array__(self, *given, **options):
+        raise TypeError("got unsupported bfloat16")
+
+    def astype(self, dtype):
+        return self.numbers.astype(dtype)
+
+
+@pytest.mark.parametrize(("narrow", "grain"), [(Brain, 2**-7), (np.float16, 2**-10), (np.ndarray.astype, None)])
+def test_half_precision_is_compared_to_its_grain(narrow, grain):
+    frozen, rates, x, d_logits, ours = situation(DENSE)
+    context = Context(frozen, rates, d_logits, x)
+    if grain is None:  # of a network in float32, too
+        ours = {name: value.astype(np.float32) for name, value in ours.items()}
+        narrow, grain = Brain, 2**-7
+    name = "bfloat16" if narrow is Brain else "float16"
+    report = compare(ours, {key: narrow(value) for key, value in ours.items()}, context=context)
+    assert report.same, report.table()
+    assert 1e-5 < report.distance < grain
+    assert {row.tol for row in report.rows} == {grain}
+    for row in report.rows:
+        zero = "; both are zero to rounding" if row.parameter == "input.bias" else ""
+        assert row.detail == f"{name}, compared to {grain:.1e}{zero}"
+    assert f"they agree to {grain:.1e}" in report.table()
+    assert compare(ours, {key: narrow(value) for key, value in ours.items()}, tol=0.05).rows[0].tol == 0.05
+    off = {key: narrow((1 + 3 * grain) * value) for key, value in ours.items()}
+    assert {row.status for row in compare(ours, off).rows if "zero" not in row.detail} == {"differs"}
+    for mistake in ("half of beta", "sum loss", "mask missing in hebb"):
+        wrong = {key: narrow(value) for key, value in gradient(frozen, rates, x, d_logits, mistake).items()}
+        assert compare(ours, wrong, context=context).mistake == mistake
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_gradient_of_zero_is_told_in_words(dtype):
+    """Of the bias before a normalisation by the batch, rounding leaves a little."""
+    network, params, x, y = problem("mnist-64c5", dropout=0.0)
+    frozen, rates, d_logits = rollout(network, {name: value.astype(dtype) for name, value in params.items()}, x, y)
+    ours = ide_ref.backward(frozen, rates, d_logits).gradients
+    assert 0 < np.linalg.norm(ours["input.bias"]) < 1e-5
+    zeros = {name: np.zeros_like(value) for name, value in ours.items()}
+    for theirs, which in (
+        ({**ours, "input.bias": np.ones(4)}, "ours is zero to rounding"),
+        ({**ours, "input.bias": zeros["input.bias"]}, "both are zero to rounding"),
+    ):
+        row = next(row for row in compare(ours, theirs).rows if row.parameter == "input.bias")
+        assert row.detail == which
+        assert np.isnan([row.ratio, row.cosine]).all()
+    table = compare(ours, {**ours, "input.bias": np.ones(4)}).table()
+    assert re.search(r"^input.bias +differs +1.0e\+00 +- +- +ours is zero to rounding$", table, re.M), table
+    rows = {row.parameter: row for row in compare(ours, zeros).rows}
+    assert rows["input.weight"].detail == "theirs is zero to rounding"
+    assert rows["input.weight"].status == "differs"
+    assert compare(zeros, zeros).rows[0].detail == "both are zero"
+    assert compare(zeros, zeros).same
+
+
 def test_wrong_arguments():
     *_, ours = situation(DENSE)
     with pytest.raises(ValueError, match="theirs is a list; expected a mapping of parameter names to gradients"):
@@ -170,3 +355,9 @@ def test_any_array(wrap):
     assert compare(ours, {name: wrap(np.asarray(value)) for name, value in ours.items()}).same
     with pytest.raises(ValueError, match="array 'w' is a object that gives no real numbers"):
         as_array("w", object())
+
+
+def test_the_page_lists_every_mistake():
+    page = (Path(__file__).parents[2] / "docs/check-your-gradient.md").read_text()
+    listed = re.findall(r"^\| `(.+)` \| (.+) \|$", page, re.M)
+    assert listed == [(m.name, m.says) for m in MISTAKES]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ide_ref.verify import compare, run_port
+from ide_ref.verify import check_fixed_point, compare, conformance, run_port
 
 torch = pytest.importorskip("torch")
 
@@ -42,5 +42,23 @@ def test_port_passes_all_cases_on_cuda(Port, whole_pack):
 def test_arrays_of_torch_are_compared_as_they_are():
     ours = {"w": torch.ones(2, 3, dtype=torch.float64).numpy()}
     assert compare(ours, {"w": torch.ones(2, 3, requires_grad=True)}).same
-    half = compare(ours, {"w": torch.ones(2, 3, dtype=torch.bfloat16)})
-    assert half.rows[0].status == "no numbers"
+    for dtype, grain in ((torch.bfloat16, 2**-7), (torch.float16, 2**-10)):
+        half = compare({"w": ours["w"] / 3}, {"w": torch.full((2, 3), 1 / 3, dtype=dtype)})
+        assert half.same
+        assert half.rows[0].detail == f"{str(dtype)[6:]}, compared to {grain:.1e}"
+
+
+def test_a_gradient_of_torch_is_judged_as_it_is():
+    W, one = 0.3 * torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    z = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - W, one)
+    gradient = {"W": torch.outer(one / 0.7, z)}
+    report = check_fixed_point(lambda z, x, theta: theta["W"] @ z + x, z, {"W": W}, one, gradient, cotangent=one)
+    assert report.verdict == "right"
+
+
+def test_half_precision_of_torch_is_named_in_a_port(whole_pack):
+    (case, *_) = conformance.load(whole_pack)
+    name = next(name for name in case.expected if name.startswith("weight/"))
+    given = {name: torch.from_numpy(case.expected[name]).to(torch.bfloat16)}
+    told = f"'{name}' has dtype bfloat16; expected {case.config['dtype']}"
+    assert conformance.check(case, given).divergence.detail == told

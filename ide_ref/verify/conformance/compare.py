@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref._files import finite
-from ide_ref.verify.compare import as_array
+from ide_ref.verify.arrays import as_array, dtype_name
 from ide_ref.verify.conformance import pack as _pack
 from ide_ref.verify.conformance.pack import DISCRETE, STAGES, Case, PackError, errors, load, stage_of
 
@@ -213,8 +213,9 @@ def _readable(case: Case, name: str, right: NDArray, outputs: Mapping[str, Any])
     if given.shape != right.shape:
         return refuse("shape", detail=f"{name!r} has shape {given.shape}; expected {right.shape}")
     discrete = stage_of(name) in DISCRETE
-    if not discrete and given.dtype != right.dtype:
-        return refuse("dtype", detail=f"{name!r} has dtype {given.dtype}; expected {right.dtype}")
+    dtype = dtype_name(outputs[name])
+    if not discrete and dtype != right.dtype.name:
+        return refuse("dtype", detail=f"{name!r} has dtype {dtype}; expected {right.dtype}")
     other = np.argwhere((given != 0) & (given != 1) if discrete else ~np.isfinite(given))
     if len(other):
         where = tuple(int(i) for i in other[0])
