@@ -34,3 +34,5 @@ def test_make_and_compare(tmp_path, capsys):
     assert run("compare", pack, outputs, "--stage", "rates") == 0
     assert run("compare", pack, tmp_path) == 2
     assert "has no output of any case" in capsys.readouterr().err
+    assert run("compare", pack, tmp_path / "nowhere") == 2
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err

@@ -267,9 +267,59 @@ def test_beta_and_rates_name_the_population_computed_first(case):
     assert check(case, out, stages=("beta",)).divergence.array == "a5"
 
 
-def test_single_precision_is_suspected(case):
-    out = {k: v.astype(np.float32).astype(np.float64) if v.dtype.kind == "f" else v for k, v in case.expected.items()}
-    assert "by as little as single precision would" in str(check(case, out).divergence)
+@pytest.mark.parametrize("stage", ["weight", "drive", "beta", "grad"])
+@pytest.mark.parametrize(
+    ("name", "coarse", "precision"),
+    [
+        (ONE, lambda v: v.astype(np.float32), "single precision"),
+        (ONE, lambda v: v.astype(np.float16), "half precision or TF32"),
+        (SPIKES, lambda v: (v.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32), "half precision or TF32"),
+    ],
+)
+def test_a_lower_precision_is_suspected(cases, name, coarse, precision, stage):
+    case = cases[name]
+    given = {k: coarse(v).astype(v.dtype) for k, v in case.expected.items() if k.startswith(f"{stage}/")}
+    d = check(case, given, stages=[stage]).divergence
+    assert (d.kind, d.stage, d.rounding, d.precision) == ("value", stage, False, precision)
+    assert f"): rounding cannot explain it, unless something is computed in {precision}; " in str(d)
+
+
+def test_an_error_that_no_precision_makes_suspects_none(case):
+    wrong = check(case, changed(case, lambda out: np.multiply(out["u/a1"], 1.03, out=out["u/a1"]))).divergence
+    assert (wrong.stage, wrong.precision) == ("u", "")
+    assert "): rounding cannot explain it; " in str(wrong)
+    mask = check(case, changed(case, lambda out: np.bitwise_xor.at(out["mask/a2"], (0, 1, 2, 3), 1))).divergence
+    assert mask.precision == ""
+    zeros = {**case.arrays, "expected/drive/a1": np.zeros_like(case.expected["drive/a1"])}
+    wrong = check(Case(case.config, zeros), {"drive/a1": case.expected["drive/a1"]}, stages=["drive"]).divergence
+    assert (wrong.stage, wrong.precision) == ("drive", "")
+
+
+def test_many_failures_are_summed_up_by_stage_and_case(whole_pack):
+    """Rates of half the cases, β of another, everything else right."""
+
+    def port(case):
+        out = {name: value.copy() for name, value in case.expected.items()}
+        stage = "rates" if "-if-" in case.name else "beta" if "spikes" in case.name else None
+        return {name: value + (name.split("/")[0] == stage) for name, value in out.items()}
+
+    report = run_port(port, directory=whole_pack)
+    lines = report.table().splitlines()
+    in_stage = {
+        stage: [r.case for r in report.results if r.divergence and r.divergence.stage == stage]
+        for stage in ("rates", "beta")
+    }
+    assert [len(names) for names in in_stage.values()] == [40, 20]
+    wrong = {r.case: f"FAILED  {r.divergence}" for r in report.results}
+    assert [line for line in lines if line.startswith("FAILED")] == [wrong[names[0]] for names in in_stage.values()]
+    text = " ".join(report.table().split())
+    for stage, names in in_stage.items():
+        assert f"and {len(names) - 1} more in stage {stage}: {', '.join(names[1:])} " in text
+    assert "stage agree diverge not reached" in text
+    assert "u 82 0 0 rates 42 40 0 logits 42 0 40" in text
+    assert "g 42 0 40 beta 22 20 40 grad 22 0 60" in text
+    assert all(len(line) <= 120 for line in lines if not line.startswith(("FAILED", "look first")))
+    assert lines[-2] == "22 of 82 cases agree, 22 of them through every stage"
 
 
 def test_partial_ports_go_as_far_as_they_go(case):
@@ -428,6 +478,8 @@ def test_a_pack_without_an_array(pack, tmp_path, name):
 def test_unreadable_outputs(pack, tmp_path):
     with pytest.raises(PackError, match="has no output of any case; expected files such as"):
         compare(pack, tmp_path)
+    with pytest.raises(PackError, match=f"there is no folder {tmp_path / 'nowhere'}; expected one with files such as"):
+        compare(pack, tmp_path / "nowhere")
     (tmp_path / f"{ONE}.safetensors").write_bytes(b"rubbish")
     with pytest.raises(PackError, match=rf"output of case {ONE}: .* is no safetensors file"):
         compare(pack, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,6 +42,8 @@ class Divergence:
     error: float = float("nan")
     allowed: float = float("nan")
     detail: str = ""
+    precision: str = ""
+    """The lower precision whose rounding makes an error of this size; empty where the case's own does or none."""
 
     @property
     def rounding(self) -> bool | None:
@@ -57,8 +60,10 @@ class Divergence:
         if self.index:
             of_weights = self.stage in ("weight", "grad", "new")
             where += f", index {self.index}" if of_weights else f", sample {self.index[0]}, neuron {self.index[1:]}"
-        size = f"(error {self.error:.1e}, allowed {self.allowed:.1e}): rounding {'can' if self.rounding else 'cannot'}"
-        return f"{where}: expected {self.expected:.9g}, got {self.got:.9g} {size} explain it; {self.detail}"
+        size = f"(error {self.error:.1e}, allowed {self.allowed:.1e})"
+        judged = f"rounding {'can' if self.rounding else 'cannot'} explain it"
+        judged += f", unless something is computed in {self.precision}" * bool(self.precision)
+        return f"{where}: expected {self.expected:.9g}, got {self.got:.9g} {size}: {judged}; {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,14 @@ class CaseResult:
         return self.divergence is None and bool(self.compared)
 
 
+_INDENT = " " * len("FAILED  ")
+
+
+def _rank(stage: str) -> int:
+    """Place of a stage in their order; what is none comes first."""
+    return STAGES.index(stage) if stage in STAGES else -1
+
+
 @dataclass(frozen=True)
 class ConformanceReport:
     """Result of :func:`compare` and :func:`run_port`."""
@@ -95,22 +108,39 @@ class ConformanceReport:
     def first(self) -> Divergence | None:
         """The first divergence: of the earliest stage, in the order of the cases."""
         found = [result.divergence for result in self.results if result.divergence is not None]
-        return min(found, key=lambda d: STAGES.index(d.stage) if d.stage in STAGES else -1) if found else None
+        return min(found, key=lambda d: _rank(d.stage)) if found else None
 
     def table(self) -> str:
         """The report as text."""
         lines = []
+        diverged: dict[str, list[Divergence]] = {}
         partial: dict[tuple[str, ...], list[str]] = {}
         for result in self.results:
-            if result.divergence is not None:
-                lines.append(f"FAILED  {result.divergence}")
+            d = result.divergence
+            if d is not None:
+                # Those that belong to no stage have each their own text.
+                diverged.setdefault(d.stage or d.case, []).append(d)
             elif not result.compared:
                 lines.append(f"FAILED  case {result.case}: nothing to compare")
             elif not result.complete:
                 partial.setdefault(result.compared, []).append(result.case)
+        for stage, found in sorted(diverged.items(), key=lambda item: _rank(item[0])):
+            lines.append(f"FAILED  {found[0]}")
+            if len(found) > 1:
+                others = ", ".join(d.case for d in found[1:])
+                told = f"and {len(found) - 1} more in stage {stage}: {others}"
+                lines += textwrap.wrap(
+                    told, 118, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ", break_on_hyphens=False
+                )
         for stages, names in partial.items():
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             lines.append(f"agrees  case {names[0]}{others}, as far as it goes: {', '.join(stages)}")
+        if diverged:
+            lines.append(f"{'stage':<8}  agree  diverge  not reached")
+            for stage in sorted(diverged.keys() | {s for r in self.results for s in r.compared}, key=_rank):
+                agree, diverge = sum(stage in r.compared for r in self.results), len(diverged.get(stage, ()))
+                if stage in STAGES:
+                    lines.append(f"{stage:<8}  {agree:>5}  {diverge:>7}  {len(self.results) - agree - diverge:>11}")
         good = sum(result.passed for result in self.results)
         whole = sum(result.passed and result.complete for result in self.results)
         lines.append(f"{good} of {len(self.results)} cases agree, {whole} of them through every stage")
@@ -243,8 +273,9 @@ def _first_spike(case: Case, expected: Mapping[str, NDArray], theirs: Mapping[st
     return Divergence(case.name, "spikes", population, "value", *place, right, given, margin, allowed, detail)
 
 
-_LOWER = {"float64": ("single precision", 1e-5), "float32": ("half precision or TF32", 2e-2)}
-"""The precision below each dtype's, and the largest relative error that looks like it."""
+_HALF = ("half precision or TF32", 2e-2)
+_LOWER = {"float64": (("single precision", 1e-5), _HALF), "float32": (_HALF,)}
+"""The precisions below each dtype's, and the largest relative errors that look like them."""
 
 
 def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray, allowed: float) -> Divergence:
@@ -254,11 +285,11 @@ def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray
     at = tuple(int(i) for i in np.unravel_index(flat, right.shape))
     worst = float(error[at])
     detail = f"{int(np.sum(error > allowed))} of {error.size} numbers are off"
-    lower, size = _LOWER[case.config["dtype"]]
-    if stage not in DISCRETE and worst <= size * float(np.max(np.abs(right))):
-        detail += f"; by as little as {lower} would make it"
+    # A mask has no size that rounding could have.
+    relative = np.inf if stage in DISCRETE else worst / max(float(np.max(np.abs(right))), np.finfo(float).tiny)
+    lower = next((precision for precision, most in _LOWER[case.config["dtype"]] if relative <= most), "")
     values = float(right[at]), float(given[at]), worst, allowed
-    return Divergence(case.name, stage, _array(name), "value", None, at, *values, detail)
+    return Divergence(case.name, stage, _array(name), "value", None, at, *values, detail, lower)
 
 
 def compare(
@@ -288,6 +319,8 @@ def compare(
     known = [case.name for case in pack]
     given: Mapping[str, Any]
     if isinstance(outputs, str | Path):
+        if not Path(outputs).exists():
+            raise PackError(f"there is no folder {outputs}; expected one with files such as {known[0]}.safetensors")
         if Path(outputs).is_file():
             raise PackError(f"{outputs} is a file; expected a folder with files such as {known[0]}.safetensors")
         given = {path.stem: path for path in sorted(Path(outputs).glob("*.safetensors"))}
