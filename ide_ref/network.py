@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,20 @@ class Readout:
     synapse: Dense
 
 
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows below their head, each column as wide as it must be, numbers at its right; a dash for nothing."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [name in ("neurons", "parameters", "dropout") for name in rows[0]]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if at_right else cell.ljust(width)
+            for cell, width, at_right in zip([cell or "-" for cell in row], widths, right, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 @dataclass(frozen=True)
 class Network:
     """The structure of a feedback spiking network.
@@ -162,6 +176,43 @@ class Network:
             raise ValueError(f"connection {name!r} goes {way} {end!r}, which is no population")
         if shapes[end] != shape:
             raise ValueError(f"connection {name!r} goes {way} {end!r} with shape {shape}, but that has {shapes[end]}")
+
+    def __str__(self) -> str:
+        """What the network consists of, as tables: populations, connections with the readout, totals."""
+        sizes = dict.fromkeys([*(c.name for c in self.connections), "readout"], 0)
+        for name in self.trainable:
+            sizes[name.rsplit(".", 1)[0]] += math.prod(self.parameter_shapes[name])
+        populations = [("population", "shape", "neurons")]
+        for p in (Population(INPUT, self.input_shape), *self.populations):
+            populations.append((p.name, "x".join(map(str, p.shape)), f"{p.size:,}"))
+        connections: list[tuple[str, ...]] = [
+            (
+                "connection",
+                "from",
+                "to",
+                "synapse",
+                "kernel",
+                "parameters",
+                "bias",
+                "batch norm",
+                "restriction",
+                "dropout",
+            )
+        ]
+        # The readout has a bias and is no population.
+        readout = Connection(
+            "readout", self.readout.source, f"{self.n_classes} logits", self.readout.synapse, bias=True
+        )
+        for c in (*self.connections, readout):
+            # What a synapse has besides its shapes: a window and how it moves.
+            window = [(part.name.replace("_", " "), getattr(c.synapse, part.name)) for part in fields(c.synapse)[2:]]
+            kernel = ", ".join(str(value) if name == "kernel" else f"{name} {value}" for name, value in window)
+            norm = f"{c.restriction.norm} norm <= {c.restriction.c:g}" if c.restriction else ""
+            row = c.name, c.source, c.target, type(c.synapse).__name__, kernel, f"{sizes[c.name]:,}", "yes" * c.bias
+            connections.append((*row, "yes" * c.batch_norm, norm, f"{c.dropout:g}" if c.dropout else ""))
+        neuron = f"{self.neuron.name.upper()} (leak {self.neuron.leak:g}, V_th {self.neuron.v_th:g})"
+        totals = f"{self.n_neurons:,} neurons (input included), {self.n_parameters:,} parameters, {neuron}"
+        return "\n".join([*_columns(populations), "", *_columns(connections), "", totals])
 
     # --- sizes and places ---------------------------------------------------------------------------
 

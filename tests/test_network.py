@@ -89,6 +89,64 @@ def test_counts_follow_from_the_parameters(case):
     network.check_params(case.params)
 
 
+def test_a_network_prints_as_a_table():
+    shape = (4, 6, 6)
+    network = ide_ref.Network(
+        (1, 6, 6),
+        (ide_ref.Population("a", shape), ide_ref.Population("b", (1200,))),
+        (
+            Connection(
+                "in", "input", "a", Conv2d.over((1, 6, 6), 4, kernel=3), bias=True, batch_norm=True, dropout=0.25
+            ),
+            Connection("down", "a", "b", Dense(shape, (1200,)), bias=True),
+            Connection("pool", "a", "a", AvgPool2d(shape, shape, 3, 1, 1)),
+            Connection("up", "a", "a", ConvTranspose2d(shape, shape, 1, 1, 0), restriction=Restriction(0.5, "kernel")),
+        ),
+        Readout("b", Dense((1200,), (2,))),
+        LIF(0.9),
+    )
+    assert str(network).splitlines() == [
+        "population  shape  neurons",
+        "input       1x6x6       36",
+        "a           4x6x6      144",
+        "b           1200     1,200",
+        "",
+        "connection  from   to        synapse          kernel                                    parameters  bias  "
+        "batch norm  restriction         dropout",
+        "in          input  a         Conv2d           3, stride 1, padding 1                            48  yes   "
+        "yes         -                      0.25",
+        "down        a      b         Dense            -                                            174,000  yes   "
+        "-           -                         -",
+        "pool        a      a         AvgPool2d        3, stride 1, padding 1                             0  -     "
+        "-           -                         -",
+        "up          a      a         ConvTranspose2d  1, stride 1, padding 0, output padding 0          17  -     "
+        "-           kernel norm <= 0.5        -",
+        "readout     b      2 logits  Dense            -                                              2,402  yes   "
+        "-           -                         -",
+        "",
+        "1,380 neurons (input included), 176,467 parameters, LIF (leak 0.9, V_th 2)",
+    ]
+    assert repr(network).startswith("Network(input_shape=(1, 6, 6), populations=(Population(name='a', ")
+
+
+@given(case=cases())
+def test_the_printed_parameters_of_the_connections_add_up(case):
+    network = case.network
+    populations, connections, (totals,) = (part.splitlines() for part in str(network).split("\n\n"))
+    head, *rows = connections
+    end = head.index("parameters") + len("parameters")
+    counts = [int(row[:end].split()[-1].replace(",", "")) for row in rows]
+    assert sum(counts) == network.n_parameters
+    assert f"{network.n_neurons:,} neurons (input included), {network.n_parameters:,} parameters" in totals
+    assert [row.split()[0] for row in rows] == [*(c.name for c in network.connections), "readout"]
+    assert [row.split()[0] for row in populations[1:]] == ["input", *(p.name for p in network.populations)]
+    for row, c in zip(rows, network.connections, strict=False):
+        assert row.split()[1:4] == [c.source, c.target, type(c.synapse).__name__]
+        bias, batch_norm, *restriction, dropout = row[end:].split()
+        assert (bias == "yes", batch_norm == "yes", dropout != "-") == (c.bias, c.batch_norm, c.dropout > 0)
+        assert (restriction != ["-"]) == (c.restriction is not None)
+
+
 @given(case=cases())
 def test_every_receiving_row_starts_with_norm_one(case):
     params = case.network.init(np.random.default_rng(1))
