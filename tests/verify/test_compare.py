@@ -284,14 +284,26 @@ class Brain:
         return self.numbers.astype(dtype)
 
 
-@pytest.mark.parametrize(("narrow", "grain"), [(Brain, 2**-7), (np.float16, 2**-10), (np.ndarray.astype, None)])
+class Torch(Brain):
+    """The same of a library whose arrays have no ``astype``."""
+
+    dtype = "torch.bfloat16"
+    astype = None
+
+    def float(self):
+        return self.numbers
+
+
+@pytest.mark.parametrize(
+    ("narrow", "grain"), [(Brain, 2**-7), (Torch, 2**-7), (np.float16, 2**-10), (np.ndarray.astype, None)]
+)
 def test_half_precision_is_compared_to_its_grain(narrow, grain):
     frozen, rates, x, d_logits, ours = situation(DENSE)
     context = Context(frozen, rates, d_logits, x)
     if grain is None:  # of a network in float32, too
         ours = {name: value.astype(np.float32) for name, value in ours.items()}
         narrow, grain = Brain, 2**-7
-    name = "bfloat16" if narrow is Brain else "float16"
+    name = "float16" if narrow is np.float16 else "bfloat16"
     report = compare(ours, {key: narrow(value) for key, value in ours.items()}, context=context)
     assert report.same, report.table()
     assert 1e-5 < report.distance < grain

@@ -285,9 +285,9 @@ def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray
     at = tuple(int(i) for i in np.unravel_index(flat, right.shape))
     worst = float(error[at])
     detail = f"{int(np.sum(error > allowed))} of {error.size} numbers are off"
-    # A mask has no size that rounding could have.
-    relative = np.inf if stage in DISCRETE else worst / max(float(np.max(np.abs(right))), np.finfo(float).tiny)
-    lower = next((precision for precision, most in _LOWER[case.config["dtype"]] if relative <= most), "")
+    # A wrong number of a mask, 1, is larger than all of these.
+    sizes = _LOWER[case.config["dtype"]]
+    lower = next((precision for precision, size in sizes if worst <= size * float(np.max(np.abs(right)))), "")
     values = float(right[at]), float(given[at]), worst, allowed
     return Divergence(case.name, stage, _array(name), "value", None, at, *values, detail, lower)
 
