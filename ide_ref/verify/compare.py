@@ -448,7 +448,7 @@ class Comparison:
         lines = [f"{'parameter':<{width}}  {'status':<11}  distance     cosine  norm ratio"]
         for row in self.rows:
             note = "; ".join(filter(None, (row.detail, ", ".join(row.looks_like))))
-            numbers = f"{row.distance:>8.1e}  {row.cosine:>9.6f}  {row.ratio:>10.6g}".replace("nan", "  -")
+            numbers = f"{row.distance:>8.1e}  {row.cosine:>9.6f}  {row.ratio:#10.6g}".replace("nan", "  -")
             lines.append(f"{row.parameter:<{width}}  {row.status:<11}  {numbers}  {note}".rstrip())
         lines.append(f"{self.n_compared} of {self.n_parameters} parameters compared")
         if self.suspects:
