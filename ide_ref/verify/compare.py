@@ -95,8 +95,8 @@ class Context:
     def iterates(self, tol: float) -> Iterator[Params]:
         """The gradients with β after 2, 3, ... iterations β ← g + Jᵀ β of (BETA), begun at β = g.
 
-        They end where β moves by less than a hundredth of ``tol``, relatively, or than it is rounded, and after
-        :data:`MOST_ITERATIONS`.
+        They end where no sample's β moves by more than a hundredth of ``tol``, relatively, or than it is rounded, where
+        all have left the range of the dtype, and after :data:`MOST_ITERATIONS`.
         """
         at = self.linearisation
         g, grads = self.frozen.read_out_pull_back(self.state, self.d_logits)
@@ -105,7 +105,7 @@ class Context:
         beta = b + at.sweep_back(b)[0]
         for _ in range(2, MOST_ITERATIONS + 1):
             before, beta = beta, b + at.sweep_back(beta)[0]
-            if np.all(solvers.norms(beta - before) <= least * solvers.norms(beta)):
+            if not np.any(solvers.norms(beta - before) > least * solvers.norms(beta)):
                 return
             _, delta = at.spread_back(beta, others)
             found, _ = hebbian(at, delta, self.state.x_mean)
@@ -557,7 +557,8 @@ def compare(
             status = "same" if distance <= allowed else "differs"
             detail = "; ".join(notes)
             rows[name] = ComparedRow(name, status, distance, cosine, ratio, detail, theirs=other, tol=allowed)
-    rows |= {name: ComparedRow(name, "unexpected", detail=detail, theirs=name) for name, detail in strangers.items()}
+    for name, detail in strangers.items():
+        rows[name] = ComparedRow(str(name), "unexpected", detail=detail, theirs=str(name))
     suspects: tuple[Suspect, ...] = ()
     overall = _rms([rows[name].distance for name in usable])
     if any(rows[name].status == "differs" for name in usable):
@@ -589,7 +590,7 @@ def _matched(ours: Params, theirs: Mapping[str, Any], read: Params) -> tuple[dic
             taken[wanted[0]] = alike[0]
             del strangers[alike[0]]
         elif wanted:
-            strangers |= dict.fromkeys(alike, f"its shape {shape} is that of {', '.join(wanted)}: call it what it is")
+            strangers |= dict.fromkeys(alike, f"its shape {shape} is that of {', '.join(wanted)}: name it")
     return taken, strangers
 
 

@@ -152,17 +152,21 @@ def test_an_early_end_of_beta_is_named_with_its_iterations(n_iterations, dtype, 
     assert rows["hidden1.weight"].looks_like[0] == f"beta after {n_iterations} iterations"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("structure", ["4", "4 (F4)"])
-def test_no_number_of_iterations_is_named_where_none_explains_it(structure):
-    """Without feedback, and with one that diverges."""
+def test_no_number_of_iterations_is_named_where_none_explains_it(structure, dtype):
+    """Without feedback, and with one that diverges, beyond the range of single precision."""
     network = ide_ref.build(structure, input_shape=(3,), n_classes=2, neuron=ide_ref.IF(0.2), batch_norm=False)
     rng = np.random.default_rng(0)
-    params, x = network.init(rng), rng.normal(0.5, 1, (6, 3))
+    params, x = network.init(rng, dtype=dtype), rng.normal(0.5, 1, (6, 3))
     frozen, rates, d_logits = rollout(network, params, x, rng.integers(0, 2, 6))
     ours = ide_ref.backward(frozen, rates, d_logits, solver="direct").gradients
     theirs = {name: value + rng.normal(size=value.shape) for name, value in ours.items()}
-    report = compare(ours, theirs, context=Context(frozen, rates, d_logits, x))
+    context = Context(frozen, rates, d_logits, x)
+    report = compare(ours, theirs, context=context)
     assert (report.same, report.suspects) == (False, ())
+    n_iterations = 1 + sum(1 for _ in context.iterates(1e-6))
+    assert n_iterations == 1 if structure == "4" else 20 < n_iterations <= 200
 
 
 def test_without_a_context():
@@ -220,6 +224,7 @@ def test_what_was_not_compared_is_not_the_same():
         assert report.table().endswith("0 of 8 parameters compared")
     beside = compare(ours, {**ours, "spare": np.zeros(3)})
     assert (beside.same, beside.complete, beside.mistake) == (False, True, None)
+    assert compare({"w": np.ones(2)}, {0: np.zeros(3)}).rows[1].parameter == "0"
     assert not compare({}, {}).same
     assert compare({}, {}).table().endswith("0 of 0 parameters compared")
 
