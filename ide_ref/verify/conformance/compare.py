@@ -273,9 +273,11 @@ def _first_spike(case: Case, expected: Mapping[str, NDArray], theirs: Mapping[st
     return Divergence(case.name, "spikes", population, "value", *place, right, given, margin, allowed, detail)
 
 
-_HALF = ("half precision or TF32", 2e-2)
-_LOWER = {"float64": (("single precision", 1e-5), _HALF), "float32": (_HALF,)}
-"""The precisions below each dtype's, and the largest relative errors that look like them."""
+_LOWER = {
+    "float64": (("single precision", 0.0, 1e-5), ("half precision", 1e-4, 4e-3)),
+    "float32": (("half precision or TF32", 0.0, 2e-2),),
+}
+"""The precisions below each dtype's, and the relative errors that look like them, from and to."""
 
 
 def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray, allowed: float) -> Divergence:
@@ -286,8 +288,9 @@ def _value(case: Case, name: str, right: NDArray, given: NDArray, error: NDArray
     worst = float(error[at])
     detail = f"{int(np.sum(error > allowed))} of {error.size} numbers are off"
     # A wrong number of a mask, 1, is larger than all of these.
+    scale = float(np.max(np.abs(right)))
     sizes = _LOWER[case.config["dtype"]]
-    lower = next((precision for precision, size in sizes if worst <= size * float(np.max(np.abs(right)))), "")
+    lower = next((precision for precision, least, most in sizes if least * scale <= worst <= most * scale), "")
     values = float(right[at]), float(given[at]), worst, allowed
     return Divergence(case.name, stage, _array(name), "value", None, at, *values, detail, lower)
 
