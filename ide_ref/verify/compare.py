@@ -579,7 +579,10 @@ def compare(
 
 
 def _matched(ours: Params, theirs: Mapping[str, Any], read: Params) -> tuple[dict[str, str], dict[str, str]]:
-    """Which of theirs is taken for which of ours; and of those left over, which of ours they may be, in words."""
+    """Which of theirs is taken for which of ours; and of those left over, which of ours they may be, in words.
+
+    ``read`` has those of theirs that are arrays.
+    """
     taken = {name: name for name in ours if name in theirs}
     without = [name for name in ours if name not in theirs]
     strangers = dict.fromkeys((name for name in theirs if name not in ours), "")
@@ -590,7 +593,7 @@ def _matched(ours: Params, theirs: Mapping[str, Any], read: Params) -> tuple[dic
             taken[wanted[0]] = alike[0]
             del strangers[alike[0]]
         elif wanted:
-            strangers |= dict.fromkeys(alike, f"its shape {shape} is that of {', '.join(wanted)}: name it")
+            strangers |= dict.fromkeys(alike, f"may be {' or '.join(wanted)}, by its shape {shape}")
     return taken, strangers
 
 
