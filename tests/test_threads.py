@@ -58,8 +58,19 @@ def test_the_number_of_threads_is_put_back_after_a_refusal():
         assert numba.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
-def test_threads_wait_without_spinning_unless_told_to(given, expected):
-    code = "import os, ide_ref; ide_ref.freeze; print(os.environ.get('OMP_WAIT_POLICY'))"
+@pytest.mark.parametrize(
+    ("given", "load", "expected"),
+    [
+        ({}, 3.0, ["passive", None]),
+        ({}, 0.1, [None, "20000"]),
+        ({"OMP_WAIT_POLICY": "active"}, 3.0, ["active", None]),
+        ({"GOMP_SPINCOUNT": "7"}, 3.0, [None, "7"]),
+    ],
+)
+def test_threads_spin_only_where_nobody_else_works_or_they_are_told_to(given, load, expected):
+    code = (
+        f"import os; os.getloadavg = lambda: ({load}, 9.0, 9.0)\n"
+        "import ide_ref; ide_ref.freeze; print([os.environ.get(n) for n in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
     assert done.stdout == f"{expected}\n"
