@@ -39,7 +39,7 @@ def check_images(x: ArrayLike, y: ArrayLike, *, n_classes: int, input_shape: Seq
         raise ValueError(f"y has shape {labels.shape}, expected ({len(images)},), one label an item")
     if not len(images):
         raise ValueError("x and y are empty, expected at least one item")
-    bad = ~np.isfinite(images)
+    bad = ~np.isfinite(images) if images.dtype.kind == "f" else np.zeros(0, bool)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         given = f"x[{', '.join(map(str, place))}] is {images[place]}"
@@ -47,7 +47,8 @@ def check_images(x: ArrayLike, y: ArrayLike, *, n_classes: int, input_shape: Seq
     wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
     if wrong.size:
         given = f"y[{wrong[0]}] is {labels[wrong[0]]}"
-        raise ValueError(f"{given}, expected labels 0 to {n_classes - 1}; {wrong.size} labels are out of range")
+        advice = "; they begin at 1: take 1 off" if labels.min() == 1 and labels.max() == n_classes else ""
+        raise ValueError(f"{given}, expected labels 0 to {n_classes - 1}; {wrong.size} labels are out of range{advice}")
 
 
 def normalise(

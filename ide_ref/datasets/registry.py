@@ -29,19 +29,20 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ide_ref import _checks
 from ide_ref.datasets.cifar import check_size, read_cifar10, read_cifar100
+from ide_ref.datasets.dataset import SPLITS, Dataset
 from ide_ref.datasets.errors import DataError, damaged
 from ide_ref.datasets.events import EventFrames, find_recordings
+from ide_ref.datasets.files import is_own, read_own
 from ide_ref.datasets.idx import idx_shape, read_idx
 from ide_ref.datasets.synthetic import SYNTHETIC_NOTICE
 
 _SYSTEM_ROOT = Path("/usr/share/datasets")
 _EMBEDDED = Path(__file__).parent / "data"
 _IDX_PREFIX = MappingProxyType({"train": "train", "test": "t10k"})
-_SPLITS = ("train", "test")
 _IDX_PARTS = ("images-idx3", "labels-idx1")
 _Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -107,48 +108,6 @@ def _read_infos() -> MappingProxyType[str, DatasetInfo]:
 DATASETS: MappingProxyType[str, DatasetInfo] = _read_infos()
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Training and test items with their labels."""
-
-    name: str
-    x_train: NDArray[np.uint8] | EventFrames
-    """(B, channels, rows, columns) raw images, read-only; or spike trains that are handed out a batch at a time."""
-    y_train: NDArray[np.int64]
-    """(B,) labels, 0 to ``n_classes - 1``, read-only."""
-    x_test: NDArray[np.uint8] | EventFrames
-    y_test: NDArray[np.int64]
-    n_classes: int
-    scale: float
-    """Pixel value that stands for 1, for :func:`~ide_ref.datasets.normalise`."""
-    source: Path
-    """Folder that it was read from."""
-    notice: str
-    """Whom to credit; says so where the recordings are synthetic."""
-
-    @property
-    def n_frames(self) -> int | None:
-        """T of spike trains, ``None`` for images."""
-        return self.x_train.n_frames if isinstance(self.x_train, EventFrames) else None
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(channels, rows, columns) of one image or one frame."""
-        return tuple(self.x_train.shape[-3:])
-
-    def batch(self, split: str, indices: ArrayLike) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Items of a split, "train" or "test": x, (B, channels, rows, columns) or (B, T, 2, 34, 34), and y, (B,)."""
-        if not _checks.is_one_of(split, _SPLITS):
-            raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
-        x, y = (self.x_train, self.y_train) if split == "train" else (self.x_test, self.y_test)
-        chosen = np.asarray(indices)
-        if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-            raise ValueError(f"indices is {chosen.dtype} of shape {chosen.shape}, expected integers of shape (B,)")
-        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(y):
-            raise ValueError(f"indices reach from {chosen.min()} to {chosen.max()}, expected 0 to {len(y) - 1}")
-        return (x.take(chosen) if isinstance(x, EventFrames) else x[chosen]), y[chosen]
-
-
 @dataclass(frozen=True)
 class Status:
     """Whether a data set was found."""
@@ -182,14 +141,15 @@ def load(
     Parameters
     ----------
     name : str
-        A key of :data:`DATASETS`.
+        A key of :data:`DATASETS`; or one's own, see :func:`~ide_ref.datasets.read_own`: a file ``.npz``, a folder of
+        files ``.npy``, or ``module:function``.
     data_dir : path, optional
         First root to search, see the module's text for the others.
     limit : int, optional
         Only the first so many items of each split.
     n_frames : int, optional
         T of the spike trains, for event data alone; 30 by default. The recordings are binned to
-        binary frames as in :func:`~ide_ref.datasets.bin_events`.
+        binary frames as in :func:`~ide_ref.datasets.bin_events`. One's own trains have their length.
     cache : bool
         Keep binned recordings in memory, packed to bits. Without it, each batch reads its files.
     download : bool
@@ -198,16 +158,22 @@ def load(
     Raises
     ------
     ValueError
-        ``limit`` or ``n_frames`` below 1, or ``n_frames`` for still images.
+        ``limit`` or ``n_frames`` below 1, ``n_frames`` for still images or other than that of one's own trains.
     DataError
         Unknown name, nothing found, or damaged files: one line that says what to do.
     """
-    info = _info(name)
-    if n_frames is not None and info.form != "events":
-        raise ValueError(f"n_frames is {n_frames}, but {name} holds still images; leave it out")
     for argument, number in (("limit", limit), ("n_frames", n_frames)):
         if number is not None:
             _checks.whole(argument, number)
+    if isinstance(name, str) and name not in DATASETS and is_own(name):
+        own = read_own(name)
+        if n_frames not in (None, own.n_frames):
+            holds = f"trains of {own.n_frames} steps" if own.spikes else "constant inputs"
+            raise ValueError(f"n_frames is {n_frames}, but {name} holds {holds}; leave it out")
+        return own if limit is None else own.first(limit)
+    info = _info(name)
+    if n_frames is not None and info.form != "events":
+        raise ValueError(f"n_frames is {n_frames}, but {name} holds still images; leave it out")
     folder, problem = _find(info, data_dir)
     if download and (folder is None or problem):
         folder, problem = fetch(name), ""
@@ -217,7 +183,7 @@ def load(
     if problem:
         raise DataError(problem)
     parts: dict[str, tuple[NDArray[np.uint8] | EventFrames, NDArray[np.int64]]] = {}
-    for split in _SPLITS:
+    for split in SPLITS:
         if info.form == "events":
             paths, y = find_recordings(folder, split)
             frames = EventFrames(paths[:limit], 30 if n_frames is None else n_frames)
@@ -229,7 +195,9 @@ def load(
         parts[split][1].flags.writeable = False
     synthetic = folder / SYNTHETIC_NOTICE
     notice = synthetic.read_text(encoding="utf-8").strip() if synthetic.is_file() else info.notice
-    return Dataset(name, *parts["train"], *parts["test"], info.n_classes, info.scale, folder, notice)
+    (x_train, y_train), (x_test, y_test) = parts["train"], parts["test"]
+    spikes = info.form == "events"
+    return Dataset(name, x_train, y_train, x_test, y_test, info.n_classes, info.scale, folder, notice, spikes)
 
 
 def status(*, data_dir: str | Path | None = None) -> tuple[Status, ...]:
@@ -243,7 +211,7 @@ def status(*, data_dir: str | Path | None = None) -> tuple[Status, ...]:
         n_train = n_test = 0
         if path is not None and not problem:
             try:
-                n_train, n_test = (_count(info, path, split) for split in _SPLITS)
+                n_train, n_test = (_count(info, path, split) for split in SPLITS)
             except DataError as error:
                 problem = str(error)
         found.append(Status(info, path, n_train, n_test, problem))
@@ -296,7 +264,8 @@ def fetch(name: str, *, cache_dir: str | Path | None = None, progress: bool = Fa
 
 def _info(name: str) -> DatasetInfo:
     if not _checks.is_one_of(name, DATASETS):
-        raise DataError(f"name is {name!r}, expected a data set: {', '.join(DATASETS)}")
+        own = "one's own as NAME.npz, a folder of .npy files or module:function"
+        raise DataError(f"name is {name!r}, expected a data set: {', '.join(DATASETS)}; or {own}")
     return DATASETS[name]
 
 
@@ -358,9 +327,9 @@ def _missing(info: DatasetInfo, folder: Path) -> list[str]:
     if info.form == "events":
         return [name for name in ("Train", "Test") if not (folder / name).is_dir()]
     if info.form == "idx":
-        files = [_idx_file(folder, split, part) for split in _SPLITS for part in _IDX_PARTS]
+        files = [_idx_file(folder, split, part) for split in SPLITS for part in _IDX_PARTS]
     else:
-        files = [folder / file for split in _SPLITS for file in _cifar_files(info, split)]
+        files = [folder / file for split in SPLITS for file in _cifar_files(info, split)]
     return [file.name for file in files if not file.is_file()]
 
 
