@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ide_ref import _checks, constraints
+from ide_ref import _checks, _files, constraints
 from ide_ref._kernels import elementwise as _elementwise
 from ide_ref.constraints import Restriction, SingularPair
 from ide_ref.neurons import Neuron
-from ide_ref.synapses import Dense, Shape, Synapse, both_ways, from_channels_last
+from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Dense, Shape, Synapse, both_ways, from_channels_last
 
 if TYPE_CHECKING:
     from ide_ref.maps import Frozen
@@ -213,6 +213,48 @@ class Network:
         neuron = f"{self.neuron.name.upper()} (leak {self.neuron.leak:g}, V_th {self.neuron.v_th:g})"
         totals = f"{self.n_neurons:,} neurons (input included), {self.n_parameters:,} parameters, {neuron}"
         return "\n".join([*_columns(populations), "", *_columns(connections), "", totals])
+
+    # --- as plain values ----------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The graph as plain values, fit for JSON; `from_dict` is the way back.
+
+        Raises
+        ------
+        ValueError
+            A synapse of a class that `from_dict` does not know.
+        """
+        return _files.finite(
+            {
+                "input_shape": self.input_shape,
+                "populations": [asdict(p) for p in self.populations],
+                "connections": [{**asdict(c), "synapse": _saved(c.synapse)} for c in self.connections],
+                "readout": {"source": self.readout.source, "synapse": _saved(self.readout.synapse)},
+                "neuron": asdict(self.neuron),
+            }
+        )
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Any]) -> Network:
+        """The graph that `to_dict` wrote.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            The fields are not those of a graph.
+        """
+        connections = []
+        for c in parts["connections"]:
+            restriction = None if c["restriction"] is None else Restriction(**c["restriction"])
+            connections.append(Connection(**{**c, "synapse": _restored(c["synapse"]), "restriction": restriction}))
+        readout = parts["readout"]
+        return Network(
+            tuple(parts["input_shape"]),
+            tuple(Population(p["name"], tuple(p["shape"])) for p in parts["populations"]),
+            tuple(connections),
+            Readout(readout["source"], _restored(readout["synapse"])),  # type: ignore[arg-type]  # the network checks it
+            Neuron(**parts["neuron"]),
+        )
 
     # --- sizes and places ---------------------------------------------------------------------------
 
@@ -463,6 +505,26 @@ class Network:
     def edited(self, frozen: Frozen, x: NDArray | None) -> Frozen:
         """The maps that :func:`ide_ref.maps.freeze` made, the batch x or None beside them: as they are."""
         return frozen
+
+
+_SYNAPSES: dict[str, type[Synapse]] = {kind.__name__: kind for kind in (Dense, Conv2d, ConvTranspose2d, AvgPool2d)}
+
+
+def _saved(synapse: Synapse) -> dict[str, Any]:
+    """Class and fields of a synapse."""
+    name = type(synapse).__name__
+    if _SYNAPSES.get(name) is not type(synapse):
+        raise ValueError(f"a synapse is of class {name}, which cannot be saved; expected one of {', '.join(_SYNAPSES)}")
+    return {"class": name, **asdict(synapse)}
+
+
+def _restored(saved: Mapping[str, Any]) -> Synapse:
+    """The synapse that `_saved` wrote."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    name = fields.pop("class")
+    if not _checks.is_one_of(name, _SYNAPSES):
+        raise ValueError(f"class of a synapse is {name!r}; expected one of {', '.join(_SYNAPSES)}")
+    return _SYNAPSES[name](**fields)
 
 
 def restricted_map(c: Connection, weight: NDArray) -> tuple[Callable[[NDArray], NDArray], Callable[[NDArray], NDArray]]:

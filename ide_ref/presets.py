@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from ide_ref import _checks, authors
-from ide_ref.authors import PAPER, Profile, edited
+from ide_ref import _checks, _files, authors
+from ide_ref.authors import PAPER, Profile, edited, profile_of
 from ide_ref.constraints import Restriction
 from ide_ref.network import Network
 from ide_ref.neurons import IF, LIF, Neuron
@@ -28,25 +28,31 @@ class Recipe:
     """
 
     dataset: str
-    """Name in the registry of data sets."""
+    """Name in the registry of data sets, or the place of one's own as `ide_ref.datasets.read_own` takes it."""
     n_steps: int
     """T, time steps of the simulation."""
-    mean: tuple[float, ...]
-    """One per channel, as `std`, in units where the brightest pixel is 1."""
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None = None
+    """One per channel, as `std`, in units where the brightest pixel is 1. None for those of the data set, see
+    `ide_ref.datasets.Dataset.statistics`: a training puts the numbers here when it begins."""
+    std: tuple[float, ...] | None = None
     epochs: int = 100
     batch_size: int = 128
     """The last batch of an epoch may be smaller; no sample is dropped."""
     lr: float = 0.05
-    """Learning rate."""
+    """Largest learning rate."""
+    schedule: Literal["steps", "cosine", "one-cycle"] = "steps"
+    """Its course, see `ide_ref.training.schedule.learning_rate`. The last two depend on the number of epochs."""
     milestones: tuple[int, ...] = ()
-    """The epochs after which it is multiplied by `gamma`."""
+    """Of "steps": the epochs after which it is multiplied by `gamma`."""
     gamma: float = 0.1
     warmup_steps: int = 0
-    """Batches of linear warm-up."""
+    """Batches of linear warm-up; of "steps" and "cosine"."""
     momentum: float = 0.9
-    """See `ide_ref.training.sgd.SGD`."""
+    """See `ide_ref.training.sgd.SGD`, with the next two."""
+    nesterov: bool = False
     weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    """See `ide_ref.cross_entropy`."""
     crop: int = 0
     """Training images are shifted at random by up to so many pixels each way."""
     flip: bool = False
@@ -77,14 +83,18 @@ class Recipe:
             raise ValueError(f"weight_decay is {self.weight_decay!r}; expected a finite number of at least 0")
         if not (isinstance(self.milestones, tuple) and all(map(_checks.is_whole, self.milestones))):
             raise ValueError(f"milestones is {self.milestones!r}; expected a tuple of epochs, each at least 1")
+        if not (_checks.is_real(self.label_smoothing) and 0 <= self.label_smoothing < 1):
+            raise ValueError(f"label_smoothing is {self.label_smoothing!r}; expected a number in [0, 1)")
+        _checks.kind("nesterov", self.nesterov, bool)
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if not (isinstance(value, tuple) and value and all(map(_checks.is_real, value))):
-                raise ValueError(f"{name} is {value!r}; expected a tuple of finite numbers, one a channel")
-        if min(self.std) <= 0:
+            if value is not None and not (isinstance(value, tuple) and value and all(map(_checks.is_real, value))):
+                raise ValueError(f"{name} is {value!r}; expected a tuple of finite numbers, one per channel, or None")
+        if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std is {self.std!r}; expected positive numbers")
         _checks.kind("dataset", self.dataset, str)
         allowed = {"dtype": ("float32", "float64"), "solver": tuple(SOLVERS), "input": ("static", "spikes")}
+        allowed["schedule"] = ("steps", "cosine", "one-cycle")
         for name, choices in allowed.items():
             value = getattr(self, name)
             if not _checks.is_one_of(value, choices):
@@ -93,31 +103,64 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """A network, told by its structure string, and the recipe that trains it."""
+    """A network, told by its structure string or as a graph (`of`), and the recipe that trains it."""
 
     name: str
     structure: str
-    """See `ide_ref.build`."""
+    """See `ide_ref.build`; "graph" where `graph` tells the network."""
     input_shape: tuple[int, ...]
     """Shape of one sample, without batch and time."""
     n_classes: int
     neuron: Neuron
-    dropout: float
-    """Probability of a neuron to be left out of a batch."""
+    dropout: float | None
+    """Probability of a neuron to be left out of a batch; None for what each connection of the graph says."""
     recipe: Recipe
     norm: Literal["operator", "kernel"] = "operator"
     """Of the restriction of the feedback connection, see `ide_ref.Restriction`."""
     profile: Profile = PAPER
     """Differences of the authors' program to reproduce; none by default."""
+    graph: Network | None = None
+    """In place of a structure string; its neuron is `neuron`."""
 
     def __post_init__(self) -> None:
         _checks.kind("name", self.name, str)
         _checks.kind("recipe", self.recipe, Recipe)
         _checks.kind("profile", self.profile, Profile)
 
+    @classmethod
+    def of(cls, network: Network, recipe: Recipe, *, name: str = "graph") -> Preset:
+        """Any network with a recipe, to be trained and saved.
+
+        Raises
+        ------
+        ValueError
+            A synapse of the network is of a class that cannot be saved.
+        """
+        _checks.kind("network", network, Network)
+        # As it comes back from a checkpoint: plain numbers and tuples, whatever kinds of them were given.
+        graph = Network.from_dict(network.to_dict())
+        sizes: dict[str, Any] = {"input_shape": graph.input_shape, "n_classes": graph.n_classes}
+        return cls(
+            name,
+            "graph",
+            **sizes,
+            neuron=graph.neuron,
+            dropout=None,
+            recipe=recipe,
+            profile=profile_of(network),
+            graph=graph,
+        )
+
     @cached_property
     def network(self) -> Network:
-        """The network the structure string describes under the profile, built on first use."""
+        """The network that structure string or graph describe under the profile, built on first use."""
+        if self.graph is not None:
+            connections = self.graph.connections
+            if self.dropout is not None:
+                connections = tuple(replace(c, dropout=self.dropout) for c in connections)
+            return edited(replace(self.graph, neuron=self.neuron, connections=connections), self.profile)
+        if self.dropout is None:
+            raise ValueError("dropout is None; expected a number, as no graph says it")
         sizes: dict[str, Any] = {"input_shape": self.input_shape, "n_classes": self.n_classes}
         restriction = Restriction(norm=self.norm)
         network = build(self.structure, **sizes, neuron=self.neuron, dropout=self.dropout, restriction=restriction)
@@ -125,7 +168,7 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, fit for JSON; `from_dict` is the way back."""
-        return asdict(self)
+        return _files.finite({**asdict(replace(self, graph=None)), "graph": self.graph and self.graph.to_dict()})
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preset:
@@ -137,7 +180,9 @@ class Preset:
             The fields are not those of a preset.
         """
         recipe: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["recipe"].items()}
-        parts = {"neuron": Neuron(**fields["neuron"]), "profile": Profile(**fields["profile"])}
+        parts: dict[str, Any] = {"neuron": Neuron(**fields["neuron"]), "profile": Profile(**fields["profile"])}
+        # Checkpoints of earlier versions know no graphs.
+        parts["graph"] = Network.from_dict(fields["graph"]) if fields.get("graph") else None
         return cls(**{**fields, **parts, "input_shape": tuple(fields["input_shape"]), "recipe": Recipe(**recipe)})
 
 
@@ -242,8 +287,11 @@ def load(
         preset = replace(preset, neuron=IF(preset.neuron.v_th))
     if n_steps is not None:
         preset = replace(preset, recipe=replace(preset.recipe, n_steps=n_steps))
-    if profile == "authors":
-        recipe = replace(preset.recipe, solver="broyden", max_iter=30, tol=1e-7, allow_unconverged=True)
-        switches = authors.authors(len(preset.network.populations))
-        preset = replace(preset, norm="kernel", profile=switches, recipe=recipe)
-    return preset
+    return as_authors(preset) if profile == "authors" else preset
+
+
+def as_authors(preset: Preset) -> Preset:
+    """A preset with all differences of the authors' program, see :func:`load`."""
+    recipe = replace(preset.recipe, solver="broyden", max_iter=30, tol=1e-7, allow_unconverged=True)
+    switches = authors.authors(len(preset.network.populations))
+    return replace(preset, norm="kernel", profile=switches, recipe=recipe)

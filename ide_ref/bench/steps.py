@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ide_ref import _checks
 from ide_ref.bench.dense import dense_equivalent, dense_forward, dense_rollout
 from ide_ref.bench.machine import MATRIX, matrix_rate, median_seconds, most_threads
-from ide_ref.datasets import Dataset, EventFrames, load
+from ide_ref.datasets import DATASETS, Dataset, EventFrames, load
 from ide_ref.maps import freeze, read_out
 from ide_ref.network import Network, Params
 from ide_ref.presets import Preset
@@ -91,12 +91,12 @@ class Timing:
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
-def find_data(preset: Preset, data_dir: str | None) -> Dataset:
-    """The preset's data where it is found; otherwise the embedded digits, enlarged to its size."""
+def find_data(preset: Preset, data_dir: str | None, source: str | None = None) -> Dataset:
+    """The preset's data, or those asked for; the embedded digits, enlarged, where a preset's are not found."""
     try:
-        return load_data(preset, data_dir=data_dir, limit=8192)
+        return load_data(preset, data_dir=data_dir, limit=8192, source=source)
     except ValueError:
-        if preset.recipe.input == "spikes":
+        if source or preset.recipe.dataset not in DATASETS or preset.recipe.input == "spikes":
             raise
     digits = load("digits")
     shape = preset.input_shape if len(preset.input_shape) == 3 else (1, 28, 28)
@@ -114,6 +114,7 @@ def run(
     preset: Preset,
     *,
     data_dir: str | None = None,
+    source: str | None = None,
     warm_up: int = 20,
     repeats: int = 10,
     seed: int = 0,
@@ -126,6 +127,8 @@ def run(
     ----------
     preset : Preset
         Its recipe says batch size, dtype, solver and tolerance.
+    source : str, optional
+        Data set in place of the recipe's.
     warm_up, repeats : int
         Steps not counted, and counted for each number of threads.
     threads : sequence of int
@@ -142,7 +145,7 @@ def run(
     if not all(_checks.is_whole(n) and n <= most for n in threads):
         raise ValueError(f"threads is {threads!r}; expected whole numbers from 1 to {most}")
     rate = matrix_rate() if rate is None else rate
-    data = find_data(preset, data_dir)
+    data = find_data(preset, data_dir, source)
     # A solver that stops early is timed, too.
     preset = replace(preset, recipe=replace(preset.recipe, allow_unconverged=True))
     state = begin(preset, seed)

@@ -34,16 +34,16 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="ide-ref", description="Feedback spiking networks trained by implicit differentiation.")
     top.add_argument("--version", action="version", version=f"ide-ref {__version__}")
     sub = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    output, preset, datasets = _common.option_groups()
+    output, preset, folder, datasets = _common.option_groups()
     commands: tuple[tuple[ModuleType, list[Any], str], ...] = (
         (info, [output, preset], "structure, sizes and norms of an initialised network"),
-        (train, [output, preset, datasets], "train a preset"),
+        (train, [output, preset, datasets], "train a preset, or a structure on data of your own"),
         (evaluate, [output, datasets], "accuracy, firing rates, distance to equilibrium"),
         (equilibrium, [output, datasets], "distance from the equilibrium over time, and its bound"),
         (gradcheck, [output, preset, datasets], "implicit gradient against differences"),
         (conformance, [], "test vectors for ports to other hardware, and what a port made of them"),
         (bench, [output, preset, datasets], "step times by stage, against the dense-equivalent"),
-        (data, [output, datasets], "which data sets were found, and how to get the others"),
+        (data, [output, folder], "which data sets were found, and how to get the others"),
     )
     for command, parents, says in commands:
         p = sub.add_parser(command.__name__.rpartition(".")[2], parents=parents, help=says)

@@ -6,14 +6,13 @@ Heavy imports happen when a command runs.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ide_ref._files import finite
+from ide_ref._imports import imported as imported
 
 if TYPE_CHECKING:
     from ide_ref.network import Params
@@ -23,17 +22,23 @@ INSTALL = "pip install 'ide_ref[train]'"
 SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct")
 
 
-def option_groups() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
-    """Options of several commands: how results are printed, which form of a preset, where data are looked for."""
-    output, preset, data = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+def option_groups() -> tuple[argparse.ArgumentParser, ...]:
+    """Options of several commands: how results are printed, form of a preset, where data are looked for, data."""
+    output, preset, folder = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     output.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     preset.add_argument("--neuron", choices=("lif", "if"), default="lif")
     preset.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
     preset.add_argument("--profile", choices=("paper", "authors"), default="paper", help="authors: their differences")
     preset.add_argument("--n-steps", type=count, metavar="T", help="time steps (default: the preset's)")
     preset.add_argument("--seed", type=seed, default=0, metavar="S")
-    data.add_argument("--data-dir", metavar="DIR", help="folder that holds the data sets' folders")
-    return output, preset, data
+    folder.add_argument("--data-dir", metavar="DIR", help="folder that holds the data sets' folders")
+    data = argparse.ArgumentParser(add_help=False, parents=[folder])
+    data.add_argument(
+        "--data",
+        metavar="DATA",
+        help="data set in place of the recipe's: a name, FILE.npz, a folder or module:function",
+    )
+    return output, preset, folder, data
 
 
 def count(text: str, least: int = 1) -> int:
@@ -61,23 +66,6 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"is {text!r}, expected a positive number")
     return value
-
-
-def imported(option: str, place: str) -> Any:
-    """What ``module:name`` stands for; modules are looked for in the working folder first."""
-    module, colon, name = place.partition(":")
-    if not (module and colon and name):
-        raise ValueError(f"{option} is {place!r}; expected module:name")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise ValueError(f"{option} {place}: there is no module {module!r} here") from None
-    except AttributeError:
-        raise ValueError(f"{option} {place}: module {module!r} has no {name!r}") from None
 
 
 def as_json(document: dict[str, Any]) -> str:

@@ -10,7 +10,9 @@ from ide_ref.cli import _common
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("presets", metavar="PRESET", nargs="*", help="default: digits fashion-mnist-400 mnist-64c5")
+    p.add_argument(
+        "presets", metavar="PRESET|CHECKPOINT", nargs="*", help="default: digits fashion-mnist-400 mnist-64c5"
+    )
     p.add_argument("--steps", type=_common.count, default=10, metavar="N", help="steps timed (default 10)")
     p.add_argument("--warm-up", type=_common.count, default=20, metavar="N", help="training steps before (default 20)")
     p.add_argument("--batch-size", type=_common.count, default=128, metavar="B")
@@ -40,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
     timings = []
     for name in args.presets or ("digits", "fashion-mnist-400", "mnist-64c5"):
         for dtype in args.dtype:
-            preset = _common.load_preset(args, name)
+            preset, _ = _common.load_network(args, name)
             changes = {n: v for n in ("batch_size", "solver", "tol") if (v := getattr(args, n)) is not None}
             preset = replace(preset, recipe=replace(preset.recipe, dtype=dtype, **changes))
             timings += steps.run(
                 preset,
                 data_dir=args.data_dir,
+                source=args.data,
                 warm_up=args.warm_up,
                 repeats=args.steps,
                 seed=args.seed,

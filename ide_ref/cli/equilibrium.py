@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     preset, params, fresh = _network(args)
     n_images = max(args.samples, _STATISTICS if fresh else 0)
-    data = load_data(preset, data_dir=args.data_dir, limit=n_images)
+    data = load_data(preset, data_dir=args.data_dir, source=args.data, limit=n_images)
     images, _ = load_batch(preset, data, "test", range(min(n_images, len(data.y_test))))
     if fresh:
         params = _with_statistics(preset, params, images)

@@ -22,7 +22,9 @@ def run(args: argparse.Namespace) -> int:
     from ide_ref.training import checkpoint, evaluation
 
     state = checkpoint.load(args.checkpoint)
-    data = evaluation.load_data(state.preset, data_dir=args.data_dir, limit=args.limit or state.preset.recipe.limit)
+    data = evaluation.load_data(
+        state.preset, data_dir=args.data_dir, source=args.data, limit=args.limit or state.preset.recipe.limit
+    )
     result = evaluation.evaluate(state.preset, state.params, data)
     x, _ = evaluation.load_batch(state.preset, data, "test", np.arange(min(16, len(data.y_test))))
     distance, problem = None, None

@@ -125,7 +125,7 @@ def _run_network(args: argparse.Namespace) -> int:
     if args.small:
         params, x, y = small.draw(preset, args.samples, seed=args.seed)
     else:
-        data = load_data(preset, data_dir=args.data_dir, limit=args.samples)
+        data = load_data(preset, data_dir=args.data_dir, source=args.data, limit=args.samples)
         x, y = load_batch(preset, data, "train", np.arange(min(args.samples, len(data.y_train))))
     report = check_gradient(
         network,

@@ -8,7 +8,7 @@ from ide_ref.cli import _common
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("preset", metavar="PRESET")
+    p.add_argument("preset", metavar="PRESET|CHECKPOINT")
 
 
 def run(args: argparse.Namespace) -> int:

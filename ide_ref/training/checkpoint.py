@@ -16,7 +16,8 @@ from ide_ref._files import write_atomically
 from ide_ref.presets import Preset
 from ide_ref.theory import verdict
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had no graphs; its files are read."""
 
 CONTRACTION = "contraction_without_dropout"
 """Name of the trained network's γ in a line of the metrics."""
@@ -147,7 +148,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Path) -> None:
     """Refuse to go on with `preset` and `seed` from another training's checkpoint.
 
-    The number of epochs may differ, down to those already finished.
+    The number of epochs may differ, down to those already finished, unless the learning rate depends on it.
 
     Raises
     ------
@@ -156,7 +157,8 @@ def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Pat
     """
     pairs = [("seed", checkpoint.seed, seed)]
     for there, here in ((checkpoint.preset, preset), (checkpoint.preset.recipe, preset.recipe)):
-        names = [f.name for f in fields(here) if f.name not in ("recipe", "epochs")]
+        free = ("recipe", "epochs") if checkpoint.preset.recipe.schedule == "steps" else ("recipe",)
+        names = [f.name for f in fields(here) if f.name not in free]
         pairs += [(name, getattr(there, name), getattr(here, name)) for name in names]
     different = "; ".join(f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new)
     if different:

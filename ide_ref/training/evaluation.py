@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,10 +13,10 @@ from ide_ref import _checks
 from ide_ref.datasets import Dataset, load, normalise, random_crop, random_flip
 from ide_ref.equilibrium import find_equilibrium
 from ide_ref.maps import freeze, read_out
-from ide_ref.presets import Preset
+from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import simulate
 from ide_ref.solvers import norms
-from ide_ref.training.losses import cross_entropy
+from ide_ref.training.losses import Loss, cross_entropy, evaluated
 
 Params = Mapping[str, NDArray[np.floating]]
 
@@ -26,7 +27,7 @@ class Evaluation:
 
     n_samples: int
     loss: float
-    """Mean cross-entropy."""
+    """Mean over the samples, of the cross-entropy unless another loss was given."""
     accuracy: float
     """Share of samples whose largest logit is the label's, 0 to 1."""
     firing_rates: dict[str, float]
@@ -45,10 +46,53 @@ class Distance:
     """γ of (COND), in operator norms."""
 
 
-def load_data(preset: Preset, *, data_dir: str | None = None, limit: int | None = None) -> Dataset:
-    """The data set of a preset's recipe, spike trains with its number of steps; as `ide_ref.datasets.load`."""
+def load_data(
+    preset: Preset, *, data_dir: str | None = None, limit: int | None = None, source: str | None = None
+) -> Dataset:
+    """The data set of a preset's recipe, spike trains with its number of steps; as `ide_ref.datasets.load`.
+
+    Parameters
+    ----------
+    source : str, optional
+        Name or place of a data set to be read instead.
+    """
     n_frames = preset.recipe.n_steps if preset.recipe.input == "spikes" else None
-    return load(preset.recipe.dataset, data_dir=data_dir, limit=limit, n_frames=n_frames)
+    return load(source or preset.recipe.dataset, data_dir=data_dir, limit=limit, n_frames=n_frames)
+
+
+def statistics(recipe: Recipe, data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel with which items are normalised: the recipe's, or the data set's own."""
+    if recipe.mean is not None and recipe.std is not None:
+        return recipe.mean, recipe.std
+    mean, std = data.statistics
+    return recipe.mean or mean, recipe.std or std
+
+
+def check_fit(preset: Preset, data: Dataset) -> None:
+    """Refuse a data set that a preset cannot be trained on or evaluated with.
+
+    Raises
+    ------
+    ValueError
+        Its items have another shape than the network's input, it has other classes, spike trains meet a recipe for
+        constant inputs or the other way round, or the recipe shifts or mirrors what are no pictures.
+    """
+    _checks.kind("preset", preset, Preset)
+    _checks.kind("data", data, Dataset)
+    recipe, shape = preset.recipe, data.input_shape
+    if preset.input_shape not in (shape, (math.prod(shape),)):
+        given = f"data set {data.name!r} has images of shape {shape}"
+        raise ValueError(f"{given}, preset {preset.name!r} expects {preset.input_shape}")
+    if data.n_classes != preset.n_classes:
+        raise ValueError(f"data set {data.name!r} has {data.n_classes} classes, the network {preset.n_classes}")
+    held = "spikes" if data.spikes else "static"
+    if held != recipe.input:
+        raise ValueError(f"data set {data.name!r} is of input {held!r}, the recipe's input is {recipe.input!r}")
+    if data.n_frames not in (None, recipe.n_steps):
+        raise ValueError(f"data set {data.name!r} has trains of {data.n_frames} steps, n_steps is {recipe.n_steps}")
+    if (recipe.crop or recipe.flip) and (data.spikes or len(shape) != 3):
+        given = f"crop is {recipe.crop} and flip {recipe.flip}"
+        raise ValueError(f"{given}, but data set {data.name!r} holds no pictures to shift or mirror; leave them out")
 
 
 def load_batch(
@@ -72,25 +116,22 @@ def load_batch(
     Raises
     ------
     ValueError
-        The data set's images do not have the size of the network's input.
+        The data set does not fit, see `check_fit`.
     """
-    _checks.kind("preset", preset, Preset)
-    _checks.kind("data", data, Dataset)
+    check_fit(preset, data)
     if rng is not None:
         _checks.kind("rng", rng, np.random.Generator)
     recipe = preset.recipe
-    x: NDArray[np.generic]
     x, y = data.batch(split, indices)
-    if x[0].size != np.prod(preset.input_shape) * (data.n_frames or 1):
-        given = f"data set {data.name!r} has images of shape {data.input_shape}"
-        raise ValueError(f"{given}, preset {preset.name!r} expects {preset.input_shape}")
-    if data.n_frames is not None:
-        return x.astype(recipe.dtype), y
+    if data.spikes:
+        return x.astype(recipe.dtype).reshape(*x.shape[:2], *preset.input_shape), y
     if rng is not None and recipe.crop:
         x = random_crop(x, rng, padding=recipe.crop)
     if rng is not None and recipe.flip:
         x = random_flip(x, rng)
-    values = normalise(x, recipe.mean, recipe.std, scale=data.scale, dtype=recipe.dtype)
+    # Flat items are pictures of one row and one channel.
+    pictures = x if x.ndim == 4 else x[:, None, None]
+    values = normalise(pictures, *statistics(recipe, data), scale=data.scale, dtype=recipe.dtype)
     return values.reshape(len(y), *preset.input_shape), y
 
 
@@ -102,6 +143,7 @@ def evaluate(
     split: str = "test",
     batch_size: int | None = None,
     between: Callable[[], None] = lambda: None,
+    loss: Loss = cross_entropy,
 ) -> Evaluation:
     """Simulate a whole split with running statistics and without dropout; changes nothing.
 
@@ -112,6 +154,8 @@ def evaluate(
         neurons, at most 512.
     between : callable
         Called before each batch; what it raises ends the evaluation.
+    loss : callable
+        In place of the cross-entropy, see `ide_ref.training.losses.Loss`.
     """
     _checks.kind("preset", preset, Preset)
     _checks.kind("data", data, Dataset)
@@ -124,19 +168,19 @@ def evaluate(
     if not _checks.is_one_of(split, ("train", "test")):
         raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
     n_samples = len(data.y_train if split == "train" else data.y_test)
-    loss, correct = 0.0, 0
+    total, correct = 0.0, 0
     spikes = np.zeros(len(network.populations), np.int64)
     for first in range(0, n_samples, batch_size):
         between()
         x, y = load_batch(preset, data, split, np.arange(first, min(first + batch_size, n_samples)))
         rates = simulate(frozen, x, n_steps)
         logits = read_out(frozen, rates)
-        loss += cross_entropy(logits, y)[0] * len(y)
+        total += evaluated(loss, logits, y)[0] * len(y)
         correct += int(np.count_nonzero(logits.argmax(axis=1) == y))
         spikes += rates.n_spikes.sum(axis=0)
     pairs = zip(network.populations, spikes, strict=True)
     firing_rates = {p.name: int(count) / (n_samples * p.size * n_steps) for p, count in pairs}
-    return Evaluation(n_samples, loss / n_samples, correct / n_samples, firing_rates)
+    return Evaluation(n_samples, total / n_samples, correct / n_samples, firing_rates)
 
 
 def equilibrium_distance(preset: Preset, params: Params, x: NDArray[np.floating]) -> Distance:

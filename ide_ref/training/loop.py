@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -27,13 +28,17 @@ from ide_ref import _checks
 from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
-from ide_ref.maps import freeze
-from ide_ref.presets import Preset
+from ide_ref.maps import freeze, read_out
+from ide_ref.network import Network
+from ide_ref.presets import Preset, Recipe
+from ide_ref.simulation import simulate
 from ide_ref.solvers import NotConverged
 from ide_ref.theory import verdict
 from ide_ref.training import checkpoint as checkpoints
+from ide_ref.training import losses
 from ide_ref.training.checkpoint import Checkpoint
-from ide_ref.training.evaluation import evaluate, load_batch
+from ide_ref.training.evaluation import evaluate, load_batch, statistics
+from ide_ref.training.losses import Loss, cross_entropy
 from ide_ref.training.schedule import learning_rate
 from ide_ref.training.step import NotFinite, optimiser, training_step
 
@@ -52,8 +57,8 @@ class Training:
 
     checkpoint: Checkpoint
     """The last state, as it is on disk."""
-    stopped_by: int | None = None
-    """Number of the signal that interrupted the training."""
+    stopped_by: int | Literal["callback"] | None = None
+    """Number of the signal that interrupted the training, or that the callback did."""
 
     @property
     def best_epoch(self) -> int:
@@ -95,12 +100,16 @@ def begin(preset: Preset, seed: int) -> Checkpoint:
 
 
 def train(
-    preset: Preset,
+    preset: Preset | Network,
     data: Dataset,
+    recipe: Recipe | None = None,
     *,
     out: str | Path,
     seed: int = 0,
     resume: bool = False,
+    callback: Callable[[Checkpoint, Literal["step", "epoch"]], object] | None = None,
+    loss: Loss | None = None,
+    check_loss: bool = False,
     command: Sequence[str] = (),
     log: TextIO | None = None,
 ) -> Training:
@@ -121,10 +130,24 @@ def train(
 
     Parameters
     ----------
+    preset : Preset or Network
+        A network of one's own needs a recipe.
+    data : Dataset
+        Gives mean and std where the recipe leaves them open.
+    recipe : Recipe, optional
+        In place of the preset's.
     out : path
         Made if missing.
     resume : bool
         Go on from the checkpoint in `out`; otherwise a training in `out` is an error.
+    callback : callable, optional
+        Called after each batch with the state, which is not to be written into, and "step", and after each epoch with
+        the state and "epoch". What counts as true ends the training as an interruption does: saved, to be resumed.
+    loss : callable, optional
+        In place of the recipe's cross-entropy, see `ide_ref.training.losses.Loss`; for the test loss, too. It is not
+        saved: give the same when resuming.
+    check_loss : bool
+        Hold the gradient of `loss` against differences on the first batch, see `ide_ref.training.losses.check_loss`.
     command : sequence of str
         For ``run.json``.
     log : text stream, optional
@@ -134,7 +157,7 @@ def train(
     ------
     ValueError
         `out` holds a training and `resume` is off, or holds none or another and `resume` is on; data that
-        do not fit the network.
+        do not fit the network; a network without a recipe; a loss whose gradient is wrong.
     OSError
         `out` cannot be written.
     Diverged
@@ -142,20 +165,30 @@ def train(
     """
     from tqdm import tqdm
 
-    _checks.kind("preset", preset, Preset)
     _checks.kind("data", data, Dataset)
     _checks.whole("seed", seed, 0)
     out = _checks.path("out", out)
-    if data.n_classes != preset.n_classes:
-        raise ValueError(f"data set {data.name!r} has {data.n_classes} classes, the network {preset.n_classes}")
+    preset = _prepared(preset, data, recipe)
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback is of type {type(callback).__name__}; expected a function of state and event")
+    if loss is not None and preset.recipe.label_smoothing:
+        given = f"label_smoothing is {preset.recipe.label_smoothing}"
+        raise ValueError(f"{given}, but that is of the cross-entropy; leave it out where loss is given")
     load_batch(preset, data, "train", [0])
+    if check_loss:
+        _check_loss(preset, data, seed, loss)
     state = _open(preset, seed, out, resume)
     about = _about(preset, data, seed, command, state)
     # The largest file first: when the disk is too full for it, nothing else lies there.
     checkpoints.save(out / CHECKPOINT, state)
     _write_logs(out, about, state)
     n_batches = math.ceil(len(data.y_train) / preset.recipe.batch_size)
-    stopped_by = None
+    stopped_by: int | Literal["callback"] | None = None
+
+    def tell(event: Literal["step", "epoch"]) -> None:
+        if callback is not None and callback(state, event):
+            raise _Stopped("callback")
+
     # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
     with _stop_signals(log) as check, np.errstate(over="ignore", invalid="ignore"):
         try:
@@ -166,18 +199,45 @@ def train(
                 no_bar = log is None or not log.isatty()
                 for chunk in tqdm(left, title, n_batches, initial=state.step, file=log, disable=no_bar, leave=False):
                     check()
-                    state = _train_batch(state, data, chunk, n_batches)
-                state = _end_epoch(state, data, n_batches, check)
+                    state = _train_batch(state, data, chunk, n_batches, loss)
+                    tell("step")
+                state = _end_epoch(state, data, n_batches, check, loss)
                 checkpoints.save(out / CHECKPOINT, state)
                 _write_logs(out, about, state)
                 if log is not None:
                     log.write(_epoch_line(state) + "\n")
+                tell("epoch")
         except _Stopped as stopped:
             stopped_by = stopped.args[0]
             checkpoints.save(out / CHECKPOINT, state)
     result = Training(state, stopped_by)
     _write_logs(out, {**about, "result": result.summary()}, state)
     return result
+
+
+def _prepared(preset: Preset | Network, data: Dataset, recipe: Recipe | None) -> Preset:
+    """What is trained, as it stands in checkpoints: a preset with numbers for mean and std."""
+    _checks.kind("preset", preset, Preset, Network)
+    if recipe is not None:
+        _checks.kind("recipe", recipe, Recipe)
+    if isinstance(preset, Network):
+        if recipe is None:
+            raise ValueError("recipe is missing; a network of one's own needs an ide_ref.presets.Recipe")
+        preset = Preset.of(preset, recipe, name=data.name)
+    recipe = preset.recipe if recipe is None else recipe
+    mean, std = statistics(recipe, data)
+    return replace(preset, recipe=replace(recipe, mean=mean, std=std))
+
+
+def _check_loss(preset: Preset, data: Dataset, seed: int, loss: Loss | None) -> None:
+    """On the logits of the training's first batch, as the network is drawn."""
+    rng = generator(seed, "batch")
+    order = generator(seed, "order").permutation(len(data.y_train))
+    x, y = load_batch(preset, data, "train", order[: preset.recipe.batch_size], rng=rng)
+    frozen = freeze(preset.network, begin(preset, seed).params, x, training=True, rng=rng)
+    logits = read_out(frozen, simulate(frozen, x, preset.recipe.n_steps))
+    smoothed = partial(cross_entropy, label_smoothing=preset.recipe.label_smoothing)
+    losses.check_loss(smoothed if loss is None else loss, logits, y)
 
 
 def _open(preset: Preset, seed: int, out: Path, resume: bool) -> Checkpoint:
@@ -198,16 +258,20 @@ def _open(preset: Preset, seed: int, out: Path, resume: bool) -> Checkpoint:
 def _rate(state: Checkpoint, n_batches: int) -> float:
     r, step = state.preset.recipe, state.epoch * n_batches + state.step
     plan: dict[str, Any] = {"milestones": r.milestones, "gamma": r.gamma, "warmup_steps": r.warmup_steps}
+    plan |= {"schedule": r.schedule, "total_steps": r.epochs * n_batches}
     return learning_rate(r.lr, epoch=state.epoch, step=step, **plan)
 
 
-def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batches: int) -> Checkpoint:
+def _train_batch(
+    state: Checkpoint, data: Dataset, indices: np.ndarray, n_batches: int, loss: Loss | None
+) -> Checkpoint:
     began = time.perf_counter()
     preset = state.preset
     rng = generator(state.seed, "batch", state.epoch, state.step)
     x, y = load_batch(preset, data, "train", indices, rng=rng)
+    rate = _rate(state, n_batches)
     try:
-        done = training_step(preset, state.params, state.velocity, x, y, rate=_rate(state, n_batches), rng=rng)
+        done = training_step(preset, state.params, state.velocity, x, y, rate=rate, rng=rng, loss=loss)
     except (NotFinite, NotConverged) as error:
         tol, remedy = preset.recipe.tol, "a smaller learning rate"
         if isinstance(error, NotConverged):
@@ -234,9 +298,11 @@ def _train_batch(state: Checkpoint, data: Dataset, indices: np.ndarray, n_batche
     return replace(state, params=done.params, velocity=done.velocity, step=state.step + 1, totals=totals)
 
 
-def _end_epoch(state: Checkpoint, data: Dataset, n_batches: int, check: Callable[[], None]) -> Checkpoint:
+def _end_epoch(
+    state: Checkpoint, data: Dataset, n_batches: int, check: Callable[[], None], loss: Loss | None
+) -> Checkpoint:
     began = time.perf_counter()
-    tested = evaluate(state.preset, state.params, data, between=check)
+    tested = evaluate(state.preset, state.params, data, between=check, loss=loss or cross_entropy)
     gamma = contraction(freeze(state.preset.network, state.params))
     totals, recipe = state.totals, state.preset.recipe
     line = {
@@ -310,7 +376,7 @@ def _epoch_line(state: Checkpoint) -> str:
 
 
 class _Stopped(Exception):
-    """With the signal's number."""
+    """With the signal's number, or "callback"."""
 
 
 @contextmanager

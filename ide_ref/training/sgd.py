@@ -21,22 +21,26 @@ Arrays = Mapping[str, NDArray[np.floating]]
 class SGD:
     """The rule v ← μ v + (∇L + κ θ), θ ← θ - η v, with the rate η inside neither v nor κ.
 
+    Nesterov's looks one step ahead: with g = ∇L + κ θ and the same v, θ ← θ - η (g + μ v).
+
     Raises
     ------
     ValueError
-        `momentum` or `weight_decay` outside its range.
+        `momentum` or `weight_decay` outside its range, or `nesterov` no bool.
     """
 
     momentum: float = 0.9
     """μ, 0 ≤ μ < 1."""
     weight_decay: float = 5e-4
     """κ ≥ 0, applied to every parameter named in the velocity."""
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         if not (_checks.is_real(self.momentum) and 0 <= self.momentum < 1):
             raise ValueError(f"momentum is {self.momentum!r}, expected 0 <= momentum < 1")
         if not (_checks.is_real(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay is {self.weight_decay!r}, expected a finite number >= 0")
+        _checks.kind("nesterov", self.nesterov, bool)
 
     def start(self, params: Arrays, trainable: Iterable[str]) -> dict[str, NDArray[np.floating]]:
         """The velocity before the first step: a zero for each number of each `trainable` array."""
@@ -98,9 +102,12 @@ class SGD:
 
     def _step(self, theta: NDArray, gradient: NDArray, v: NDArray, *, rate: float) -> tuple[NDArray, NDArray]:
         dtype = theta.dtype
-        if theta.size < _LARGE:
-            v = np.asarray(v * dtype.type(self.momentum) + (gradient + theta * dtype.type(self.weight_decay)), dtype)
-            return np.asarray(theta - v * dtype.type(rate), dtype), v
+        # The kernel knows momentum alone.
+        if theta.size < _LARGE or self.nesterov:
+            momentum, decayed = dtype.type(self.momentum), gradient + theta * dtype.type(self.weight_decay)
+            v = np.asarray(v * momentum + decayed, dtype)
+            change = decayed + v * momentum if self.nesterov else v
+            return np.asarray(theta - change * dtype.type(rate), dtype), v
         new_theta, new_v = np.empty(theta.shape, dtype), np.empty(theta.shape, dtype)
         old, change, speed = (array.reshape(-1) for array in (theta, gradient, v))
         momentum, decay, rate = map(dtype.type, (self.momentum, self.weight_decay, rate))

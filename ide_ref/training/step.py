@@ -14,7 +14,7 @@ from ide_ref.maps import freeze, read_out
 from ide_ref.network import Params
 from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import Rates, simulate
-from ide_ref.training.losses import cross_entropy
+from ide_ref.training.losses import Loss, cross_entropy, evaluated
 from ide_ref.training.sgd import SGD
 
 STAGES = ("freeze", "rollout", "readout", "linearise", "solve", "hebbian", "update")
@@ -34,7 +34,7 @@ class Step:
     velocity: Params
     """The optimiser's, after the step."""
     loss: float
-    """Mean cross-entropy of the batch, before the step."""
+    """Of the batch, before the step."""
     n_correct: int
     """Samples whose largest logit was the label's."""
     rates: Rates
@@ -42,8 +42,8 @@ class Step:
 
 
 def optimiser(recipe: Recipe) -> SGD:
-    """SGD with the recipe's momentum and weight decay."""
-    return SGD(momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    """SGD as the recipe says."""
+    return SGD(momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
 
 def training_step(
@@ -56,6 +56,7 @@ def training_step(
     rate: float,
     rng: np.random.Generator,
     lap: Callable[[str], None] = lambda stage: None,
+    loss: Loss | None = None,
 ) -> Step:
     """Freeze, simulate, read out, differentiate, update.
 
@@ -71,9 +72,13 @@ def training_step(
         Draws the dropout masks.
     lap : callable
         Called with the name of each of `STAGES` as it ends.
+    loss : callable, optional
+        In place of the recipe's cross-entropy, see `ide_ref.training.losses.Loss`.
 
     Raises
     ------
+    ValueError
+        `loss` returns something else than it should.
     NotFinite
         Naming the loss, or the first parameter that has left the range of its dtype.
     NotConverged
@@ -85,9 +90,12 @@ def training_step(
     rates = simulate(frozen, x, recipe.n_steps).without_potentials()
     lap("rollout")
     logits = read_out(frozen, rates)
-    loss, d_logits = cross_entropy(logits, y)
-    if not math.isfinite(loss):
-        raise NotFinite(f"the loss is {loss}")
+    if loss is None:
+        value, d_logits = cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+    else:
+        value, d_logits = evaluated(loss, logits, np.asarray(y))
+    if not math.isfinite(value):
+        raise NotFinite(f"the loss is {value}")
     back = backward(
         frozen,
         rates,
@@ -105,4 +113,4 @@ def training_step(
         if not math.isfinite(float(np.vdot(array, array))):
             raise NotFinite(f"{name} has left the range of {array.dtype}")
     lap("update")
-    return Step(new, velocity, loss, int(np.count_nonzero(logits.argmax(axis=1) == y)), rates, back)
+    return Step(new, velocity, value, int(np.count_nonzero(logits.argmax(axis=1) == y)), rates, back)

@@ -68,7 +68,7 @@ def in_bfloat16(path):
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), "is truncated or damaged; restore it from a copy"),
         (lambda p: p.write_bytes(p.read_bytes()[:50]), "is truncated or damaged"),
         (lambda p: p.write_bytes(to_bytes({"w": np.ones(2)})), "holds tensors but was not written by ide_ref"),
-        (lambda p: rewritten(p, about={"format_version": 2}), "has format 2, this ide_ref reads up to 1; install"),
+        (lambda p: rewritten(p, about={"format_version": 3}), "has format 3, this ide_ref reads up to 2; install"),
         (lambda p: rewritten(p, about={"seed": 3, "preset": {}}), UNFIT),
         (
             lambda p: rewritten(p, tensors={"params/readout.bias": np.zeros(9, np.float32)}),
