@@ -109,8 +109,8 @@ class Dataset:
         if spikes and scale is not None:
             raise ValueError(f"scale is {scale!r}, but spike trains are taken as they are; leave it out")
         if n_classes is None:
-            everything = np.concatenate(labels) if all(map(np.size, labels)) else np.zeros(1, np.int64)
-            least, most = int(everything.min()), int(everything.max())
+            both = np.concatenate(labels)
+            least, most = (int(both.min()), int(both.max())) if both.size else (0, 0)
             if least > 0:
                 given = f"labels reach from {least} to {most}, expected them to begin at 0"
                 raise ValueError(f"{given}: take {least} off, or give n_classes")

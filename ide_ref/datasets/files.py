@@ -69,12 +69,12 @@ def _read(path: Path) -> dict[str, NDArray]:
         if path.is_dir():
             files = {name: path / f"{name}.npy" for name in known}
             return {name: np.load(file, allow_pickle=False) for name, file in files.items() if file.exists()}
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in known if name in archive}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; say with --data where it is") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
         told = "is damaged or holds something else than arrays of numbers"
         raise DataError(f"{path}: {told}; write it with numpy.savez(path, x_train=..., ...)") from None
