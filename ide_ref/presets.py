@@ -129,27 +129,11 @@ class Preset:
 
     @classmethod
     def of(cls, network: Network, recipe: Recipe, *, name: str = "graph") -> Preset:
-        """Any network with a recipe, to be trained and saved.
-
-        Raises
-        ------
-        ValueError
-            A synapse of the network is of a class that cannot be saved.
-        """
+        """Any network with a recipe, to be trained and saved; `norm` is what its restrictions say."""
         _checks.kind("network", network, Network)
-        # As it comes back from a checkpoint: plain numbers and tuples, whatever kinds of them were given.
-        graph = Network.from_dict(network.to_dict())
-        sizes: dict[str, Any] = {"input_shape": graph.input_shape, "n_classes": graph.n_classes}
-        return cls(
-            name,
-            "graph",
-            **sizes,
-            neuron=graph.neuron,
-            dropout=None,
-            recipe=recipe,
-            profile=profile_of(network),
-            graph=graph,
-        )
+        graph, profile = edited(network, PAPER), profile_of(network)
+        sizes = network.input_shape, network.n_classes
+        return cls(name, "graph", *sizes, network.neuron, None, recipe, profile=profile, graph=graph)
 
     @cached_property
     def network(self) -> Network:

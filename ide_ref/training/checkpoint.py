@@ -160,9 +160,9 @@ def require_same(checkpoint: Checkpoint, preset: Preset, seed: int, *, path: Pat
         free = ("recipe", "epochs") if checkpoint.preset.recipe.schedule == "steps" else ("recipe",)
         names = [f.name for f in fields(here) if f.name not in (*free, "graph")]
         pairs += [(name, getattr(there, name), getattr(here, name)) for name in names]
-    told = [f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new]
+    parts = [f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new]
     # Graphs are too large to be shown.
-    different = "; ".join([*told, *(["another graph"] if checkpoint.preset.graph != preset.graph else [])])
+    different = "; ".join([*parts, *(["another graph"] if checkpoint.preset.graph != preset.graph else [])])
     if different:
         remedy = "repeat its options, or choose another folder"
         raise CheckpointError(f"{path}: is of another training ({different}); {remedy}")

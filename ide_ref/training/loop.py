@@ -216,7 +216,7 @@ def train(
 
 
 def _prepared(preset: Preset | Network, data: Dataset, recipe: Recipe | None) -> Preset:
-    """What is trained, as it stands in checkpoints: a preset with numbers for mean and std."""
+    """What is trained, as it comes back from a checkpoint: plain numbers and tuples, also for mean and std."""
     _checks.kind("preset", preset, Preset, Network)
     if recipe is not None:
         _checks.kind("recipe", recipe, Recipe)
@@ -226,7 +226,7 @@ def _prepared(preset: Preset | Network, data: Dataset, recipe: Recipe | None) ->
         preset = Preset.of(preset, recipe, name=data.name)
     recipe = preset.recipe if recipe is None else recipe
     mean, std = statistics(recipe, data)
-    return replace(preset, recipe=replace(recipe, mean=mean, std=std))
+    return Preset.from_dict(replace(preset, recipe=replace(recipe, mean=mean, std=std)).to_dict())
 
 
 def _check_loss(preset: Preset, data: Dataset, seed: int, loss: Loss | None) -> None:

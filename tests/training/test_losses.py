@@ -45,3 +45,29 @@ def test_the_loss_is_the_mean_of_minus_the_log_of_the_softmax(n, k, seed, consta
         assert loss == pytest.approx(exact, rel=rel, abs=1e-11)
         np.testing.assert_allclose(gradient, (p - np.eye(k)[y]) / n, atol=tol)
         np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-15)
+
+
+@given(st.integers(1, 6), st.integers(1, 7), st.floats(0, 0.99), st.sampled_from([np.float32, np.float64]))
+def test_smoothed_labels_share_with_all_classes(n, k, smoothing, dtype):
+    rng = np.random.default_rng(n + 10 * k)
+    logits, y = rng.normal(0, 3, (n, k)).astype(dtype), rng.integers(0, k, n)
+    exact = logits.astype(float)
+    p = np.exp(exact) / np.exp(exact).sum(axis=1, keepdims=True)
+    q = (1 - smoothing) * np.eye(k)[y] + smoothing / k
+    loss, gradient = cross_entropy(logits, y, label_smoothing=smoothing)
+    tol = 20 * float(np.finfo(dtype).eps)
+    assert loss == pytest.approx(-np.mean(np.sum(q * np.log(p), axis=1)), rel=tol, abs=10 * tol)
+    np.testing.assert_allclose(gradient, (p - q) / n, rtol=0, atol=tol)
+    assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, None, "x", float("nan")])
+def test_wrong_smoothing(smoothing):
+    with pytest.raises(ValueError, match=r"label_smoothing is .*; expected a number in \[0, 1\)"):
+        cross_entropy(np.zeros((1, 2)), [0], label_smoothing=smoothing)
+
+
+def test_smoothed_losses_of_large_logits_do_not_overflow():
+    loss, gradient = cross_entropy(np.array([[1e38, -1e38, -1e38]], np.float32), [0], label_smoothing=0.3)
+    assert loss == pytest.approx(0.3 * 2 / 3 * 2e38)
+    np.testing.assert_allclose(gradient, [[0.2, -0.1, -0.1]], rtol=1e-6)

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ide_ref import SGD, equations
+from ide_ref.training import loop
 from ide_ref.training.schedule import learning_rate
 
 
@@ -38,6 +42,29 @@ def test_steps_are_the_equations(momentum, decay, rate, large, dtype):
     assert params["running_mean"] is still
 
 
+@given(
+    momentum=st.floats(0, 0.99),
+    decay=st.floats(0, 0.99),
+    size=st.sampled_from([(), (1,), (3, 4)]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+@example(momentum=0.9, decay=0.01, size=(400, 350), dtype=np.float32)
+@example(momentum=0.9, decay=0.01, size=(400, 350), dtype=np.float64)
+def test_nesterov_looks_one_step_ahead(momentum, decay, size, dtype):
+    rng, sgd = np.random.default_rng(1), SGD(momentum=momentum, weight_decay=decay, nesterov=True)
+    theta, v = rng.normal(size=size), np.zeros(size)
+    params, velocity = {"w": np.asarray(theta, dtype)}, {"w": np.zeros(size, dtype)}
+    for _ in range(3):
+        gradient = rng.normal(size=size)
+        params, velocity = sgd.step(params, velocity, {"w": gradient}, rate=0.1)
+        g = gradient + decay * theta
+        v = momentum * v + g
+        theta = theta - 0.1 * (g + momentum * v)
+        for found, known in ((params["w"], theta), (velocity["w"], v)):
+            assert (found.dtype, found.shape) == (dtype, size)
+            np.testing.assert_allclose(found, known, rtol=0, atol=50 * np.finfo(dtype).eps)
+
+
 def test_the_rate_falls_after_each_milestone():
     rates = [learning_rate(0.5, epoch=e, step=100, milestones=(2, 3), gamma=0.1) for e in range(5)]
     assert rates == pytest.approx([0.5, 0.5, 0.05, 0.005, 0.005])
@@ -46,3 +73,81 @@ def test_the_rate_falls_after_each_milestone():
 def test_the_rate_rises_to_its_value_within_the_warm_up():
     rates = [learning_rate(0.8, epoch=0, step=s, warmup_steps=4) for s in range(6)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+
+@given(base=st.floats(0.01, 10), n=st.integers(1, 200), warmup=st.integers(0, 20))
+def test_the_rate_falls_along_a_cosine(base, n, warmup):
+    plan = {"schedule": "cosine", "warmup_steps": warmup, "total_steps": n + warmup, "milestones": (1,)}
+    rates = [learning_rate(base, epoch=3, step=s, **plan) for s in range(n + warmup)]
+    rising = base * np.arange(1, warmup + 1) / max(warmup, 1)
+    falling = base * np.cos(np.pi / 2 * np.arange(n) / n) ** 2
+    assert rates == pytest.approx([*rising, *falling])
+    # After the warm-up the first step has the whole rate, and the last one is not wasted.
+    assert rates[warmup] == pytest.approx(base)
+    assert rates[-1] > 0
+
+
+@given(base=st.floats(0.01, 10), n=st.integers(2, 200))
+def test_the_rate_makes_one_cycle(base, n):
+    plan = {"schedule": "one-cycle", "total_steps": n, "warmup_steps": 50}
+    rates = np.array([learning_rate(base, epoch=0, step=s, **plan) for s in range(n)])
+    t = np.arange(n) / (n - 1)
+    up = base * (1 / 25 + 24 / 25 * np.sin(np.pi / 2 * t / 0.3) ** 2)
+    down = base * (4e-6 + (1 - 4e-6) * np.cos(np.pi / 2 * (t - 0.3) / 0.7) ** 2)
+    np.testing.assert_allclose(rates, np.where(t < 0.3, up, down), rtol=1e-9)
+    assert rates[0] == pytest.approx(base / 25)
+    assert rates[-1] == pytest.approx(base / 250_000)
+
+
+def test_a_training_of_one_step_has_a_rate():
+    assert learning_rate(1.0, epoch=0, step=0, schedule="one-cycle", total_steps=1) == pytest.approx(1 / 25)
+    assert learning_rate(1.0, epoch=0, step=0, schedule="cosine", total_steps=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "linear"}, "schedule is 'linear'; expected one of steps, cosine, one-cycle"),
+        ({"schedule": "cosine"}, "total_steps is None; expected a whole number of at least 6"),
+        ({"schedule": "one-cycle", "total_steps": 5}, "total_steps is 5; expected a whole number of at least 6"),
+    ],
+)
+def test_wrong_plans_of_the_rate(changes, message):
+    with pytest.raises(ValueError, match=message):
+        learning_rate(0.1, epoch=0, step=5, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "linear"}, "schedule is 'linear'; expected one of steps, cosine, one-cycle"),
+        ({"nesterov": 1}, "nesterov is of type int; expected bool"),
+        ({"label_smoothing": 1.0}, r"label_smoothing is 1.0; expected a number in \[0, 1\)"),
+        ({"label_smoothing": True}, r"label_smoothing is True; expected a number in \[0, 1\)"),
+        ({"mean": ()}, r"mean is \(\); expected a tuple of finite numbers, one per channel, or None"),
+        ({"std": (0.0,)}, r"std is \(0.0,\); expected positive numbers"),
+    ],
+)
+def test_wrong_recipes(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.preset(**changes)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_a_recipe_s_options_reach_the_training(tmp_path, schedule):
+    """Rates of each epoch's last step, Nesterov's step and the smoothed loss of a training of one batch per epoch."""
+    changes = {"schedule": schedule, "batch_size": 64, "label_smoothing": 0.5, "nesterov": True, "warmup_steps": 0}
+    preset = tiny.preset(**changes, dtype="float64", epochs=3)
+    seen = []
+    found = loop.train(preset, tiny.data(), out=tmp_path, callback=lambda state, _: seen.append(state)).checkpoint
+    plan = {"schedule": schedule, "total_steps": 3}
+    rates = [learning_rate(0.1, epoch=0, step=s, **plan) for s in range(3)]
+    assert [line["lr"] for line in found.history] == rates
+    before, after = seen[1], seen[2]
+    g = after.velocity["readout.weight"] - 0.9 * before.velocity["readout.weight"]
+    moved = before.params["readout.weight"] - rates[1] * (g + 0.9 * after.velocity["readout.weight"])
+    np.testing.assert_allclose(after.params["readout.weight"], moved, rtol=1e-12)
+    plain = loop.train(
+        replace(preset, recipe=replace(preset.recipe, label_smoothing=0.0)), tiny.data(), out=tmp_path / "p"
+    )
+    assert plain.checkpoint.history[0]["train_loss"] != found.history[0]["train_loss"]
