@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ide_ref import figures
 from ide_ref.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -108,8 +110,9 @@ def test_the_equilibrium_pages_table_is_what_was_measured():
             assert written == pytest.approx(value, rel=0, abs=half_a_digit, nan_ok=True), row
 
 
-def test_the_graph_of_the_networks_page_builds_and_its_gradient_is_right(capsys):
-    graph, use = re.findall(r"```python\n(.*?)```", (ROOT / "docs/networks.md").read_text(), re.S)
+def test_the_graph_of_the_networks_page_builds_learns_and_its_gradient_is_right(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    graph, use, learn = _blocks("networks.md")
     names: dict = {}
     exec(compile(graph, "networks.md", "exec"), names)
     network = names["network"]
@@ -120,6 +123,21 @@ def test_the_graph_of_the_networks_page_builds_and_its_gradient_is_right(capsys)
     exec(compile(use, "networks.md", "exec"), names)
     assert names["result"].solution.converged
     assert "passed" in capsys.readouterr().out
+    assert len(learn.splitlines()) <= 15
+    exec(compile(learn, "networks.md", "exec"), names)
+    assert int(re.fullmatch(r"accuracy (\d+)%\n", capsys.readouterr().out)[1]) > 80
+    assert main(["info", "runs/quarters/checkpoint.safetensors"]) == 0
+
+
+def test_own_data_from_the_script_to_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (script,) = _blocks("data.md")
+    assert len(script.splitlines()) <= 15
+    exec(compile(script, "data.md", "exec"), {})
+    assert int(re.fullmatch(r"accuracy (\d+)%\n", capsys.readouterr().out)[1]) > 80
+    monkeypatch.setattr(figures, "training_curves", lambda *_, **__: None)
+    for line in _blocks("data.md", "shell"):
+        assert main(shlex.split(line)[1:]) == 0, line
 
 
 def _blocks(page, language="python"):

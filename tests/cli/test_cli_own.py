@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ide_ref import LIF, presets
+from ide_ref import LIF, figures, presets
 from ide_ref.bench import machine
 from ide_ref.datasets import load
 from ide_ref.training import checkpoint, loop
@@ -28,13 +28,18 @@ def pack(path, shape=(8, 8), classes=3, **more):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working folder with own data."""
+    """An empty working folder with own data; what is drawn there, other tests see."""
     monkeypatch.chdir(tmp_path)
+    for name in ("training_curves", "convergence"):
+        monkeypatch.setattr(figures, name, lambda *_, **__: None)
+    # How fast the machine is takes a second to measure.
+    monkeypatch.setattr(machine, "matrix_rate", lambda: 1e11)
+    monkeypatch.setattr(machine, "event_limits", lambda: {})
     pack("mine.npz")
     return tmp_path
 
 
-def test_from_training_to_the_last_report(run, here, monkeypatch):
+def test_from_training_to_the_last_report(run, here):
     status, text, log = run("train", *STRUCTURE, "--data", "mine.npz", "--leak", 0.9, "--v-th", 1.5, "--seed", 3)
     assert status == 0, log
     saved = here / "runs" / "mine-lif-s3" / "checkpoint.safetensors"
@@ -54,8 +59,6 @@ def test_from_training_to_the_last_report(run, here, monkeypatch):
     status, text, _ = run("equilibrium", saved, *moved, "--samples", 1, "--n-steps", 20, "--out", "e", "--json")
     assert (status, json.loads(text)["fresh"]) == (0, False)
     assert run("info", saved)[1].startswith("mine: 2C3s (F2C3), LIF (leak 0.9, V_th 1.5), T = 10")
-    monkeypatch.setattr(machine, "matrix_rate", lambda: 1e11)
-    monkeypatch.setattr(machine, "event_limits", lambda: {})
     quick = ("--steps", 1, "--warm-up", 1, "--batch-size", 8, "--json")
     status, text, _ = run("bench", saved, *moved, *quick)
     assert (status, json.loads(text)["timings"][0]["data"]) == (0, "moved")
@@ -66,7 +69,7 @@ def test_from_training_to_the_last_report(run, here, monkeypatch):
     assert checkpoint.load(saved).seed == 3
 
 
-def test_a_graph_goes_through_every_command(run, here, monkeypatch):
+def test_a_graph_goes_through_every_command(run, here):
     network = tiny.preset().network
     data = load("digits", limit=40)
     loop.train(replace(network, neuron=LIF(0.8)), data, tiny.preset(epochs=1).recipe, out="run")
@@ -76,8 +79,6 @@ def test_a_graph_goes_through_every_command(run, here, monkeypatch):
     assert run("gradcheck", saved, "--samples", 3, "--coordinates", 1, "--directions", 1)[0] == 0
     text = run("equilibrium", saved, "--samples", 1, "--n-steps", 20, "--json")[1]
     assert [panel["name"] for panel in json.loads(text)["neurons"]] == ["IF", "LIF"]
-    monkeypatch.setattr(machine, "matrix_rate", lambda: 1e11)
-    monkeypatch.setattr(machine, "event_limits", lambda: {})
     assert run("bench", saved, "--steps", 1, "--warm-up", 1, "--batch-size", 8)[0] == 0
     assert run("train", "--resume", "--out", "run", "--epochs", 2)[0] == 0
     assert checkpoint.load(saved).epoch == 2
@@ -157,9 +158,7 @@ def test_a_structure_under_the_authors_profile(run, here):
         ("bench digits --data none.npz", "none.npz: no such file"),
     ],
 )
-def test_wrong_use_is_one_line_and_leaves_nothing(run, here, monkeypatch, words, message):
-    monkeypatch.setattr(machine, "matrix_rate", lambda: 1e11)
-    monkeypatch.setattr(machine, "event_limits", lambda: {})
+def test_wrong_use_is_one_line_and_leaves_nothing(run, here, words, message):
     pack("flat.npz", (64,))
     with np.load("mine.npz") as file:
         np.savez("one.npz", **{name: file[name] + (name[0] == "y") for name in file})
