@@ -126,6 +126,7 @@ class Preset:
         _checks.kind("name", self.name, str)
         _checks.kind("recipe", self.recipe, Recipe)
         _checks.kind("profile", self.profile, Profile)
+        _checks.kind("graph", self.graph, Network, type(None))
 
     @classmethod
     def of(cls, network: Network, recipe: Recipe, *, name: str = "graph") -> Preset:

@@ -285,7 +285,7 @@ CALLS = [
         {"logits": np.zeros((2, 3)), "y": [0, 2]},
         {"logits": (*NO_ARRAY, np.zeros((0, 3)), np.zeros((2, 0))), "y": (*NO_ARRAY, [0, 3], [-1, 0], [0], [0.0, 1.0])},
     ),
-    (SGD, {}, {"momentum": (*NO_NUMBER, -0.1, 1.0), "weight_decay": (*NO_NUMBER, -0.1)}),
+    (SGD, {}, {"momentum": (*NO_NUMBER, -0.1, 1.0), "weight_decay": (*NO_NUMBER, -0.1), "nesterov": (None, 1, "x")}),
     (
         SGD().start,
         {"params": PARAMS, "trainable": NETWORK.trainable},
@@ -307,6 +307,11 @@ CALLS = [
         {"base": NO_NUMBER, "epoch": NO_WHOLE, "step": NO_WHOLE, "gamma": NO_NUMBER, "warmup_steps": NO_WHOLE},
     ),
     (
+        learning_rate,
+        {"base": 0.1, "epoch": 0, "step": 0, "schedule": "cosine", "total_steps": 9},
+        {"schedule": NO_NAME, "total_steps": (*NO_COUNT, 0)},
+    ),
+    (
         recipe,
         {},
         {
@@ -317,12 +322,18 @@ CALLS = [
             "momentum": (*NO_NUMBER, -0.1, 1.0),
             "weight_decay": (*NO_NUMBER, -0.1),
             "milestones": (None, 3, "3", (0,), (2.5,), ("3",), [3]),
-            **dict.fromkeys(("mean", "std"), (None, 0.3, "x", (), ("x",), (np.nan,), [0.3])),
-            **dict.fromkeys(("dtype", "solver", "input"), NO_NAME),
+            **dict.fromkeys(("mean", "std"), (0.3, "x", (), ("x",), (np.nan,), [0.3])),
+            **dict.fromkeys(("dtype", "solver", "input", "schedule"), NO_NAME),
+            "label_smoothing": (*NO_NUMBER, -0.1, 1.0),
+            "nesterov": (None, 1, "x"),
             "dataset": (None, 1, []),
         },
     ),
-    (preset, {}, {"name": (None, 1, []), "recipe": NO_OBJECT, "profile": NO_OBJECT, "neuron": NO_OBJECT}),
+    (
+        preset,
+        {},
+        {"name": (None, 1, []), "recipe": NO_OBJECT, "profile": NO_OBJECT, "graph": NO_OBJECT[1:], "neuron": NO_OBJECT},
+    ),
     (
         presets.load,
         {"name": "digits"},

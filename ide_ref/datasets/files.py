@@ -21,7 +21,7 @@ _OPTIONS = ("n_classes", "scale", "spikes")
 
 def is_own(place: str) -> bool:
     """Whether this looks like a place for :func:`read_own` rather than a name."""
-    return place.endswith(".npz") or ":" in place or Path(place).is_dir()
+    return place.endswith(".npz") or ":" in place or (place != "" and Path(place).is_dir())
 
 
 def read_own(place: str) -> Dataset:

@@ -263,7 +263,7 @@ def _rate(state: Checkpoint, n_batches: int) -> float:
 
 
 def _train_batch(
-    state: Checkpoint, data: Dataset, indices: np.ndarray, n_batches: int, loss: Loss | None
+    state: Checkpoint, data: Dataset, indices: np.ndarray, n_batches: int, loss: Loss | None = None
 ) -> Checkpoint:
     began = time.perf_counter()
     preset = state.preset
