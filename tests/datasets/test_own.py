@@ -2,13 +2,14 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ide_ref.datasets import DataError, Dataset, load, read_own
+from ide_ref.datasets import DataError, Dataset, EventFrames, load, read_own
 from ide_ref.neurons import LIF
 from ide_ref.presets import Preset, Recipe
 from ide_ref.training.evaluation import load_batch
@@ -241,3 +242,14 @@ def test_wrong_places_are_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             load(place, **options)
     assert read_own("mine.npz").n_classes == 3
+
+
+def test_recordings_are_counted_and_shortened_without_being_read():
+    frames = EventFrames(tuple(Path(f"{k}.bin") for k in range(3)), 4)
+    data = Dataset("events", frames, Y[:3], frames, Y[:3], 3, 1.0, None, "", spikes=True)
+    assert (data.input_shape, data.n_frames) == ((2, 34, 34), 4)
+    assert data.first(2).x_test.paths == frames.paths[:2]
+    packed = replace(data, x_train=replace(frames, packed=np.eye(3, dtype=np.uint8)))
+    assert packed.first(2).x_train.packed.tolist() == [[1, 0, 0], [0, 1, 0]]
+    with pytest.raises(ValueError, match=r"data set 'events', test: y has shape \(2,\), expected \(3,\)"):
+        replace(data, y_test=Y[:2])

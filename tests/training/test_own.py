@@ -171,10 +171,12 @@ def hinge(logits, y):
 @pytest.mark.parametrize("loss", [squared, hinge, cross_entropy])
 def test_a_right_loss_passes_its_check(loss):
     rng = np.random.default_rng(0)
-    for scale in (0.0, 1.0, 100.0):
-        logits = (scale * rng.normal(size=(7, 3))).astype(np.float32)
-        logits.flags.writeable = False
-        check_loss(loss, logits, rng.integers(0, 3, 7))
+    y = rng.integers(0, 3, 7)
+    # The label's unit vector has all margins of the hinge at its kink.
+    for logits in (np.zeros((7, 3)), np.eye(3)[y], rng.normal(size=(7, 3)), rng.normal(0, 100, (7, 3))):
+        single = logits.astype(np.float32)
+        single.flags.writeable = False
+        check_loss(loss, single, y)
 
 
 def test_a_loss_of_one_s_own_is_trained_and_tested_with(tmp_path):
