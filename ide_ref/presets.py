@@ -127,13 +127,17 @@ class Preset:
         _checks.kind("recipe", self.recipe, Recipe)
         _checks.kind("profile", self.profile, Profile)
         _checks.kind("graph", self.graph, Network, type(None))
+        sizes = self.input_shape, self.n_classes
+        if self.graph is not None and sizes != (tuple(self.graph.input_shape), self.graph.n_classes):
+            given = f"input_shape is {self.input_shape} and n_classes {self.n_classes}"
+            raise ValueError(f"{given}, but the graph has {self.graph.input_shape} and {self.graph.n_classes}")
 
     @classmethod
     def of(cls, network: Network, recipe: Recipe, *, name: str = "graph") -> Preset:
         """Any network with a recipe, to be trained and saved; `norm` is what its restrictions say."""
         _checks.kind("network", network, Network)
         graph, profile = edited(network, PAPER), profile_of(network)
-        sizes = network.input_shape, network.n_classes
+        sizes = tuple(network.input_shape), network.n_classes
         return cls(name, "graph", *sizes, network.neuron, None, recipe, profile=profile, graph=graph)
 
     @cached_property
