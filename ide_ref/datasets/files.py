@@ -24,6 +24,11 @@ def is_own(place: str) -> bool:
     return place.endswith(".npz") or ":" in place or (place != "" and Path(place).is_dir())
 
 
+def is_function(place: str) -> bool:
+    """Whether a place of data is ``module:function``, no file and no folder."""
+    return ":" in place and not Path(place).exists()
+
+
 def read_own(place: str) -> Dataset:
     """A data set of one's own.
 
@@ -42,7 +47,7 @@ def read_own(place: str) -> Dataset:
     ValueError
         No such module or function, or one that returns something else.
     """
-    if ":" in place and not Path(place).exists():
+    if is_function(place):
         make = imported("data", place)
         found = make() if callable(make) else make
         if not isinstance(found, Dataset):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import _checks
-from ide_ref.datasets import Dataset, load, normalise, random_crop, random_flip
+from ide_ref.datasets import Dataset, is_function, load, normalise, random_crop, random_flip
 from ide_ref.equilibrium import find_equilibrium
 from ide_ref.maps import freeze, read_out
 from ide_ref.presets import Preset, Recipe
@@ -55,9 +55,21 @@ def load_data(
     ----------
     source : str, optional
         Name or place of a data set to be read instead.
+
+    Raises
+    ------
+    ValueError
+        The recipe names a function, which is code: it may come from someone's checkpoint and runs only when ``source``
+        asks for it.
     """
+    named = preset.recipe.dataset
+    if source is None and is_function(named):
+        raise ValueError(
+            f"the recipe takes its data from {named}, a function, and functions that a checkpoint names are not run "
+            f"unasked; if you trust it, say so: --data {named} (in Python: source)"
+        )
     n_frames = preset.recipe.n_steps if preset.recipe.input == "spikes" else None
-    return load(source or preset.recipe.dataset, data_dir=data_dir, limit=limit, n_frames=n_frames)
+    return load(source or named, data_dir=data_dir, limit=limit, n_frames=n_frames)
 
 
 def statistics(recipe: Recipe, data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

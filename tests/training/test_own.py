@@ -20,7 +20,7 @@ from ide_ref.authors import Profile, edited
 from ide_ref.datasets import Dataset
 from ide_ref.presets import Preset, Recipe
 from ide_ref.training import checkpoint, loop
-from ide_ref.training.evaluation import evaluate, load_batch
+from ide_ref.training.evaluation import evaluate, load_batch, load_data
 from ide_ref.training.losses import check_loss
 from ide_ref.training.step import training_step
 
@@ -307,3 +307,22 @@ def test_damaged_graphs_are_refused(tmp_path, damage, message):
     (tmp_path / "c").write_bytes(to_bytes(arrays, {"ide_ref": json.dumps(about)}))
     with pytest.raises(checkpoint.CheckpointError, match=re.escape(f"content does not fit together ({message}")):
         checkpoint.load(tmp_path / "c")
+
+
+def test_a_function_that_a_checkpoint_names_runs_when_asked_for_alone(tmp_path, monkeypatch):
+    """A checkpoint may be somebody else's, and the function anything that can be imported."""
+    monkeypatch.chdir(tmp_path)
+    name = f"data_of_{tmp_path.name}"
+    Path(f"{name}.py").write_text(
+        "import numpy as np\nfrom pathlib import Path\nfrom ide_ref.datasets import Dataset\n\n\ndef make():\n"
+        "    Path('ran').touch()\n    x, y = np.ones((4, 4)), np.arange(4) % 3\n"
+        "    return Dataset.from_arrays(x, y, x, y)\n"
+    )
+    preset = Preset.of(chain(), replace(RECIPE, dataset=f"{name}:make"))
+    checkpoint.save("c.safetensors", loop.begin(preset, 0))
+    theirs = checkpoint.load("c.safetensors").preset
+    with pytest.raises(ValueError, match=rf"a function, .* --data {name}:make"):
+        load_data(theirs)
+    assert not Path("ran").exists()
+    assert len(load_data(theirs, source=f"{name}:make").y_train) == 4
+    assert Path("ran").exists()
