@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ide_ref import figures
+from ide_ref import figures, presets
 from ide_ref.cli import main
+from ide_ref.training import checkpoint
+from ide_ref.training.loop import begin
 
 ROOT = Path(__file__).parent.parent
 # fmt: off
@@ -84,10 +86,17 @@ def test_check_your_own_layer_runs_as_written(capsys):
 def test_the_equilibrium_pages_own_network_is_recorded_and_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs/equilibrium.md").read_text()
+    (tmp_path / "runs/digits-lif-s0").mkdir(parents=True)
+    checkpoint.save("runs/digits-lif-s0/checkpoint.safetensors", begin(presets.load("digits"), 0))
     names: dict = {}
-    exec(compile(re.search(r"```python\n(.*?)```", page, re.S)[1], "equilibrium.md", "exec"), names)
+    for code in re.findall(r"```python\n(.*?)```", page, re.S):
+        assert len(code.splitlines()) <= 15
+        exec(compile(code, "equilibrium.md", "exec"), names)
     assert names["spikes"].shape == (2, 60, 4, 6, 6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["distance.png", "raster.png", "rates.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["distance.png", "raster.png", "rates.png"]
+    assert names["frozen"].dtype == np.float32
+    assert names["bound"].violation <= 0
+    assert np.isfinite(names["back"].certificate).all()
 
 
 def test_the_equilibrium_pages_table_is_what_was_measured():
