@@ -556,6 +556,19 @@ def dot(u: Mapping[str, NDArray], v: Mapping[str, NDArray]) -> float:
     return sum(float(np.vdot(d, v[name])) for name, d in u.items())
 
 
+def _in_question(network: Network, theta: Params, gradients: Mapping[str, ArrayLike]) -> dict[str, NDArray]:
+    """The gradients to check as float64; ValueError, by name, for one that is missing or misshapen."""
+    found = {}
+    for name in network.trainable:
+        shape = theta[name].shape
+        if name not in gradients:
+            raise ValueError(f"gradients has nothing for {name!r}; expected an array of shape {shape}")
+        found[name] = np.asarray(gradients[name], np.float64)
+        if found[name].shape != shape:
+            raise ValueError(f"gradient of {name!r} has shape {found[name].shape}; expected {shape}")
+    return found
+
+
 def check_gradient(
     network: Network,
     params: Mapping[str, ArrayLike],
@@ -636,14 +649,7 @@ def check_gradient(
     state = problem.solve(problem.freeze(theta))
     loss, d_logits = problem.loss(state)
     ours: Backward = backward(state.frozen, state, d_logits, solver=solver, tol=1e-12, max_iter=2000)
-    found: dict[str, NDArray] = {}
-    for name in network.trainable:
-        shape = theta[name].shape
-        if gradients is not None and name not in gradients:
-            raise ValueError(f"gradients has nothing for {name!r}; expected an array of shape {shape}")
-        found[name] = np.asarray((ours.gradients if gradients is None else gradients)[name], np.float64)
-        if found[name].shape != shape:
-            raise ValueError(f"gradient of {name!r} has shape {found[name].shape}; expected {shape}")
+    found = _in_question(network, theta, ours.gradients if gradients is None else gradients)
     overall = max(float(np.max(np.abs(value))) for value in found.values())
     check = _Check(problem, state, found, method, one_sided, tol, problem.rounding(state, method))
     rng = np.random.default_rng(seed)
