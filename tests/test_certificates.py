@@ -190,7 +190,7 @@ def test_a_singular_system_is_not_solved_by_growing_x(method, dtype):
 
 
 def test_a_diverging_relu_network_is_not_at_rest():
-    for weight, tol in ((2.0, 1e-13), (1.5, 1e-6), (1.0, 1e-3)):
+    for weight, tol in ((2.0, None), (1.5, 1e-6), (1.0, 1e-3)):
         for dtype in (np.float32, np.float64):
             frozen = one_neuron(weight, dtype)
             frozen = freeze(frozen.network, {**frozen.params, "input.bias": np.ones(1, dtype)})
