@@ -31,22 +31,27 @@ def parser() -> argparse.ArgumentParser:
     """The command line, without anything heavy imported."""
     from ide_ref import __version__
 
-    top = _Parser(prog="ide-ref", description="Feedback spiking networks trained by implicit differentiation.")
+    top = _Parser(
+        prog="ide-ref",
+        description="Feedback spiking networks trained by implicit differentiation.",
+        epilog=f"Presets: {', '.join(_common.PRESETS)}. Each command has its own --help.",
+    )
     top.add_argument("--version", action="version", version=f"ide-ref {__version__}")
     sub = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    output, preset, folder, datasets = _common.option_groups()
+    output, threads, preset, folder, datasets = _common.option_groups()
     commands: tuple[tuple[ModuleType, list[Any], str], ...] = (
-        (info, [output, preset], "structure, sizes and norms of an initialised network"),
-        (train, [output, preset, datasets], "train a preset, or a structure on data of your own"),
-        (evaluate, [output, datasets], "accuracy, firing rates, distance to equilibrium"),
-        (equilibrium, [output, datasets], "distance from the equilibrium over time, and its bound"),
-        (gradcheck, [output, preset, datasets], "implicit gradient against differences"),
+        (info, [output, threads, preset], "structure, sizes and norms of a network, initialised or trained"),
+        (train, [output, threads, preset, datasets], "train a preset, or a structure on data of your own"),
+        (evaluate, [output, threads, datasets], "accuracy, firing rates, distance to equilibrium"),
+        (equilibrium, [output, threads, datasets], "distance from the equilibrium over time, and its bound"),
+        (gradcheck, [output, threads, preset, datasets], "implicit gradient against differences"),
         (conformance, [], "test vectors for ports to other hardware, and what a port made of them"),
         (bench, [output, preset, datasets], "step times by stage, against the dense-equivalent"),
         (data, [output, folder], "which data sets were found, and how to get the others"),
     )
     for command, parents, says in commands:
-        p = sub.add_parser(command.__name__.rpartition(".")[2], parents=parents, help=says)
+        name = command.__name__.rpartition(".")[2]
+        p = sub.add_parser(name, parents=parents, help=says, description=f"{says}.", epilog=top.epilog)
         p.set_defaults(run=command.run)
         command.add(p)
     return top

@@ -18,19 +18,37 @@ if TYPE_CHECKING:
     from ide_ref.network import Params
     from ide_ref.presets import Preset
 
+PRESETS = (
+    "digits",
+    "fashion-mnist-400",
+    "mnist-64c5",
+    "nmnist-64c5",
+    *(f"cifar{n}-{name}" for n in (10, 100) for name in ("alexnet-f", "cifarnet-f")),
+)
+"""Their names, for help: the presets themselves are heavy to import."""
+
 INSTALL = "pip install 'ide_ref[train]'"
 SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct")
 
 
 def option_groups() -> tuple[argparse.ArgumentParser, ...]:
-    """Options of several commands: how results are printed, form of a preset, where data are looked for, data."""
+    """Options of several commands: how results are printed, threads, form of a preset, folder of data sets, data."""
     output, preset, folder = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     output.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    preset.add_argument("--neuron", choices=("lif", "if"), default="lif")
-    preset.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")
-    preset.add_argument("--profile", choices=("paper", "authors"), default="paper", help="authors: their differences")
+    threads = argparse.ArgumentParser(add_help=False)
+    threads.add_argument("--threads", type=count, metavar="N", help="of the computation (default: all processors)")
+    preset.add_argument("--neuron", choices=("lif", "if"), default="lif", help="leaky neurons or not (default lif)")
+    preset.add_argument(
+        "--norm", choices=("operator", "kernel"), default="operator", help="of the restriction (default operator)"
+    )
+    preset.add_argument(
+        "--profile",
+        choices=("paper", "authors"),
+        default="paper",
+        help="authors: with their differences (default paper)",
+    )
     preset.add_argument("--n-steps", type=count, metavar="T", help="time steps (default: the preset's)")
-    preset.add_argument("--seed", type=seed, default=0, metavar="S")
+    preset.add_argument("--seed", type=seed, default=0, metavar="S", help="of all random numbers (default 0)")
     folder.add_argument("--data-dir", metavar="DIR", help="folder that holds the data sets' folders")
     data = argparse.ArgumentParser(add_help=False, parents=[folder])
     data.add_argument(
@@ -38,7 +56,7 @@ def option_groups() -> tuple[argparse.ArgumentParser, ...]:
         metavar="DATA",
         help="data set in place of the recipe's: a name, FILE.npz, a folder or module:function",
     )
-    return output, preset, folder, data
+    return output, threads, preset, folder, data
 
 
 def count(text: str, least: int = 1) -> int:

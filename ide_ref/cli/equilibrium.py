@@ -24,7 +24,7 @@ _STATISTICS = 64  # images whose statistics normalise a freshly drawn network
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("network", metavar="PRESET|CHECKPOINT")
+    p.add_argument("network", metavar="PRESET|CHECKPOINT", help="a preset, a checkpoint or a training's folder")
     p.add_argument("--n-steps", dest="asked", type=_common.count, metavar="T", help="time steps (default: up to 1000)")
     p.add_argument("--samples", type=_common.count, default=4, metavar="N", help="images (default 4)")
     p.add_argument("--norm", choices=("operator", "kernel"), default="operator", help="norm of the restriction")

@@ -8,9 +8,8 @@ from ide_ref.cli import _common
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("checkpoint", metavar="CHECKPOINT")
-    p.add_argument("--limit", type=_common.count, metavar="N")
-    p.add_argument("--threads", type=_common.count, metavar="N")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, or the folder of a training")
+    p.add_argument("--limit", type=_common.count, metavar="N", help="only the first N images (default: as in training)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,9 @@ _TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("network", metavar="PRESET|CHECKPOINT", nargs="?")
+    p.add_argument(
+        "network", metavar="PRESET|CHECKPOINT", nargs="?", help="a preset, a checkpoint or a training's folder"
+    )
     p.add_argument(
         "--function",
         metavar="MODULE:NAME",

@@ -8,7 +8,7 @@ from ide_ref.cli import _common
 
 
 def add(p: argparse.ArgumentParser) -> None:
-    p.add_argument("preset", metavar="PRESET|CHECKPOINT")
+    p.add_argument("preset", metavar="PRESET|CHECKPOINT", help="a preset, a checkpoint or a training's folder")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,20 +32,21 @@ def add(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     p.add_argument("--limit", type=_common.count, metavar="N", help="only the first N training and N test images")
-    p.add_argument("--batch-size", type=_common.count, metavar="B")
-    p.add_argument("--lr", type=_common.positive)
+    p.add_argument(
+        "--batch-size", type=_common.count, metavar="B", help="samples per step (default 128, or the preset's)"
+    )
+    p.add_argument("--lr", type=_common.positive, metavar="R", help="learning rate (default 0.05, or the preset's)")
     p.add_argument("--schedule", choices=("steps", "cosine", "one-cycle"), help="of the learning rate")
     p.add_argument("--warmup-steps", type=_common.count, metavar="N", help="batches in which the learning rate rises")
     p.add_argument("--nesterov", action="store_true", default=None, help="look one step of the momentum ahead")
     p.add_argument("--label-smoothing", type=float, metavar="E", help="share of each label spread over all classes")
     p.add_argument("--crop", type=_common.seed, metavar="N", help="shift training pictures by up to N pixels")
     p.add_argument("--flip", action="store_true", default=None, help="mirror every second training picture")
-    p.add_argument("--dtype", choices=("float32", "float64"))
+    p.add_argument("--dtype", choices=("float32", "float64"), help="of all numbers (default float32)")
     p.add_argument("--solver", help=f"of (BETA): {', '.join(_common.SOLVERS)}")
     p.add_argument("--tol", type=_common.positive, help="relative residual of (BETA)")
     p.add_argument("--max-iter", type=_common.count, metavar="N", help="most products with Jᵀ per step")
     p.add_argument("--allow-unconverged", action="store_true", default=None, help="take (BETA) as --max-iter leaves it")
-    p.add_argument("--threads", type=_common.count, metavar="N")
 
 
 def run(args: argparse.Namespace) -> int:

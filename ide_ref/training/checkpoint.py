@@ -16,6 +16,9 @@ from ide_ref._files import write_atomically
 from ide_ref.presets import Preset
 from ide_ref.theory import verdict
 
+NAME = "checkpoint.safetensors"
+"""Of the file in the folder of a training."""
+
 FORMAT_VERSION = 2
 """Version 1 had no graphs; its files are read."""
 
@@ -95,7 +98,7 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint and check that its arrays fit its network.
+    """Read a checkpoint, or that in the folder of a training, and check that its arrays fit its network.
 
     Raises
     ------
@@ -106,6 +109,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     path = _checks.path("path", path)
+    if (path / NAME).is_file():
+        path = path / NAME
     try:
         with open(path, "rb") as header:
             start = header.read(9)

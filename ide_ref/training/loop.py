@@ -42,7 +42,7 @@ from ide_ref.training.losses import Loss, cross_entropy
 from ide_ref.training.schedule import learning_rate
 from ide_ref.training.step import NotFinite, optimiser, training_step
 
-CHECKPOINT, METRICS, RUN = "checkpoint.safetensors", "metrics.jsonl", "run.json"
+CHECKPOINT, METRICS, RUN = checkpoints.NAME, "metrics.jsonl", "run.json"
 
 _PURPOSES = ("init", "order", "batch")
 

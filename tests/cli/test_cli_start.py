@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from ide_ref.cli import main
+from ide_ref import presets
+from ide_ref.cli import _common, main, parser
 from ide_ref.training import checkpoint
 
 HEAVY = {"numpy", "scipy", "numba", "matplotlib", "safetensors", "tqdm"}
@@ -39,7 +40,8 @@ def test_nothing_heavy_is_imported(code):
 COMPILED = """
 import importlib, json, pkgutil, sys
 from ide_ref import _kernels
-from ide_ref.cli import main
+from ide_ref import presets
+from ide_ref.cli import _common, main, parser
 status = main(sys.argv[1:])
 modules = [importlib.import_module(m.name) for m in pkgutil.iter_modules(_kernels.__path__, "ide_ref._kernels.")]
 found = {id(f): f for m in modules for f in vars(m).values() if hasattr(f, "stats")}.values()
@@ -59,7 +61,8 @@ def test_the_second_start_compiles_nothing(tmp_path):
 
 SLOW = """
 import sys, time
-from ide_ref.cli import main
+from ide_ref import presets
+from ide_ref.cli import _common, main, parser
 from ide_ref.training import step
 original, calls = step.backward, iter(range(100))
 def slow(*args, **options):
@@ -95,3 +98,29 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert (state.epoch, state.step) == (2, 0)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "run.json").read_text())["preset"]["name"] == "digits"
+
+
+def test_help_names_the_presets_and_every_option_says_what_it_is(run):
+    assert presets.names() == _common.PRESETS
+    status, text, _ = run("--help")
+    assert status == 0
+    assert all(name in " ".join(text.split()) for name in presets.names())
+    for action in parser()._subparsers._group_actions[0].choices["train"]._actions:
+        assert action.help, action.dest
+
+
+def test_every_command_that_computes_takes_a_number_of_threads():
+    commands = parser()._subparsers._group_actions[0].choices
+    for name in ("info", "train", "evaluate", "equilibrium", "gradcheck", "bench"):
+        assert "--threads" in commands[name].format_help(), name
+    actions = commands["conformance"]._subparsers._group_actions[0].choices
+    assert "--threads" in actions["make"].format_help()
+
+
+def test_the_folder_of_a_training_stands_for_its_checkpoint(run, drawn, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(drawn.read_bytes())
+    assert run("info", tmp_path, "--json")[1] == run("info", drawn, "--json")[1]
+    (tmp_path / "empty").mkdir()
+    status, _, error = run("evaluate", tmp_path / "empty")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "Is a directory" in error
