@@ -121,10 +121,10 @@ def training_curves(
     place = epochs[best], _error(accuracies[best])
     right.plot(*place, "o", color=ACCENT, markersize=5)
     words: dict[str, Any] = {"ha": "center", "color": ACCENT, "fontsize": 9}
-    right.annotate(f"best {accuracies[best]:.2%}", place, xytext=(0, -14), textcoords="offset points", **words)
+    right.annotate(f"least {1 - accuracies[best]:.2%}", place, xytext=(0, -14), textcoords="offset points", **words)
     _legend(left)
     left.set_title(title, loc="left", fontsize=11)
-    right.set_title(f"last {accuracies[-1]:.2%}", loc="left", fontsize=11)
+    right.set_title(f"test error {1 - accuracies[-1]:.2%} at the end", loc="left", fontsize=11)
     return save(figure, path)
 
 
