@@ -44,6 +44,9 @@ from ide_ref.training.step import NotFinite, optimiser, training_step
 
 CHECKPOINT, METRICS, RUN = checkpoints.NAME, "metrics.jsonl", "run.json"
 
+PATIENCE = 2.0
+"""Seconds without a batch after which a training says what it is doing."""
+
 _PURPOSES = ("init", "order", "batch")
 
 
@@ -193,7 +196,7 @@ def train(
             raise _Stopped("callback")
 
     # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
-    with _stop_signals(log) as check, np.errstate(over="ignore", invalid="ignore"):
+    with _stop_signals(log) as check, np.errstate(over="ignore", invalid="ignore"), _long_start(log) as started:
         try:
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
@@ -203,6 +206,7 @@ def train(
                 for chunk in tqdm(left, title, n_batches, initial=state.step, file=log, disable=no_bar, leave=False):
                     check()
                     state = _train_batch(state, data, chunk, n_batches, loss)
+                    started()
                     tell("step")
                 state = _end_epoch(state, data, n_batches, check, loss)
                 checkpoints.save(out / CHECKPOINT, state)
@@ -376,6 +380,22 @@ def _epoch_line(state: Checkpoint) -> str:
         f"rate {line['firing_rate']:.4f}  gamma {gamma:.3f}  {line['seconds'] + line['test_seconds']:.1f} s"
         + ("" if gamma < 1 else f"  {verdict(gamma)}")
     )
+
+
+@contextmanager
+def _long_start(log: TextIO | None) -> Iterator[Callable[[], None]]:
+    """Say why nothing is seen if the first batch takes long; what this yields is to be called after it."""
+    if log is None:
+        yield lambda: None
+        return
+    said = "the first batch also compiles what this machine has not run yet, once per version\n"
+    timer = threading.Timer(PATIENCE, log.write, [said])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
 
 
 class _Stopped(Exception):

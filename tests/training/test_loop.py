@@ -2,6 +2,8 @@ import io
 import itertools
 import json
 import signal
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -256,3 +258,20 @@ def test_wrong_arguments(straight, data, tmp_path):
         with pytest.raises(ValueError, match=message):
             loop.train(preset, data, **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("patience", "says"), [(0.0, True), (1e3, False)])
+def test_a_first_batch_that_takes_long_says_why(tmp_path, monkeypatch, patience, says):
+    preset, log = tiny.preset(epochs=1), io.StringIO()
+    monkeypatch.setattr(loop, "PATIENCE", patience)
+    batch = loop._train_batch
+
+    def slow(*args):
+        time.sleep(0.05)
+        return batch(*args)
+
+    monkeypatch.setattr(loop, "_train_batch", slow)
+    loop.train(preset, tiny.data(), out=tmp_path / "run", log=log)
+    assert log.getvalue().count("also compiles what this machine has not run yet") == says
+    # Nothing is left that could speak later.
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
