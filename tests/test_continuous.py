@@ -587,6 +587,10 @@ def test_what_does_not_go_on_from_a_run_is_refused():
             {"x": PiecewiseInput(x.times, np.array([[1.0], [0.6], [2.0]]))},
             "frozen or x is not that of the run to resume",
         ),
+        (
+            {"x": PiecewiseInput(np.array([0.0, 2.5, 9.0]), x.values)},
+            "frozen or x is not that of the run to resume",
+        ),
         ({"x": np.ones(1)}, "frozen or x is not that of the run to resume"),
         ({"times": np.array([3.0, 12.0])}, r"times has some before t = 5 that the run to resume was not asked for"),
     ):
@@ -629,3 +633,12 @@ def test_a_frozen_batch_or_float32_is_refused():
         simulate_continuous(freeze(network, network.init(rng), x, training=True), x[0], np.array([1.0]))
     with pytest.raises(ValueError, match="frozen is float32 and made for evaluation; expected float64"):
         simulate_continuous(freeze(network, network.init(rng, dtype=np.float32)), x[0], np.array([1.0]))
+
+
+def test_the_supremum_of_u_plus_is_over_all_requested_times():
+    """A neuron held below threshold by a small drive: its potential is largest at the end."""
+    frozen = dense(0, 1)
+    run = simulate_continuous(frozen, np.full(1, 0.05), np.array([1.0, 4.0, 15.0]))
+    bound = continuous_error_bound(frozen, np.full(1, 0.05), run)
+    assert np.abs(run.u_plus[-1]) > np.abs(run.u_plus[:-1]).max()
+    assert bound.u_plus_sup >= np.abs(run.u_plus).max()

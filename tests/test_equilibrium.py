@@ -125,3 +125,24 @@ def test_the_tolerance_of_relu_is_relative_to_what_the_drive_brings_without_feed
     frozen = freeze(network, {**params, "input.bias": np.zeros(1)})
     options = {"max_iter": 11, "tol": share * 0.9**10 / 2, "allow_unconverged": True}
     assert find_equilibrium(frozen, np.ones((1, 1)), sigma="relu", **options).status == status
+
+
+@pytest.mark.parametrize(("share", "status"), [(1.1, "converged"), (0.9, "out of iterations")])
+def test_the_tolerance_of_clip_is_relative_to_1_and_the_rates(share, status):
+    """One neuron, a = clip(0.9 a + 0.05) from rest: after k sweeps a = (1 − 0.9^k)/2, its residual 0.05 · 0.9^k."""
+    network = build("1 (F1)", input_shape=(1,), n_classes=2, neuron=IF(1.0), batch_norm=False)
+    params = network.init(np.random.default_rng(0))
+    params |= {"input.weight": np.ones((1, 1)), "feedback.weight": np.ones((1, 1)), "feedback.alpha": np.array(0.9)}
+    frozen = freeze(network, {**params, "input.bias": np.zeros(1)})
+    tol = share * 0.05 * 0.9**10 / (1 + (1 - 0.9**10) / 2)
+    found = find_equilibrium(frozen, np.full((1, 1), 0.05), max_iter=11, tol=tol, allow_unconverged=True)
+    assert found.status == status
+
+
+@pytest.mark.parametrize("method", ["iterate", "anderson", "newton"])
+def test_a_search_that_starts_at_the_equilibrium_is_at_its_end(method):
+    network = build("5 (F5)", input_shape=(3,), n_classes=2, neuron=IF(1.0))
+    frozen, x = freeze(network, network.init(np.random.default_rng(0))), np.random.default_rng(1).random((2, 3))
+    star = find_equilibrium(frozen, x)
+    assert find_equilibrium(frozen, x, method=method).iterations > 1
+    assert find_equilibrium(frozen, x, method=method, start=star.a, tol=1e-12).iterations <= 1

@@ -261,3 +261,12 @@ def test_matmul_is_the_product_to_rounding_and_keeps_its_bits(rows, depth, colum
     transposed = matmul(np.asfortranarray(x), w.astype(np.float64))
     assert transposed.dtype == np.float64
     np.testing.assert_allclose(transposed, x.astype(float) @ w.astype(float), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 40])
+def test_a_product_is_never_written_into_a_copy(n):
+    """Rows whose numbers do not lie side by side cannot be written where they lie."""
+    out = np.zeros((5, n)).T
+    with pytest.raises(ValueError, match="expected rows whose numbers lie side by side"):
+        matmul(np.ones((n, 3)), np.ones((3, 5)), out)
+    assert not out.any()
