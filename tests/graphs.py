@@ -184,11 +184,14 @@ def convolutions(draw, cls):
 
 
 @st.composite
-def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.float64, max_populations: int = 3) -> Case:
+def cases(
+    draw, *, exact=False, contractive=False, batch_statistics=False, dtype=np.float64, max_populations: int = 3
+) -> Case:
     """A graph of populations: chain, skips, feedback paths, several of each, every kind of synapse.
 
     ``exact``: weights, inputs and masks whose sums have no rounding. ``contractive``: weights scaled so that
-    (COND) holds, whatever was drawn. Batches are of 1 to 9 samples, so that the products for few samples and for many
+    (COND) holds, whatever was drawn. ``batch_statistics``: what the input brings is normalised with those of a batch of
+    two and more. Batches are of 1 to 9 samples, so that the products for few samples and for many
     are both taken. From here on Numba runs the drawn number of threads; conftest restores it after the test.
     """
     n_steps = draw(st.integers(1, 9))
@@ -206,7 +209,8 @@ def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.floa
     for i, (s, t) in enumerate(ends):
         synapse = draw(st.sampled_from(synapses_between(input_shape if s < 0 else shapes[s], shapes[t], exact)))
         weightless = not synapse.weight_shape
-        batch_norm = not exact and (draw(st.booleans()) or (contractive and weightless))
+        normalised = (contractive and weightless) or (batch_statistics and s < 0)
+        batch_norm = not exact and (draw(st.booleans()) or normalised)
         restriction = None
         if not exact and not weightless and s >= t and draw(st.booleans()):
             restriction = Restriction(norm=draw(st.sampled_from(["operator", "kernel"])))
@@ -236,14 +240,14 @@ def cases(draw, *, exact: bool = False, contractive: bool = False, dtype=np.floa
     params = {name: np.asarray(value, dtype) for name, value in params.items()}
     n_threads = draw(st.integers(1, MAX_THREADS))
     numba.set_num_threads(n_threads)
-    n_batch = draw(st.integers(1, 9))
+    n_batch = draw(st.integers(1 + batch_statistics, 9))
     size = (n_batch, *input_shape)
     if draw(st.booleans()):
         shape = (n_batch, n_steps, *input_shape)
         x = ((rng.random(shape) < 0.4) * rng.integers(1, 3, shape)).astype(dtype)
     else:
         x = np.asarray(rng.integers(-16, 33, size) / 16 if exact else rng.normal(0.5, 1, size), dtype)
-    training = draw(st.booleans())
+    training = batch_statistics or draw(st.booleans())
     for array in (x, *params.values()):
         array.flags.writeable = False
     frozen = freeze(network, params, x, training=training, rng=rng)

@@ -350,3 +350,9 @@ def test_samples_coupled_through_batch_statistics_have_no_certificate(method):
     # With the running statistics the same network has.
     plain = freeze(edited(network, Profile()), params, x, training=True, rng=rng)
     assert np.all(np.isfinite(getattr(find_equilibrium(plain, x), method)))
+
+
+def test_what_cannot_be_resolved_is_infinite_without_a_warning():
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        for N, d in (([[0.5, 1e300], [1e300, 0.5]], 1e300), ([[0.5, 0.0], [0.0, 0.5]], 1.7e308), ([[0.0]], np.inf)):
+            assert np.all(np.isinf(resolved(np.array(N), np.full((1, len(N)), d))))

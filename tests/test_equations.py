@@ -36,7 +36,7 @@ def test_spikes_are_the_equations_spikes_on_exact_sums(case):
         assert rates.mean_spikes[population.name] == pytest.approx(spikes[:, :, place].mean(), abs=1e-15)
 
 
-@given(case=cases())
+@given(case=st.one_of(cases(), cases(batch_statistics=True)))
 def test_rates_loss_beta_and_every_gradient_are_the_equations(case):
     rates = simulate(case.frozen, case.x, case.n_steps)
     # A rounding may flip a spike that comes this close to the threshold, or a mask that comes this close to its ends.

@@ -137,8 +137,15 @@ def test_a_broken_bound_is_reported(system):
     """``violation`` looks at both bounds: either below the error by so much is told to be so."""
     bound = error_bound(system.frozen, system.x, simulate(system.frozen, system.x, system.n_steps, record=True))
     for name in ("one_step", "iterated"):
-        broken = replace(bound, **{name: bound.error - 0.25})
-        assert broken.violation == pytest.approx(0.25)
+        # At one time, of one sample and population.
+        too_small = getattr(bound, name).copy()
+        too_small[-1, -1, -1] = bound.error[-1, -1, -1] - 0.25
+        assert replace(bound, **{name: too_small}).violation == pytest.approx(0.25)
+
+
+def test_cond_in_words():
+    for gamma, holds in ((0.0, True), (0.999, True), (1.0, False), (3.0, False), (np.nan, False)):
+        assert condition.verdict(gamma).startswith("(COND) holds") == holds
 
 
 def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monkeypatch):

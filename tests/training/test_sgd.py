@@ -7,8 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ide_ref import SGD, equations
+from ide_ref.presets import Recipe
 from ide_ref.training import loop
 from ide_ref.training.schedule import learning_rate
+from ide_ref.training.step import optimiser
 
 
 @given(
@@ -151,3 +153,8 @@ def test_a_recipe_s_options_reach_the_training(tmp_path, schedule):
         replace(preset, recipe=replace(preset.recipe, label_smoothing=0.0)), tiny.data(), out=tmp_path / "p"
     )
     assert plain.checkpoint.history[0]["train_loss"] != found.history[0]["train_loss"]
+
+
+def test_the_optimiser_is_that_of_the_recipe():
+    recipe = Recipe("digits", 3, momentum=0.5, weight_decay=0.25, nesterov=True)
+    assert optimiser(recipe) == SGD(momentum=0.5, weight_decay=0.25, nesterov=True)
