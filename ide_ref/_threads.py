@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numba
@@ -17,18 +19,31 @@ million and takes 0.8 of the time of two, fashion-mnist-400 has 60 million."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
-QUIET = 0.5
-"""Load of the machine, in processes that run, below which its cores are taken to be free."""
+RUNNING = Path("/proc/loadavg")
+"""Where Linux tells how many threads of the machine run or wait for a processor at this moment."""
+
+
+def others_run() -> bool:
+    """Whether somebody else works on the machine just now, five looks in a row; True where that is not told."""
+    for look in range(5):
+        try:
+            n_running = int(RUNNING.read_text().split()[3].partition("/")[0])
+        except (OSError, ValueError, IndexError):
+            return True
+        # One of them is this very thread.
+        if n_running <= 1:
+            return False
+        time.sleep(1e-3 * (look < 4))
+    return True
 
 
 def _waiting() -> dict[str, str]:
     """How libgomp's threads are to wait, in its own words: it reads them with the first kernel that runs in parallel.
 
-    One that spins is there at once, which makes a step of fashion-mnist-400 1.4 times as fast, but takes its core from
+    One that spins is there at once, which makes a step of fashion-mnist-400 twice as fast, but takes its core from
     whoever else works there: then a step may take five times as long. So only where nobody does, and briefly.
     """
-    busy = not hasattr(os, "getloadavg") or os.getloadavg()[0] >= QUIET
-    return {"OMP_WAIT_POLICY": "passive"} if busy else {"GOMP_SPINCOUNT": "20000"}
+    return {"OMP_WAIT_POLICY": "passive"} if others_run() else {"GOMP_SPINCOUNT": "20000"}
 
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):

@@ -59,18 +59,35 @@ def test_the_number_of_threads_is_put_back_after_a_refusal():
 
 
 @pytest.mark.parametrize(
-    ("given", "load", "expected"),
+    ("told", "busy"),
     [
-        ({}, 3.0, ["passive", None]),
-        ({}, 0.1, [None, "20000"]),
-        ({"OMP_WAIT_POLICY": "active"}, 3.0, ["active", None]),
-        ({"GOMP_SPINCOUNT": "7"}, 3.0, [None, "7"]),
+        ("0.10 0.2 0.3 1/99 7", False),
+        ("9.10 0.2 0.3 1/99 7", False),
+        ("0.1 0.2 0.3 3/99 7", True),
+        ("", True),
+        ("x", True),
     ],
 )
-def test_threads_spin_only_where_nobody_else_works_or_they_are_told_to(given, load, expected):
+def test_the_machine_is_busy_where_others_run_now(monkeypatch, tmp_path, told, busy):
+    """Not where they did: a load average remembers one's own last run."""
+    monkeypatch.setattr(_threads, "RUNNING", tmp_path / "loadavg")
+    assert _threads.others_run()
+    (tmp_path / "loadavg").write_text(told)
+    assert _threads.others_run() == busy
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_threads_spin_only_where_nobody_else_works(monkeypatch, busy):
+    monkeypatch.setattr(_threads, "others_run", lambda: busy)
+    assert _threads._waiting() == ({"OMP_WAIT_POLICY": "passive"} if busy else {"GOMP_SPINCOUNT": "20000"})
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_a_policy_that_was_set_stays(given):
     code = (
-        f"import os; os.getloadavg = lambda: ({load}, 9.0, 9.0)\n"
-        "import ide_ref; ide_ref.freeze; print([os.environ.get(n) for n in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')])"
+        "import os, ide_ref; ide_ref.freeze\n"
+        "print({n: os.environ[n] for n in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT') if n in os.environ})"
     )
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{expected}\n"
+    found = eval(done.stdout)
+    assert found == given if given else len(found) == 1
