@@ -116,13 +116,18 @@ def test_the_search_begins_at_rest_unless_told_otherwise():
     np.testing.assert_array_equal(find_equilibrium(frozen, x, start=start, max_iter=1, allow_unconverged=True).a, start)
 
 
-@pytest.mark.parametrize(("share", "status"), [(1.1, "converged"), (0.9, "out of iterations")])
-def test_the_tolerance_of_relu_is_relative_to_what_the_drive_brings_without_feedback(share, status):
-    """One neuron, a = max(0.9 a + 1, 0) from rest: after k sweeps the residual is 0.9^k, and 1 + ‖f(0)‖ = 2."""
+def one_neuron():
+    """p = 0.9 a + x, V_th = 1."""
     network = build("1 (F1)", input_shape=(1,), n_classes=2, neuron=IF(1.0), batch_norm=False)
     params = network.init(np.random.default_rng(0))
     params |= {"input.weight": np.ones((1, 1)), "feedback.weight": np.ones((1, 1)), "feedback.alpha": np.array(0.9)}
-    frozen = freeze(network, {**params, "input.bias": np.zeros(1)})
+    return freeze(network, {**params, "input.bias": np.zeros(1)})
+
+
+@pytest.mark.parametrize(("share", "status"), [(1.1, "converged"), (0.9, "out of iterations")])
+def test_the_tolerance_of_relu_is_relative_to_what_the_drive_brings_without_feedback(share, status):
+    """One neuron, a = max(0.9 a + 1, 0) from rest: after k sweeps the residual is 0.9^k, and 1 + ‖f(0)‖ = 2."""
+    frozen = one_neuron()
     options = {"max_iter": 11, "tol": share * 0.9**10 / 2, "allow_unconverged": True}
     assert find_equilibrium(frozen, np.ones((1, 1)), sigma="relu", **options).status == status
 
@@ -130,10 +135,7 @@ def test_the_tolerance_of_relu_is_relative_to_what_the_drive_brings_without_feed
 @pytest.mark.parametrize(("share", "status"), [(1.1, "converged"), (0.9, "out of iterations")])
 def test_the_tolerance_of_clip_is_relative_to_1_and_the_rates(share, status):
     """One neuron, a = clip(0.9 a + 0.05) from rest: after k sweeps a = (1 − 0.9^k)/2, its residual 0.05 · 0.9^k."""
-    network = build("1 (F1)", input_shape=(1,), n_classes=2, neuron=IF(1.0), batch_norm=False)
-    params = network.init(np.random.default_rng(0))
-    params |= {"input.weight": np.ones((1, 1)), "feedback.weight": np.ones((1, 1)), "feedback.alpha": np.array(0.9)}
-    frozen = freeze(network, {**params, "input.bias": np.zeros(1)})
+    frozen = one_neuron()
     tol = share * 0.05 * 0.9**10 / (1 + (1 - 0.9**10) / 2)
     found = find_equilibrium(frozen, np.full((1, 1), 0.05), max_iter=11, tol=tol, allow_unconverged=True)
     assert found.status == status

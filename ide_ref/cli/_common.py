@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ide_ref._files import finite
-from ide_ref._imports import imported as imported
 
 if TYPE_CHECKING:
     from ide_ref.network import Params

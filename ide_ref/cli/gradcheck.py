@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ide_ref._imports import imported
 from ide_ref.cli import _common
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _run_function(args: argparse.Namespace) -> int:
 
 def _arguments(place: str) -> dict[str, Any]:
     """What a user's function gives for :func:`ide_ref.verify.check_fixed_point`."""
-    make = _common.imported("--function", place)
+    make = imported("--function", place)
     if not callable(make):
         raise ValueError(f"--function {place} is of type {type(make).__name__}; expected a function")
     found = make()

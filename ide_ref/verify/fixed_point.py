@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ide_ref import _checks, solvers
 from ide_ref._files import finite
-from ide_ref.verify.arrays import dtype_name, grain, widened
+from ide_ref.verify.arrays import as_array, dtype_name, grain
 from ide_ref.verify.gradient import extrapolate, observed_order
 
 Verdict = Literal["right", "wrong", "undecidable"]
@@ -318,27 +318,22 @@ class _Problem:
                 raise ValueError(f"cotangent has shape {c.shape}; expected that of z, {self.shape}")
             self.c = c.ravel()
         self.promoted = True
-        values = {name: _array(name, value) for name, value in theta.items()}
         try:
-            self(values, self.start)
-        except ValueError as error:
-            if "f returned" in str(error):
-                raise
-            self._as_given(values)
+            self._raw({name: _array(name, value) for name, value in theta.items()}, self.start)
         except Exception:
-            self._as_given(values)
+            # It does not take float64; what it raises for the dtypes given is its own error.
+            self.promoted = False
 
-    def _as_given(self, values: dict[str, NDArray]) -> None:
-        """From now on in the dtypes given; what f raises then is its own error."""
-        self.promoted = False
-        self(values, self.start)
-
-    def __call__(self, theta: Mapping[str, NDArray], z: NDArray) -> NDArray:
-        """f(z), flat."""
+    def _raw(self, theta: Mapping[str, NDArray], z: NDArray) -> Any:
+        """What f returns for arrays of the libraries that were given."""
         self.n_evaluations += 1
         handed = {name: _like(self.theta[name], value, self.promoted) for name, value in theta.items()}
         x = _like(self.x, None, self.promoted)
-        raw = self.f(_like(self.z, z.reshape(self.shape), self.promoted), x, handed)
+        return self.f(_like(self.z, z.reshape(self.shape), self.promoted), x, handed)
+
+    def __call__(self, theta: Mapping[str, NDArray], z: NDArray) -> NDArray:
+        """f(z), flat."""
+        raw = self._raw(theta, z)
         out = _array("what f returned", raw, finite=False)
         if out.shape != self.shape:
             raise ValueError(f"f returned shape {out.shape}; expected that of z, {self.shape}")
@@ -627,10 +622,7 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 def _array(name: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]:
     """Any library's array of floats as NumPy's in float64."""
-    for method in ("detach", "cpu"):
-        if hasattr(value, method):
-            value = getattr(value, method)()
-    out = _checks.reals(name, widened(value))
+    out = _checks.reals(name, as_array(name, value.cpu() if hasattr(value, "cpu") else value))
     if finite and not np.all(np.isfinite(out)):
         raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
     return out
