@@ -177,9 +177,10 @@ def train(
     if loss is not None and preset.recipe.label_smoothing:
         given = f"label_smoothing is {preset.recipe.label_smoothing}"
         raise ValueError(f"{given}, but that is of the cross-entropy; leave it out where loss is given")
-    _, y = load_batch(preset, data, "train", range(min(preset.recipe.batch_size, len(data.y_train))))
+    load_batch(preset, data, "train", [0])
     if loss is not None:
         # What it returns tells whether it fits, before anything is written.
+        y = data.y_train[: preset.recipe.batch_size]
         losses.evaluated(loss, np.zeros((len(y), preset.n_classes), preset.recipe.dtype), y)
     if check_loss:
         _check_loss(preset, data, seed, loss)
