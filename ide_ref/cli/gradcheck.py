@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """``ide-ref gradcheck``: exit status 1 where the gradient is wrong."""
     if (args.function is None) == (args.network is None):
         raise ValueError("expected a preset or checkpoint, or --function MODULE:NAME, one of the two")
+    if args.figure is not None and args.function is None:
+        raise ValueError("--figure draws the remainders of --function MODULE:NAME; give both")
     return _run_network(args) if args.function is None else _run_function(args)
 
 
@@ -69,7 +71,7 @@ def _run_function(args: argparse.Namespace) -> int:
 
     figure = _figure("--figure", args.figure)
     arguments = _arguments(args.function)
-    report = check_fixed_point(**{"seed": args.seed, **arguments})
+    report = check_fixed_point(**{"seed": args.seed, "tol": args.tol, **arguments})
     text = report.table()
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +83,12 @@ def _run_function(args: argparse.Namespace) -> int:
 
 def _arguments(place: str) -> dict[str, Any]:
     """What a user's function gives for :func:`ide_ref.verify.check_fixed_point`."""
+    from ide_ref.verify import check_fixed_point
+
     make = imported("--function", place)
     if not callable(make):
         raise ValueError(f"--function {place} is of type {type(make).__name__}; expected a function")
     found = make()
-    from ide_ref.verify import check_fixed_point
-
     known = set(inspect.signature(check_fixed_point).parameters)
     if not isinstance(found, dict) or not known.issuperset(found):
         what = sorted(set(found) - known) if isinstance(found, dict) else type(found).__name__

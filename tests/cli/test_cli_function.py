@@ -59,6 +59,9 @@ def test_a_right_and_a_wrong_gradient(run, layers, tmp_path):
     assert (tmp_path / "new" / "r.svg").read_text().startswith("<?xml")
     status, text, _ = run("gradcheck", "--function", f"{layers}:wrong", "--json")
     assert (status, json.loads(text)["verdict"]) == (1, "wrong")
+    # Of a thousandth nothing is wrong to within a tenth.
+    status, text, _ = run("gradcheck", "--function", f"{layers}:wrong", "--tol", "0.1", "--json")
+    assert (status, json.loads(text)["tol"]) == (0, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,7 @@ def test_what_is_no_such_function_is_refused(run, layers, name, says):
         (["--function", "no_colon"], "expected module:name"),
         (["--function", "a:b", "digits"], "one of the two"),
         ([], "expected a preset or checkpoint, or --function"),
+        (["digits", "--figure", "r.png"], "--figure draws the remainders of --function MODULE:NAME; give both"),
     ],
 )
 def test_wrong_words_are_refused(run, words, says):
