@@ -58,8 +58,29 @@ def test_every_kernel_is_kept_so(module):
     """Numba's own decorator in a kernel file would take stale code of those it calls."""
     module = importlib.import_module(f"ide_ref._kernels.{module}")
     for kernel in vars(module).values():
-        if isinstance(kernel, Dispatcher):
-            assert isinstance(kernel._cache, _jit._Cache)
+        for form in (kernel.one, kernel.many) if isinstance(kernel, _jit.Forms) else (kernel,):
+            if isinstance(form, Dispatcher):
+                assert isinstance(form._cache, _jit._Cache)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")
+@pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaPerformanceWarning")
+def test_one_thread_has_code_of_its_own(function, tmp_path):
+    before = numba.get_num_threads()
+    try:
+        for again in (False, True):
+            forms = _jit.njit(function, parallel=True)
+            for n_threads, used, other in ((1, forms.one, forms.many), (2, forms.many, forms.one)):
+                n_calls = len(other.signatures)
+                numba.set_num_threads(n_threads)
+                assert forms(21) == 42
+                assert bool(used.stats.cache_hits) == again
+                assert len(other.signatures) == n_calls
+            assert not forms.one.targetoptions.get("parallel")
+            assert forms.many.targetoptions["parallel"]
+    finally:
+        numba.set_num_threads(before)
+    assert len(list((tmp_path / "__pycache__").glob("*.nbc"))) == 2
 
 
 @pytest.fixture
@@ -70,6 +91,7 @@ def function(tmp_path, monkeypatch):
     path.write_text("def twice(x):\n    return 2 * x\n")
     spec = importlib.util.spec_from_file_location("module", path)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "module", module)
     spec.loader.exec_module(module)
     return module.twice
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 
 @cache
@@ -25,9 +25,10 @@ def _version():
 class _Cache(FunctionCache):
     """Numba's cache of one function, for this version of all sources; what cannot be read is compiled anew."""
 
-    def __init__(self, function):
+    def __init__(self, function, name):
         super().__init__(function)
-        self._cache_file._source_stamp = (self._cache_file._source_stamp, _version())
+        stamp = (self._cache_file._source_stamp, _version())
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base + name, stamp)
 
     def load_overload(self, *args):
         try:
@@ -54,19 +55,36 @@ def _warn_once():
     )
 
 
-def njit(function=None, **options):
+def njit(function=None, *, parallel=False, **options):
     """``numba.njit`` with these options, in a cache that knows of all kernels' sources; bare or called, as a decorator.
 
-    Where no folder for compiled code can be written, functions are compiled anew in each process, and a RuntimeWarning
-    says so.
+    A parallel kernel is compiled for one thread or for many as it is called. Where no folder for compiled code can be
+    written, functions are compiled anew in each process, and a RuntimeWarning says so.
     """
     if function is None:
-        return lambda given: njit(given, **options)
+        return lambda given: njit(given, parallel=parallel, **options)
+    return Forms(function, options) if parallel else _kept(function, options)
+
+
+class Forms:
+    """A kernel with ``prange`` as code for one thread, which takes half the time to compile, and for many."""
+
+    def __init__(self, function, options):
+        self.__doc__ = function.__doc__
+        self.one = _kept(function, options, "-one")
+        self.many = _kept(function, {**options, "parallel": True})
+
+    def __call__(self, *args):
+        return (self.one if numba.get_num_threads() == 1 else self.many)(*args)
+
+
+def _kept(function, options, name=""):
+    """A compiled function and its cache, whose files have a name of their own for each form."""
     compiled = numba.njit(nogil=True, **options)(function)
     # Where Numba is told not to compile, that is the function itself.
     if hasattr(compiled, "enable_caching"):
         try:
-            compiled._cache = _Cache(function)
+            compiled._cache = _Cache(function, name)
         except RuntimeError:
             _warn_once()
     return compiled

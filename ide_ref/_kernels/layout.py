@@ -86,8 +86,8 @@ def _lay_in_blocks(taps, across, n_taps, c_in, c_out, out):
                     out[to + c * width + d] = taps[(k * c_out + i + d) * c_in + c]
         else:
             for c in range(c_in):
-                at = (k * c_in + c) * c_out + i
-                out[to + c * width : to + c * width + n] = taps[at : at + n]
+                for d in range(n):
+                    out[to + c * width + d] = taps[(k * c_in + c) * c_out + i + d]
 
 
 def in_blocks(taps: NDArray, dtype: np.dtype) -> NDArray:

@@ -145,10 +145,11 @@ def _predict(a, lo, hi, few, many, i, sent):
 @njit
 def _record(lo, hi, i, sent, n_sent, u, spikes, potentials):
     """Spikes and potentials of the neurons lo to hi of sample i, from what was predicted and what was sent."""
-    spikes[lo:hi] = sent.predicted[i, lo:hi]
+    for j in range(lo, hi):
+        spikes[j] = sent.predicted[i, j]
+        potentials[j] = u[j]
     for e in range(lo, lo + n_sent):
         spikes[lo + sent.events[EVENTS, i, e]] ^= 1
-    potentials[lo:hi] = u[lo:hi]
 
 
 @njit
@@ -167,13 +168,17 @@ def _run(
         np.empty((2, n_samples, n + n_in), drive.dtype),
         np.zeros((2, n_populations + 1, n_samples), np.int64),
     )
-    n_located = 1
+    n_located, widest = 1, 0
     for row in plan.table:
         n_located = max(n_located, row[N_IN] * (row[C_IN] // chunk_of(row[C_IN])))
-    scratch = np.empty((n_samples, np.diff(starts).max()), drive.dtype)
+    for pop in range(n_populations):
+        widest = max(widest, starts[pop + 1] - starts[pop])
+    scratch = np.empty((n_samples, widest), drive.dtype)
     first = np.empty((n_samples, n_located + 1), np.int32)
-    sent.constant[:, :n] = drive
-    u[:] = drive
+    # Element by element, here and elsewhere: an assignment of one array to a slice takes seconds to compile.
+    for i in range(n_samples):
+        for j in range(n):
+            u[i, j] = sent.constant[i, j] = drive[i, j]
     a[:] = 0
     n_spikes[:] = 0
     n_events[:] = 0

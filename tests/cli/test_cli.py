@@ -47,7 +47,8 @@ def test_train_evaluate_and_resume(run, named, tmp_path):
     said = r"contraction gamma = 0\.\d{4} in operator norms; \(COND\) holds: the average rates converge to the .*\n"
     share = r"\d+\.\d\d%"
     assert re.match(rf"test accuracy {share} \(best {share} in epoch [12]\), \d+\.\d s per epoch\n{said}written:", text)
-    assert len(log.splitlines()) == 2
+    # On a slow machine, or a fresh one, it also says that it compiles.
+    assert len([line for line in log.splitlines() if line.startswith("epoch ")]) == 2
     assert {p.name for p in out.iterdir()} == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "curves.png"}
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
 
