@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -50,6 +51,20 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ.update(_waiting())
 
 
+@contextmanager
+def fit(work: float) -> Iterator[None]:
+    """One thread where a sweep of a batch has few multiply-adds, all there are otherwise."""
+    before = numba.get_num_threads()
+    if before == 1 or work >= SMALL:
+        yield
+        return
+    numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
 def fitted(function: Callable[P, R]) -> Callable[P, R]:
     """A function of a network (or of what was frozen of one) and a batch that runs on one thread where that is enough.
 
@@ -58,14 +73,8 @@ def fitted(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def _call(*args: P.args, **kwargs: P.kwargs) -> R:
-        before = numba.get_num_threads()
-        if before == 1 or _work(*args, **kwargs) >= SMALL:
+        with fit(_work(*args, **kwargs)):
             return function(*args, **kwargs)
-        numba.set_num_threads(1)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            numba.set_num_threads(before)
 
     return _call
 

@@ -6,10 +6,12 @@ import sys
 import numba
 import numpy as np
 import pytest
+import tiny
 
 from ide_ref import _threads, backward, build, find_equilibrium, freeze, simulate
 from ide_ref._kernels import rollout
 from ide_ref.neurons import IF
+from ide_ref.training.loop import train
 
 pytestmark = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")
 
@@ -56,6 +58,16 @@ def test_the_number_of_threads_is_put_back_after_a_refusal():
         with pytest.raises(ValueError, match=r"expected|expects|missing|shape"):
             call()
         assert numba.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0, 2), (1 << 24, 1)])
+def test_a_training_of_small_batches_runs_on_one_thread_as_a_whole(seen, monkeypatch, tmp_path, limit, expected):
+    """Its evaluation, with larger batches, too: else the code for many threads is compiled for that alone."""
+    monkeypatch.setattr(_threads, "SMALL", limit)
+    monkeypatch.setattr(_threads, "_work", lambda *args, **kwargs: np.inf)
+    train(tiny.preset(epochs=1), tiny.data(), out=tmp_path / "run")
+    assert set(seen) == {expected}
+    assert numba.get_num_threads() == 2
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from ide_ref import _checks
+from ide_ref import _checks, _threads
 from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
@@ -197,7 +197,9 @@ def train(
             raise _Stopped("callback")
 
     # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
-    with _stop_signals(log) as check, np.errstate(over="ignore", invalid="ignore"), _long_start(log) as started:
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    work = preset.network.n_multiplications * preset.recipe.batch_size
+    with _stop_signals(log) as check, quiet, _threads.fit(work), _long_start(log) as started:
         try:
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
