@@ -7,3 +7,5 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
+
+html_static_path = ["explorer"]  # scripts and style of explorer.md

@@ -232,8 +232,12 @@ def test_continuous_time_is_the_packages_event_loop(ask, settings, delay):
         bound = continuous_error_bound(frozen, x, run)
         np.testing.assert_allclose(column(answer, "error"), bound.error[:, 0], rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(column(answer, "oneStep"), bound.one_step[:, 0], rtol=1e-9, atol=1e-9)
-        expected = bound.floor(tau)[0]
-        assert answer["steps"][-1]["floor"] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        c = np.abs(run.u_plus).max()
+        last = answer["steps"][-1]
+        assert last["c"] == pytest.approx(c, rel=1e-9, abs=1e-9)
+        v_th, slack = settings["vTh"], 1 - settings["gamma"]
+        assert last["floor"] == pytest.approx(c * np.sqrt(settings["n"]) / (tau * v_th * slack), rel=1e-9, abs=1e-9)
+        assert last["floor"] <= bound.floor(tau)[0] + 1e-9
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.25, 1.0])

@@ -13,7 +13,9 @@
   const N_INPUTS = 4;
   const WORK = 7; // milliseconds of simulation in a frame, at most
   const EVENTS = 4000; // of continuous time between two looks at the clock
-  const WINDOW = 44; // steps of rain that are seen at once
+  const PLOT_EVERY = 30; // milliseconds
+  const NUMBERS_EVERY = 120;
+  const WINDOW = 30; // steps of rain that are seen at once
   const MOST_EDGES = 1200;
   const MOST_MESSAGES = 260;
   const MOST_ITERATIONS = 60;
@@ -25,10 +27,10 @@
 
   const CONTROLS = [
     { name: "n", label: "Neurons", min: 1, max: 200, step: 1, hint: "n" },
-    { name: "hears", label: "Senders each hears", min: 1, max: 50, step: 1, hint: "non-zero weights in a row of W" },
+    { name: "hears", label: "Fan-in", min: 1, max: 50, step: 1, hint: "how many others each neuron hears: non-zero weights in a row of W" },
     { name: "gamma", label: "Contraction γ", min: 0, max: 0.99, step: 0.01, hint: "γ = ‖W‖₂/V_th: W is scaled to it" },
     { name: "leak", label: "Leak λ", min: 0.5, max: 1, step: 0.01, hint: "what is left of a potential after a step" },
-    { name: "vTh", label: "Threshold V_th", min: 0.25, max: 3, step: 0.05, hint: "potential at which a neuron fires" },
+    { name: "vTh", label: "Threshold V<sub>th</sub>", min: 0.25, max: 3, step: 0.05, hint: "potential at which a neuron fires" },
     { name: "drive", label: "Drive", min: -0.5, max: 2, step: 0.05, hint: "b, the part of F x + b that all neurons share" },
     { name: "contrast", label: "Contrast", min: 0, max: 3, step: 0.1, hint: "size of F, the part that sets them apart" },
     { name: "T", label: "Steps T", min: 20, max: 1000, step: 10, hint: "how long the network runs" },
@@ -109,15 +111,21 @@
     return root.matchMedia("(prefers-color-scheme: dark)").matches && getComputedStyle(document.documentElement).colorScheme.includes("dark");
   }
 
-  /** A canvas as sharp as the screen. `begin` clears it and returns the context with its size in CSS pixels. */
+  /**
+   * A canvas as sharp as the screen. `begin` clears it and returns the context with its size in CSS pixels. Its size, and
+   * whether it is `inSight`, are told by observers (see `watch`): asking for them in each frame would cost a layout.
+   */
   function surface(name, description) {
     const canvas = element("canvas", { class: `ide-canvas ide-${name}`, role: "img", "aria-label": description });
-    return {
+    const own = {
       canvas,
+      inSight: false,
+      w: 0,
+      h: 0,
       describe: (text) => canvas.getAttribute("aria-label") !== text && canvas.setAttribute("aria-label", text),
       begin() {
         const scale = Math.min(root.devicePixelRatio || 1, 2);
-        const [w, h] = [canvas.clientWidth, canvas.clientHeight];
+        const { w, h } = own;
         if (canvas.width !== Math.round(w * scale) || canvas.height !== Math.round(h * scale)) {
           canvas.width = Math.round(w * scale);
           canvas.height = Math.round(h * scale);
@@ -130,6 +138,25 @@
         return { g, w, h, scale };
       },
     };
+    return own;
+  }
+
+  /** Keeps sizes and sight of canvases; calls `changed` whenever a picture has to be drawn. Returns how to end that. */
+  function watch(surfaces, changed) {
+    const of = new Map(surfaces.map((one) => [one.canvas, one]));
+    const sizes = new ResizeObserver((entries) => {
+      for (const { target } of entries) Object.assign(of.get(target), { w: target.clientWidth, h: target.clientHeight });
+      changed();
+    });
+    const sight = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) of.get(target).inSight = isIntersecting;
+      changed();
+    }, { rootMargin: "80px" }); // prettier-ignore
+    for (const { canvas } of surfaces) {
+      sizes.observe(canvas);
+      sight.observe(canvas);
+    }
+    return () => (sizes.disconnect(), sight.disconnect());
   }
 
   function line(g, points, color, { width = 1.5, dash = [], alpha = 1 } = {}) {
@@ -173,13 +200,20 @@
     }
     const marks = log
       ? Array.from({ length: 12 }, (_, k) => 10 ** (Math.ceil(Math.log10(low) - 1e-9) + k)).filter((v) => v <= high * 1.0001)
-      : [0, 0.25, 0.5, 0.75, 1].map((share) => low + share * (high - low));
+      : evenMarks(high);
     for (const mark of marks) {
       line(g, [[box.left, y(mark)], [box.right, y(mark)]], colors.grid, { width: 1 });
-      write(g, log ? plainPower(mark) : number(mark, 2), box.left - 7, y(mark), colors.muted, { align: "right", baseline: "middle" });
+      write(g, log ? plainPower(mark) : String(+mark.toPrecision(2)), box.left - 7, y(mark), colors.muted, { align: "right", baseline: "middle" });
     }
     write(g, xLabel, box.right, h - 4, colors.muted, { align: "right" });
     return { x, y, box };
+  }
+
+  /** Round numbers from 0 to `high`, three to six of them. */
+  function evenMarks(high) {
+    const power = 10 ** Math.floor(Math.log10(high / 4));
+    const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((candidate) => high / candidate <= 5);
+    return Array.from({ length: Math.floor(high / step + 1e-9) + 1 }, (_, k) => k * step);
   }
 
   const plainPower = (value) => (value >= 0.009 && value < 9999 ? String(+value.toPrecision(2)) : `10${superscript(String(Math.round(Math.log10(value))))}`);
@@ -252,6 +286,8 @@
     let run;
     let clock = 0; // time that is shown, between two steps too
     let goal = 0; // a time to hurry to
+    let T = 0; // of the present run
+    let plotted = 0; // when the plots were last drawn
     const rain = surface("rain", "Spikes falling on the average rates of all neurons");
     const rates = surface("plot", "Average rates over time");
     const distance = surface("plot", "Distance from the equilibrium over time, with its bounds");
@@ -260,24 +296,24 @@
       canvases: { rain, rates, distance },
       playing: false,
       get done() {
-        return clock >= view.model.settings.T;
+        return clock >= T;
       },
       /** A new model: from the start, or where the old one was. */
       renew(keepTime) {
-        goal = keepTime ? Math.min(clock, view.model.settings.T) : 0;
-        if (act.rushed) goal = view.model.settings.T;
+        const ended = T > 0 && clock >= T;
+        T = view.model.settings.T;
+        goal = act.rushed || (keepTime && ended) ? T : keepTime ? Math.min(clock, T) : 0;
         clock = 0;
         run = makeRun(view.model);
       },
       restart: () => act.renew(false),
-      finish: () => (goal = view.model.settings.T),
+      finish: () => (goal = T),
       step() {
-        clock = goal = Math.min(Math.floor(clock) + 1, view.model.settings.T);
+        clock = goal = Math.min(Math.floor(clock) + 1, T);
         while (!run.advanceTo(clock)) continue;
       },
       /** Goes on by so many seconds; returns whether there is more to do. */
       tick(seconds) {
-        const { T } = view.model.settings;
         if (run.records.t < goal || clock < goal) {
           run.advanceTo(goal);
           clock = run.records.t;
@@ -291,19 +327,25 @@
         if (clock >= T) act.playing = false;
         return act.playing;
       },
-      draw() {
+      draw(now, force) {
         const { records } = run;
         const shown = Math.min(Math.floor(clock), records.t);
-        drawRain(rain, view, records, clock, shown);
-        drawRates(rates, view, records, shown);
-        drawDistance(distance, view, records, shown);
+        const wanted = (picture) => picture.w > 0 && (force || picture.inSight);
+        if (wanted(rain)) drawRain(rain, view, records, clock, shown);
+        // Their lines hardly move from one frame to the next.
+        if (!force && now - plotted < PLOT_EVERY) return;
+        plotted = now;
+        if (wanted(rates)) drawRates(rates, view, records, shown);
+        if (wanted(distance)) drawDistance(distance, view, records, shown);
       },
-      status: () => `t = ${Math.floor(clock)} of ${view.model.settings.T}`,
+      status: () => `t = ${Math.floor(clock)} of ${T}`,
       numbers() {
         const { records } = run;
         const { model } = view;
         const k = Math.min(Math.floor(clock), records.t) - 1;
         const at = (name) => (k < 0 ? null : records[name][k]);
+        rain.describe(`${records.count} spikes of ${model.net.n} neurons falling on their average rates.`);
+        distance.describe(`Distance from the equilibrium: ${number(at("error"))} at t = ${k + 1}.`);
         const silent = model.star.a.filter((a) => a === 0).length;
         const full = model.delay === null ? model.star.a.filter((a) => a === 1).length : null;
         return {
@@ -313,7 +355,7 @@
           floor: model.settings.leak === 1 ? "0 (IF)" : number(at("floor")),
           silent: `${silent} of ${model.net.n}`,
           full: full === null ? "no upper end" : `${full} of ${model.net.n}`,
-          ends: k >= 0 && clock >= model.settings.T ? records.a[k] : null,
+          ends: k >= 0 && act.done ? records.a[k] : null,
         };
       },
     };
@@ -338,8 +380,8 @@
     const row = ground / WINDOW;
 
     // Rain: the newest above, older spikes further down and paler.
-    const drop = clamp(place.width * 0.42, 1, 4);
-    const length = clamp(row * 0.8, 3, 9);
+    const drop = clamp(place.width * 0.3, 1, 2.8);
+    const length = clamp(row * 0.85, 3, 10);
     g.fillStyle = colors.blue;
     const first = Math.max(0, Math.floor(clock) - WINDOW - 1);
     for (let t = first; t < Math.min(Math.ceil(clock), records.t); t++) {
@@ -355,10 +397,10 @@
 
     // Gauges: a[t] as columns, a* as marks.
     const y = (rate) => base - (base - ground - 14) * clamp(rate / most, 0, 1.04);
-    for (const share of [0, 0.5, 1]) {
-      const at = Math.round(y(share * most)) + 0.5;
-      line(g, [[place.left - 4, at], [w - 6, at]], share === 0 ? colors.muted : colors.grid, { width: 1 });
-      write(g, number(share * most, 2), place.left - 8, at, colors.muted, { align: "right", baseline: "middle" });
+    for (const rate of most === 1 ? [0, 0.5, 1] : evenMarks(most)) {
+      const at = Math.round(y(rate)) + 0.5;
+      line(g, [[place.left - 4, at], [w - 6, at]], rate === 0 ? colors.muted : colors.grid, { width: 1 });
+      write(g, String(+rate.toPrecision(2)), place.left - 8, at, colors.muted, { align: "right", baseline: "middle" });
     }
     const a = shown > 0 ? records.a[shown - 1] : null;
     const gap = place.width > 5 ? Math.min(place.width * 0.14, 3) : 0;
@@ -372,7 +414,6 @@
     }
     write(g, "neurons, in the order of a*", w - 8, h - 5, colors.muted, { align: "right" });
     write(g, `a[t] after t = ${shown}`, place.left, h - 5, colors.muted);
-    target.describe(`Rain of spikes and rates of ${net.n} neurons; ${records.count} spikes so far.`);
   }
 
   function drawRates(target, view, records, shown) {
@@ -423,7 +464,6 @@
       dotAt(g, x(shown), y(records.error[shown - 1]), 3.2);
     }
     g.restore();
-    target.describe(shown > 0 ? `Distance from the equilibrium ${number(records.error[shown - 1])} at t = ${shown}.` : "Distance from the equilibrium over time, with its bounds");
   }
 
   function dotAt(g, x, y, radius) {
@@ -480,8 +520,9 @@
     let picture = null; // of ∇W
     const ring = surface("ring", "Connections between the neurons, and β going back along them");
     const rounds = surface("rounds", "Distance of β from its limit, round by round");
-    const matrix = surface("matrix", "The gradient of all weights");
+    const matrix = surface("matrix", "The gradient of all weights; arrow keys choose a cell");
     matrix.canvas.setAttribute("tabindex", "0");
+    matrix.canvas.setAttribute("role", "application");
 
     const last = () => gradient.iterates.length - 1;
     const all = () => view.model.net.n ** 2;
@@ -524,17 +565,22 @@
         }
         return act.playing;
       },
-      draw() {
+      draw(now, force) {
+        const wanted = (picture) => picture.w > 0 && (force || picture.inSight);
         if (sent.k !== k) sent = { k, list: k < last() ? messages(view.model, gradient.waves[k]) : [] };
-        edges = drawRing(ring, view, gradient, { k, part, sent: sent.list, edges });
-        drawRounds(rounds, view, gradient, k);
-        picture = drawMatrix(matrix, view, gradient, { cells: k < last() ? 0 : Math.floor(cells), chosen: act.chosen, picture });
+        if (wanted(ring)) edges = drawRing(ring, view, gradient, { k, part, sent: sent.list, edges });
+        if (wanted(rounds)) drawRounds(rounds, view, gradient, k);
+        if (wanted(matrix)) picture = drawMatrix(matrix, view, gradient, { k, cells: k < last() ? 0 : Math.floor(cells), chosen: act.chosen, picture });
       },
       status() {
         if (k < last()) return `round ${k} of ${last()}: β arrives`;
         return act.done ? "∇W is complete" : cells > 0 ? `∇W: row ${Math.min(view.model.net.n, 1 + Math.floor(cells / view.model.net.n))}` : "β has arrived";
       },
-      numbers: () => ({ betaError: number(gradient.errors[k]), certificate: number(gradient.certificates[Math.min(k, gradient.certificates.length - 1)]) }),
+      numbers() {
+        ring.describe(`β after ${k} rounds, ${number(gradient.errors[k])} from its limit.`);
+        const certificate = gradient.certificates[Math.min(k, gradient.certificates.length - 1)];
+        return { betaError: number(gradient.errors[k]), certificate: number(certificate) };
+      },
     };
     return act;
   }
@@ -590,7 +636,7 @@
     for (const { weight, i, j } of found.reverse()) {
       const [from, to] = [place.at(rank[i]), place.at(rank[j])];
       g.lineWidth = 0.5 + 0.9 * (Math.abs(weight) / most);
-      g.globalAlpha = (0.1 + 0.3 * (Math.abs(weight) / most)) * (0.25 + 0.75 * crowd);
+      g.globalAlpha = (0.08 + 0.24 * (Math.abs(weight) / most)) * (0.25 + 0.75 * crowd);
       stroke(g, from, to, bend(from, to, w, h));
     }
     return { canvas, w, h, scale };
@@ -608,13 +654,13 @@
     for (const { i, j, value } of part > 0 ? sent : []) {
       const [from, to] = [place.at(rank[i]), place.at(rank[j])];
       const control = bend(from, to, w, h);
-      const strength = Math.min(1, Math.sqrt(Math.abs(value)));
+      const strength = Math.min(1, Math.abs(value) ** 0.35);
       g.strokeStyle = g.fillStyle = value > 0 ? colors.blue : colors.accent;
-      g.globalAlpha = 0.5 * strength * Math.sin(Math.PI * part);
-      g.lineWidth = 1 + 1.5 * strength;
+      g.globalAlpha = 0.55 * strength * Math.sin(Math.PI * part);
+      g.lineWidth = 0.5 + 2 * strength;
       stroke(g, from, to, control);
       g.globalAlpha = Math.min(1, 0.25 + strength);
-      dotAt(g, ...along(from, to, control, eased), 1.2 + 3.4 * strength);
+      dotAt(g, ...along(from, to, control, eased), 0.8 + 3.6 * strength);
     }
     g.globalAlpha = 1;
 
@@ -644,7 +690,6 @@
     const [x, y] = place.at(rank[gradient.target]);
     const out = [x - w / 2, y - h / 2].map((side) => side / place.radius);
     if (net.n > 1) write(g, "L", x + out[0] * (place.node + 8), y + out[1] * (place.node + 8), colors.ink, { align: "center", baseline: "middle", size: 14 });
-    target.describe(`β after ${k} rounds, ${number(gradient.errors[k])} from its limit.`);
     return edges;
   }
 
@@ -667,6 +712,7 @@
     g.fillStyle = colors.blue;
     for (const r of rounds) dotAt(g, x(r), y(gradient.errors[r]), count > 30 ? 1.8 : 2.8);
     write(g, "round k", box.right, h - 5, colors.muted, { align: "right" });
+    write(g, "‖βᵏ − β*‖, and (CERT) above it", box.right, box.top + 6, colors.muted, { align: "right", baseline: "middle" });
     write(g, "0", box.left, h - 5, colors.muted, { align: "center" });
   }
 
@@ -699,14 +745,14 @@
   /** A value from −1 to 1 as a colour between the two of sign, paper for 0. */
   function mixed({ paper, blue, accent }, value) {
     const end = value >= 0 ? blue : accent;
-    const share = Math.abs(value) ** 0.6;
+    const share = Math.abs(value) ** 0.5;
     return [0, 1, 2].map((c) => paper[c] + share * (end[c] - paper[c])).concat(255);
   }
 
-  function drawMatrix(target, view, gradient, { cells, chosen, picture }) {
+  function drawMatrix(target, view, gradient, { k, cells, chosen, picture }) {
     const { g, w, h } = target.begin();
     const { model, colors } = view;
-    const { net, order, star } = model;
+    const { net, order, star, mask } = model;
     const { n } = net;
     const place = matrixPlaces(w, h, n);
     if (!picture) picture = paintMatrix(view, gradient);
@@ -723,7 +769,7 @@
     const most = Math.max(...gradient.matrix.b.map(Math.abs)) || 1;
     const rate = Math.max(...star.a) || 1;
     order.forEach((i, at) => {
-      g.fillStyle = rgb(gradient.matrix.b[i] / most);
+      g.fillStyle = rgb(clamp((mask[i] * gradient.iterates[k][i]) / net.vTh / most, -1, 1));
       g.fillRect(place.left - place.strip - 4, place.top + at * place.cell, place.strip, Math.max(place.cell - 0.5, 0.6));
       g.fillStyle = rgb(star.a[i] / rate);
       g.fillRect(place.left + at * place.cell, place.top - place.strip - 4, Math.max(place.cell - 0.5, 0.6), place.strip);
@@ -760,6 +806,25 @@
     return { colors, rgb };
   }
 
+  /** Settings that differ from the first ones, as the end of an address. */
+  function toAddress(settings) {
+    const changed = Object.entries(settings).filter(([name, value]) => value !== DEFAULTS[name]);
+    return new URLSearchParams(changed).toString();
+  }
+
+  /** Its settings, as far as they are any: numbers inside the controls' ranges. */
+  function fromAddress(hash) {
+    const found = {};
+    for (const [name, text] of new URLSearchParams(hash.slice(1))) {
+      const control = CONTROLS.find((one) => one.name === name);
+      if (control && text !== "" && Number.isFinite(+text)) found[name] = clamp(+text, control.min, control.max);
+      if (name === "seed" && /^\d{1,9}$/.test(text)) found.seed = +text;
+      if (name === "time" && ["discrete", "continuous"].includes(text)) found.time = text;
+    }
+    for (const name of ["n", "hears", "T"]) if (name in found) found[name] = Math.round(found[name]);
+    return found;
+  }
+
   function makeControl(control, value, change) {
     const id = `ide-${control.name}-${Math.random().toString(36).slice(2, 8)}`;
     const shown = element("output", { for: id });
@@ -772,7 +837,7 @@
     input.value = value;
     said();
     input.addEventListener("input", () => (said(), change(+input.value)));
-    const row = element("div", { class: "ide-control" }, element("label", { for: id, title: control.hint }, control.label), shown, input);
+    const row = element("div", { class: "ide-control" }, element("label", { for: id, title: control.hint, html: control.label }), shown, input);
     return { row, input, set: (next) => ((input.value = next), said()) };
   }
 
@@ -797,23 +862,27 @@
   }
 
   function figure(count, pictures, caption, keys = []) {
-    const key = keys.length ? [element("ul", { class: "ide-key" }, ...keys.map(([kind, words]) => element("li", { class: `ide-key-${kind}`, html: words })))] : [];
+    const key = keys.length ? [element("ul", { class: "ide-key" }, ...keys.map(([kind, words]) => element("li", { class: `ide-key-${kind}` }, element("span", { html: words }))))] : [];
     const words = element("figcaption", { html: `<b>Figure ${count}.</b> ${caption}` });
     return element("figure", {}, ...pictures.map((one) => one.canvas), ...key, words);
   }
 
   /**
    * Shows the explorer in an element. Options: `settings` to begin with, `equations`, the address of the equation index
-   * whose anchors are labels in small letters, and `onchange`, called with the settings whenever a control moves.
+   * whose anchors are labels in small letters, `address`, true to read settings from the page's address and keep them
+   * there, and `onchange`, called with the settings whenever a control moves.
    */
   function mount(host, options = {}) {
     const base = options.equations;
-    const view = { settings: { ...DEFAULTS, ...options.settings }, speed: 1, targetRank: 0, model: null, colors: null, rgb: null };
+    const given = { ...options.settings, ...(options.address ? fromAddress(root.location.hash) : {}) };
+    const own = Object.keys(given).length > 0;
+    const view = { settings: { ...DEFAULTS, ...given }, speed: 1, targetRank: 0, model: null, colors: null, rgb: null };
     const forward = forwardAct(view);
     const backward = backwardAct(view);
     const acts = [forward, backward];
     let frame = 0;
     let before = 0;
+    let told = 0;
     let dirty = true;
     let stale = null; // how to make the model anew before the next picture: "keep" the time, or "restart"
     const stop = [];
@@ -823,10 +892,13 @@
       const seconds = clamp((now - before) / 1000, 0, 0.1);
       before = now;
       if (stale) refresh();
-      let more = false;
-      for (const act of acts) more = act.tick(seconds) || more;
-      draw();
-      if (more || stale) request();
+      for (const act of acts) {
+        const moved = act.moving;
+        act.moving = act.tick(seconds);
+        act.drawn = !(dirty || moved || act.moving);
+      }
+      draw(now);
+      if (stale || acts.some((act) => act.moving)) request();
     }
 
     function request() {
@@ -835,7 +907,8 @@
 
     view.redraw = () => {
       dirty = true;
-      before = performance.now();
+      told = 0;
+      if (!frame) before = performance.now();
       request();
     };
     view.toggle = (act) => {
@@ -866,19 +939,19 @@
       describeCell();
     }
 
-    function draw() {
-      const { colors, rgb } = readColors(host);
-      if (view.colors && view.colors.paper !== colors.paper) backward.repaint();
-      Object.assign(view, { colors, rgb });
-      forward.draw();
-      backward.draw();
+    function draw(now) {
+      const ended = acts.every((act) => !act.moving);
+      // Out of sight nothing is drawn while it moves; what stands still is complete, for printers too.
+      for (const act of acts) if (!act.drawn) act.draw(now, !act.moving);
+      dirty = false;
+      if (!ended && now - told < NUMBERS_EVERY) return;
+      told = now;
       transports.forEach((one) => one.update());
       const numbers = { ...forward.numbers(), ...backward.numbers() };
       numbers.cosine = cosineOfRun(numbers.ends);
       for (const [name, place] of Object.entries(values)) {
         if (place.textContent !== numbers[name]) place.textContent = numbers[name];
       }
-      dirty = false;
     }
 
     /** Cosine between ∇W at a*, and at the a[T] that the spikes left: what training goes by. */
@@ -901,6 +974,11 @@
       mark(null);
       stale = stale || "keep";
       view.redraw();
+      tell();
+    }
+
+    function tell() {
+      if (options.address) root.history.replaceState(null, "", `#${toAddress(view.settings)}`);
       if (options.onchange) options.onchange({ ...view.settings });
     }
 
@@ -910,7 +988,7 @@
       inputs.delay.input.disabled = view.settings.time !== "continuous";
       stale = restart ? "restart" : stale || "keep";
       view.redraw();
-      if (options.onchange) options.onchange({ ...view.settings });
+      tell();
     }
 
     function mark(button) {
@@ -939,7 +1017,7 @@
       inputs[control.name] = makeControl({ ...control, say: says[control.name] }, view.settings[control.name], (value) => change(control.name, value));
     }
     const timeId = `ide-time-${Math.random().toString(36).slice(2, 8)}`;
-    const time = element("select", { id: timeId, onchange: () => change("time", time.value) }, element("option", { value: "discrete" }, "discrete steps"), element("option", { value: "continuous" }, "continuous, exact"));
+    const time = element("select", { id: timeId, onchange: () => change("time", time.value) }, element("option", { value: "discrete" }, "discrete"), element("option", { value: "continuous" }, "continuous"));
     const speedId = `ide-speed-${Math.random().toString(36).slice(2, 8)}`;
     const speed = element("select", { id: speedId, onchange: () => (view.speed = +speed.value) }, element("option", { value: "0.4" }, "slow"), element("option", { value: "1", selected: true }, "normal"), element("option", { value: "3" }, "fast"));
     inputs.time = { input: time, set: (value) => (time.value = value) };
@@ -949,7 +1027,7 @@
       8, 0,
       element("div", { class: "ide-control ide-choice" }, element("label", { for: timeId }, "Time"), time),
     ); // prettier-ignore
-    rows.push(element("div", { class: "ide-control ide-choice" }, element("label", { for: speedId }, "Speed of the film"), speed));
+    rows.push(element("div", { class: "ide-control ide-choice" }, element("label", { for: speedId }, "Playback"), speed));
     const controls = element("form", { class: "ide-controls", "aria-label": "The network", onsubmit: (event) => event.preventDefault() }, ...rows, fresh);
 
     const target = makeControl({ name: "target", label: "L is the rate of neuron", min: 1, max: view.settings.n, step: 1, hint: "its place in the order of a*" }, 1, (value) => {
@@ -992,7 +1070,7 @@
     }
     const { canvas } = backward.canvases.matrix;
     canvas.addEventListener("pointerdown", (event) => {
-      const place = matrixPlaces(canvas.clientWidth, canvas.clientHeight, view.model.net.n);
+      const place = matrixPlaces(backward.canvases.matrix.w, backward.canvases.matrix.h, view.model.net.n);
       const [row, column] = [(event.offsetY - place.top) / place.cell, (event.offsetX - place.left) / place.cell].map(Math.floor);
       if (row >= 0 && column >= 0 && row < view.model.net.n && column < view.model.net.n) choose(row, column);
     });
@@ -1004,7 +1082,7 @@
       choose(row + moves[event.key][0], column + moves[event.key][1]);
     });
     backward.canvases.ring.canvas.addEventListener("pointerdown", (event) => {
-      const { clientWidth: w, clientHeight: h } = event.target;
+      const { w, h } = backward.canvases.ring;
       const { n } = view.model.net;
       const place = ringPlaces(w, h, n);
       const away = (rank) => Math.hypot(event.offsetX - place.at(rank)[0], event.offsetY - place.at(rank)[1]);
@@ -1033,11 +1111,11 @@
       forwardNumbers); // prettier-ignore
     const second = element("section", { class: "ide-act" },
       element("h3", {}, "The gradient comes back, without time"),
-      element("div", { class: "ide-target" }, target.row, transports[1].row),
+      element("div", { class: "ide-target" }, transports[1].row, target.row),
       element("div", { class: "ide-pair" },
         figure(4, [backward.canvases.ring, backward.canvases.rounds], said(
-          "Let the loss L be the rate of one neuron. β starts there, and in each round runs along every connection against its direction, times W<sub>ij</sub>/V<sub>th</sub>: β<sup>k+1</sup> = (1/V<sub>th</sub>) Wᵀ M β<sup>k</sup> + ∂L/∂a*, (BETA). Each round is weaker than the last by γ at least, and the sum comes to rest. Grey neurons, (MASK), keep what they get. <i>Try it:</i> touch another neuron."),
-          [["blue", "more of this rate, more L; below: ‖β<sup>k</sup> − β*‖"], ["accent", said("more of it, less L; below: (CERT)")], ["grey", "m = 0"]]),
+          "Let the loss L be the rate of one neuron. β starts there, and in each round runs along every connection against its direction, times W<sub>ij</sub>/V<sub>th</sub>: β<sup>k+1</sup> = (1/V<sub>th</sub>) Wᵀ M β<sup>k</sup> + ∂L/∂a*, (BETA). Each round is weaker than the last by γ at least, and the sum comes to rest. The curve below is its distance from the limit. Grey neurons, (MASK), keep what they get. Neurons stand clockwise in the order of a*. <i>Try it:</i> touch another neuron."),
+          [["blue", "β > 0: a higher rate raises L"], ["accent", "β < 0: it lowers L"], ["grey", "m = 0"]]),
         figure(5, [backward.canvases.matrix, { canvas: cell }], said(
           "∇W = (1/V<sub>th</sub>) M β* a*ᵀ, (HEBB): a row for each receiving neuron, a column for each sending one. What changes a connection is the product of two numbers that its two ends know: the strip on the left and the strip above. No spike train was stored, and nothing was run backwards in time. A loss of all rates gives a weighted sum of such pictures, for (BETA) is linear."),
           [["blue", "a larger weight, more L"], ["accent", "a larger weight, less L"]])),
@@ -1053,12 +1131,12 @@
     // What the host does to us: size, colours, whether we are in sight.
     const recolor = () => {
       host.classList.toggle("ide-dark", standsOnDark(host.parentElement || host));
+      Object.assign(view, readColors(host));
       backward.repaint();
       view.redraw();
     };
     recolor();
-    const sizes = new ResizeObserver(() => view.redraw());
-    sizes.observe(host);
+    stop.push(watch(acts.flatMap((act) => Object.values(act.canvases)), view.redraw));
     const themes = new MutationObserver(recolor);
     for (const node of [document.documentElement, document.body]) themes.observe(node, { attributes: true });
     const scheme = root.matchMedia("(prefers-color-scheme: dark)");
@@ -1074,14 +1152,14 @@
     }, { threshold: 0.15 });
     seen.observe(first);
     seen.observe(second);
-    stop.push(() => sizes.disconnect(), () => themes.disconnect(), () => seen.disconnect(), () => scheme.removeEventListener("change", recolor));
+    stop.push(() => themes.disconnect(), () => seen.disconnect(), () => scheme.removeEventListener("change", recolor));
 
-    if (options.settings) set(view.settings);
-    else {
-      mark(buttons[0]);
-      note.innerHTML = linked(EXPERIMENTS[0].note, base);
-      set({});
-    }
+    mark(own ? null : buttons[0]);
+    note.innerHTML = own ? "These settings came with the address. Each button above sets the controls and says what to look for." : linked(EXPERIMENTS[0].note, base);
+    for (const [name, control] of Object.entries(inputs)) control.set(view.settings[name]);
+    inputs.delay.input.disabled = view.settings.time !== "continuous";
+    stale = "restart";
+    view.redraw();
 
     return {
       get settings() {

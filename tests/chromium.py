@@ -1,0 +1,107 @@
+"""A page in headless Chromium, spoken to over a pipe in its debugging protocol: no port and no package is needed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PROGRAM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+class Page:
+    """One page; ``complaints`` gathers its errors and warnings. To be used in a ``with`` statement."""
+
+    def __init__(self, profile: Path) -> None:
+        def pipe() -> list[int]:
+            # The browser's own ends become 3 and 4 below, so that none may stand there already.
+            return [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in os.pipe()]
+
+        given, self._to = pipe()
+        self._from, answered = pipe()
+        assert PROGRAM is not None
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
+        self._browser = subprocess.Popen(
+            ["sh", "-c", f'exec "$0" "$@" 3<&{given} 4>&{answered}', PROGRAM, *options, f"--user-data-dir={profile}"],
+            pass_fds=(given, answered),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(given)
+        os.close(answered)
+        self._buffer = b""
+        self._calls = 0
+        self._session: str | None = None
+        self.complaints: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Runtime", "Log", "Page"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._to)
+        os.close(self._from)
+        self._browser.terminate()
+        self._browser.wait()
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of one method of the protocol."""
+        self._calls += 1
+        message = {"id": self._calls, "method": method, "params": params}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self._calls:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self._note(answer)
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            part = os.read(self._from, 1 << 16)
+            assert part, "the browser has ended"
+            self._buffer += part
+        message, self._buffer = self._buffer.split(b"\0", 1)
+        return json.loads(message)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        params = event.get("params", {})
+        if event["method"] == "Runtime.exceptionThrown":
+            self.complaints.append(str(params["exceptionDetails"]))
+        elif event["method"] == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            self.complaints.append(str(params["args"]))
+        elif event["method"] == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(str(params["entry"]))
+
+    def open(self, address: str, *, width: int, height: int = 900, reduced_motion: bool = False) -> None:
+        """Shows an address and waits until it is loaded."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if reduced_motion else "no-preference"}
+        self.call("Emulation.setEmulatedMedia", features=[motion])
+        # An address that differs after its # alone would not be loaded again.
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=address)
+        self.evaluate(
+            f"new Promise((done) => {{ const look = () => document.readyState === 'complete' && location.href.startsWith("
+            f"{json.dumps(address.partition('#')[0])}) ? done() : setTimeout(look, 10); look(); }})"
+        )
+
+    def evaluate(self, script: str) -> Any:
+        """The value of an expression, or what its promise brings."""
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
