@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,21 +17,34 @@ PROGRAM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 
+# The browser reads from 3 and writes to 4.
+_BEGIN = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def _high_pipe() -> tuple[int, int]:
+    """Both ends of a pipe, neither of them 3 or 4."""
+    low = os.pipe()
+    read, write = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in low)
+    for end in low:
+        os.close(end)
+    return read, write
+
 
 class Page:
     """One page; ``complaints`` gathers its errors and warnings. To be used in a ``with`` statement."""
 
     def __init__(self, profile: Path) -> None:
-        def pipe() -> list[int]:
-            # The browser's own ends become 3 and 4 below, so that none may stand there already.
-            return [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in os.pipe()]
-
-        given, self._to = pipe()
-        self._from, answered = pipe()
+        given, self._to = _high_pipe()
+        self._from, answered = _high_pipe()
         assert PROGRAM is not None
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
         self._browser = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{given} 4>&{answered}', PROGRAM, *options, f"--user-data-dir={profile}"],
+            [sys.executable, "-c", _BEGIN, str(given), str(answered), PROGRAM, *options, f"--user-data-dir={profile}"],
             pass_fds=(given, answered),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -86,7 +101,7 @@ class Page:
             self.complaints.append(str(params["entry"]))
 
     def open(self, address: str, *, width: int, height: int = 900, reduced_motion: bool = False) -> None:
-        """Shows an address and waits until it is loaded."""
+        """Shows a page from disk and waits until it is loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -95,10 +110,8 @@ class Page:
         # An address that differs after its # alone would not be loaded again.
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=address)
-        self.evaluate(
-            f"new Promise((done) => {{ const look = () => document.readyState === 'complete' && location.href.startsWith("
-            f"{json.dumps(address.partition('#')[0])}) ? done() : setTimeout(look, 10); look(); }})"
-        )
+        while self.evaluate("document.readyState + location.protocol") != "completefile:":
+            time.sleep(0.02)
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression, or what its promise brings."""

@@ -49,7 +49,9 @@ VISIT = r"""
   all(".ide-experiments button")[0].click();
   await settle();
   const matrix = document.querySelector(".ide-matrix");
-  for (const key of ["ArrowDown", "ArrowDown", "ArrowRight"]) matrix.dispatchEvent(new KeyboardEvent("keydown", { key }));
+  for (const key of ["ArrowDown", "ArrowDown", "ArrowRight"]) {
+    matrix.dispatchEvent(new KeyboardEvent("keydown", { key }));
+  }
   seen.cell = document.querySelector(".ide-cell").textContent;
   seen.unlabelled = all("input, select, button, canvas")
     .filter((one) => !(one.labels && one.labels.length) && !one.textContent.trim() && !one.getAttribute("aria-label"))
