@@ -107,6 +107,7 @@ class Page:
         )
         motion = {"name": "prefers-reduced-motion", "value": "reduce" if reduced_motion else "no-preference"}
         self.call("Emulation.setEmulatedMedia", features=[motion])
+        self.complaints.clear()
         # An address that differs after its # alone would not be loaded again.
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=address)

@@ -27,7 +27,9 @@ VISIT = r"""
     .filter((one) => one.getBoundingClientRect().right > innerWidth + 0.5)
     .map((one) => `${one.tagName}.${one.className}`);
   const blank = () => all("canvas").filter((canvas) => {
-    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+    copy.drawImage(canvas, 0, 0);
+    const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
     return !data.some((value) => value > 0);
   }).map((canvas) => canvas.className);
   const seen = { wide: [], blank: [], experiments: [] };
