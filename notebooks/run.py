@@ -116,7 +116,7 @@ def run(path: Path, *, quick: bool, check: bool) -> bool:
     if check:
         stored = nbformat.read(target, as_version=4) if target.is_file() else NotebookNode(cells=[])
         if [cell.source for cell in notebook.cells] != [cell.source for cell in stored.cells]:
-            print(f"{path.stem}: the cells of the .ipynb are not those of the .md: run this without --check", flush=True)
+            print(f"{path.stem}: its .ipynb has other cells than the .md; run this without --check", flush=True)
             return False
     start = time.perf_counter()
     try:
