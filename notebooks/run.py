@@ -42,7 +42,9 @@ def read(path: Path) -> NotebookNode:
 def execute(notebook: NotebookNode) -> None:
     """Fill in the outputs, from a fresh kernel of this Python in the folder of the notebooks."""
     resources = {"metadata": {"path": str(HERE)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=600, resources=resources, record_timing=False).execute()
+    # One text from many prints, however they arrived; no clock times in the file.
+    options = {"coalesce_streams": True, "record_timing": False}
+    NotebookClient(notebook, kernel_name="python3", timeout=600, resources=resources, **options).execute()
     # Which version of Python it was would change the file and says nothing.
     notebook.metadata["language_info"] = {"name": "python", "file_extension": ".py"}
 
