@@ -29,6 +29,7 @@ _NAMES = {
     "equilibrium": ["find_equilibrium", "Equilibrium", "contraction", "linearise"],
     "theory": ["conditions", "Conditions", "error_bound", "ErrorBound", "continuous_error_bound", "ContinuousBound"],
     "implicit": ["backward", "solve_beta"],
+    "stbp": ["backward_through_time", "Surrogate", "ThroughTime"],
     "solvers": ["NotConverged", "solve"],
     "training.losses": ["cross_entropy"],
     "training.sgd": ["SGD"],
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ide_ref.neurons import IF, LIF, Neuron
     from ide_ref.simulation import Rates, Recording, simulate
     from ide_ref.solvers import NotConverged, solve
+    from ide_ref.stbp import Surrogate, ThroughTime, backward_through_time
     from ide_ref.structure import build
     from ide_ref.synapses import Dense
     from ide_ref.theory import Conditions, ContinuousBound, ErrorBound, conditions, continuous_error_bound, error_bound

@@ -245,16 +245,7 @@ def backward(
     """
     _checks.kind("frozen", frozen, Frozen)
     _checks.kind("state", state, Rates, Equilibrium)
-    d_logits = np.asarray(d_logits)
-    expected = (state.a.shape[0], frozen.network.n_classes)
-    if d_logits.shape != expected or d_logits.dtype.kind not in "fiu":
-        raise ValueError(
-            f"d_logits has shape {d_logits.shape} and dtype {d_logits.dtype}; expected {expected}, a row per "
-            "sample, of real numbers"
-        )
-    if not np.all(np.isfinite(d_logits)):
-        raise ValueError("d_logits has values that are NaN or infinite; expected finite derivatives")
-    d_logits = d_logits.astype(frozen.dtype, copy=False)
+    d_logits = frozen.check_d_logits(d_logits, state.a.shape[0])
     g, grads = frozen.read_out_pull_back(state, d_logits)
     lap("readout")
     jacobian, at = linearisations(frozen, state, mask_rule, recompute)

@@ -371,6 +371,19 @@ class Frozen:
             raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
         return _checks.converted(name, array, self.dtype)
 
+    def check_d_logits(self, d_logits: NDArray, n_batch: int) -> NDArray:
+        """∂L/∂o as an array of this dtype; ValueError for a wrong shape, kind or value."""
+        d_logits = np.asarray(d_logits)
+        expected = (n_batch, self.network.n_classes)
+        if d_logits.shape != expected or d_logits.dtype.kind not in "fiu":
+            raise ValueError(
+                f"d_logits has shape {d_logits.shape} and dtype {d_logits.dtype}; expected {expected}, a row per "
+                "sample, of real numbers"
+            )
+        if not np.all(np.isfinite(d_logits)):
+            raise ValueError("d_logits has values that are NaN or infinite; expected finite derivatives")
+        return d_logits.astype(self.dtype, copy=False)
+
     def mean_input(self, x: NDArray) -> NDArray:
         """x̄ of (RATE), (B, *input_shape)."""
         return self.network.mean_input(x)

@@ -263,6 +263,18 @@ CALLS = [
             "mask_rule": NO_NAME,
         },
     ),
+    (ide_ref.Surrogate, {"name": "triangle", "width": 1.0}, {"name": NO_NAME, "width": NO_POSITIVE}),
+    (
+        ide_ref.backward_through_time,
+        {"frozen": FROZEN, "x": X, "rates": RECORDED, "d_logits": D_LOGITS},
+        {
+            "frozen": NO_OBJECT,
+            "x": (*NO_INPUT, X[:4]),
+            "rates": (*NO_OBJECT, RATES),
+            "d_logits": (*NO_ARRAY, D_LOGITS[:4], np.full((5, 2), np.nan)),
+            "surrogate": NO_OBJECT[1:],
+        },
+    ),
     (
         ide_ref.solve_beta,
         {"jacobian": THERE, "g": RATES.a},
