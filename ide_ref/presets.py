@@ -14,6 +14,7 @@ from ide_ref.constraints import Restriction
 from ide_ref.network import Network
 from ide_ref.neurons import IF, LIF, Neuron
 from ide_ref.solvers import SOLVERS
+from ide_ref.stbp import Surrogate
 from ide_ref.structure import build
 
 
@@ -59,8 +60,14 @@ class Recipe:
     """Every second training image, at random, is mirrored left to right."""
     input: Literal["static", "spikes"] = "static"
     """A constant image for all time steps, or a train of frames."""
+    method: Literal["ide", "stbp"] = "ide"
+    """Of the gradient: implicit differentiation at the equilibrium, or backpropagation through time."""
+    surrogate: str = "rectangle"
+    """Of "stbp", with the next two: see `ide_ref.Surrogate` and `ide_ref.backward_through_time`."""
+    surrogate_width: float = 1.0
+    through_reset: bool = True
     solver: str = "fixed_point"
-    """How (BETA) is solved, with the next three: see `ide_ref.backward`."""
+    """How (BETA) is solved, of "ide", with the next three: see `ide_ref.backward`."""
     tol: float = 1e-1
     """The loosest that cost no accuracy where it was measured (docs/results); the library's default is for checking."""
     max_iter: int = 200
@@ -85,7 +92,9 @@ class Recipe:
             raise ValueError(f"milestones is {self.milestones!r}; expected a tuple of epochs, each at least 1")
         if not (_checks.is_real(self.label_smoothing) and 0 <= self.label_smoothing < 1):
             raise ValueError(f"label_smoothing is {self.label_smoothing!r}; expected a number in [0, 1)")
-        _checks.kind("nesterov", self.nesterov, bool)
+        for name in ("nesterov", "through_reset"):
+            _checks.kind(name, getattr(self, name), bool)
+        Surrogate(self.surrogate, self.surrogate_width)
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, tuple) and value and all(map(_checks.is_real, value))):
@@ -94,7 +103,7 @@ class Recipe:
             raise ValueError(f"std is {self.std!r}; expected positive numbers")
         _checks.kind("dataset", self.dataset, str)
         allowed = {"dtype": ("float32", "float64"), "solver": tuple(SOLVERS), "input": ("static", "spikes")}
-        allowed["schedule"] = ("steps", "cosine", "one-cycle")
+        allowed |= {"schedule": ("steps", "cosine", "one-cycle"), "method": ("ide", "stbp")}
         for name, choices in allowed.items():
             value = getattr(self, name)
             if not _checks.is_one_of(value, choices):

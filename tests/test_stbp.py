@@ -1,11 +1,13 @@
 """Backpropagation through time: against differences of a network that fires smoothly, its equations, and autograd."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 from graphs import cases
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -17,13 +19,18 @@ from ide_ref import (
     backward,
     backward_through_time,
     build,
+    contraction,
     cross_entropy,
     freeze,
     read_out,
     simulate,
 )
 from ide_ref import equations_stbp as page
+from ide_ref.authors import Profile, edited
+from ide_ref.bench import steps
+from ide_ref.cli import _common, main
 from ide_ref.stbp import SURROGATES
+from ide_ref.training import checkpoint, evaluation, loop
 from ide_ref.verify.specification import specify
 
 names = st.sampled_from(SURROGATES)
@@ -272,3 +279,77 @@ def test_only_a_recording_of_the_same_input_is_taken():
     for other in (train[:2], train[:, :3]):
         with pytest.raises(ValueError, match=r"x has shape .*; expected the input of the rates, 3 samples and 4 steps"):
             backward_through_time(frozen, other, rates, d_logits)
+
+
+@given(case=cases(batch_statistics=True), name=names, width=widths)
+def test_under_a_profile_the_gradient_passes_through_hidden_statistics(case, name, width):
+    """``batch_statistics_in_gradient``, as the CIFAR presets have it."""
+    network = edited(case.network, Profile(batch_statistics_in_gradient=True))
+    folded = freeze(network, case.params, case.x, training=True, rng=np.random.default_rng(0))
+    # The masks are those of the case.
+    maps = [replace(m, keep=known.keep) for m, known in zip(folded.maps, case.frozen.maps, strict=True)]
+    case = replace(case, frozen=replace(folded, maps=tuple(maps)))
+    _, back = fast(case, surrogate=Surrogate(name, width))
+    hump, _ = curves(name, width * case.network.neuron.v_th)
+    spec = specified(case, case.params, fires=heaviside, hump=hump, hidden_from_batch=True)
+    *_, gradients, _ = spec.gradient(case.y)
+    for part, found in gradients.items():
+        size = 1e-10 * max(1.0, np.abs(found).max())
+        np.testing.assert_allclose(back.gradients[part], found, rtol=0, atol=size, err_msg=part)
+
+
+STBP = {"method": "stbp", "surrogate": "triangle", "surrogate_width": 0.8, "through_reset": False}
+
+
+def test_a_training_by_it_is_the_pipeline(tmp_path):
+    preset = tiny.preset(epochs=1, batch_size=64, warmup_steps=0, dtype="float64", **STBP)
+    data = tiny.data(20)
+    result = loop.train(preset, data, out=tmp_path, seed=5)
+    params = preset.network.init(loop.generator(5, "init"))
+    rng = loop.generator(5, "batch", 0, 0)
+    x, y = evaluation.load_batch(preset, data, "train", loop.generator(5, "order", 0).permutation(20), rng=rng)
+    frozen = freeze(preset.network, params, x, training=True, rng=rng)
+    rates = simulate(frozen, x, preset.recipe.n_steps, record=True)
+    _, d_logits = cross_entropy(read_out(frozen, rates), y)
+    surrogate = Surrogate("triangle", 0.8)
+    back = backward_through_time(frozen, x, rates, d_logits, surrogate=surrogate, through_reset=False)
+    for name in preset.network.trainable:
+        v = back.gradients[name] + 5e-4 * params[name]
+        np.testing.assert_allclose(result.checkpoint.velocity[name], v, rtol=1e-12, atol=1e-14)
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["solver_iterations"] is line["solver_residual"] is line["certificate"] is None
+    assert line["contraction"] == pytest.approx(contraction(frozen))
+    recipe = json.loads((tmp_path / "run.json").read_text())["preset"]["recipe"]
+    assert {name: recipe[name] for name in STBP} == STBP
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path):
+    preset, data = tiny.preset(epochs=2, **STBP), tiny.data()
+    whole = loop.train(preset, data, out=tmp_path / "whole")
+    count = iter(range(100))
+    stopped = loop.train(preset, data, out=tmp_path / "parts", callback=lambda *_: next(count) == 5)
+    assert stopped.checkpoint.step > 0
+    assert checkpoint.load(tmp_path / "parts").preset.recipe.method == "stbp"
+    with pytest.raises(ValueError, match=r"another training \(method 'stbp' there, 'ide' here"):
+        loop.train(tiny.preset(epochs=2), data, out=tmp_path / "parts", resume=True)
+    resumed = loop.train(preset, data, out=tmp_path / "parts", resume=True)
+    assert tiny.same(resumed.checkpoint.params, whole.checkpoint.params)
+    assert tiny.same(resumed.checkpoint.velocity, whole.checkpoint.velocity)
+
+
+def test_the_command_line_trains_by_it(tmp_path, capsys):
+    train = ["train", "digits", "--epochs", "1", "--limit", "64", "--seed", "3", "--out", str(tmp_path / "run")]
+    assert main([*train, "--surrogate", "sigmoid"]) == 2
+    assert "are of --method stbp" in capsys.readouterr().err
+    options = ["--method", "stbp", "--surrogate", "sigmoid", "--surrogate-width", "0.5", "--detach-reset"]
+    assert main([*train, *options]) == 0
+    recipe = checkpoint.load(tmp_path / "run").preset.recipe
+    found = recipe.method, recipe.surrogate, recipe.surrogate_width, recipe.through_reset
+    assert found == ("stbp", "sigmoid", 0.5, False)
+    assert _common.SURROGATES == SURROGATES
+
+
+def test_its_steps_are_timed_by_stage():
+    (timing,) = steps.run(tiny.preset(method="stbp"), warm_up=1, repeats=1, rate=1e9)
+    assert list(timing.stages) == ["freeze", "rollout", "readout", "through time", "pull back", "update"]
+    assert timing.sweeps == 3

@@ -15,6 +15,7 @@ from ide_ref import _checks
 from ide_ref.bench.dense import dense_equivalent, dense_forward, dense_rollout
 from ide_ref.bench.machine import MATRIX, matrix_rate, median_seconds, most_threads
 from ide_ref.datasets import DATASETS, Dataset, EventFrames, load
+from ide_ref.implicit import Backward
 from ide_ref.maps import freeze, read_out
 from ide_ref.network import Network, Params
 from ide_ref.presets import Preset
@@ -22,7 +23,7 @@ from ide_ref.simulation import simulate
 from ide_ref.training.evaluation import load_batch, load_data
 from ide_ref.training.loop import begin, generator
 from ide_ref.training.schedule import learning_rate
-from ide_ref.training.step import STAGES, training_step
+from ide_ref.training.step import training_step
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Timing:
     sent_per_second: float
     """The events that the rollout sent for them, times receivers: fewer where spikes were predicted."""
     sweeps: float
-    """Mean products with Jᵀ per step."""
+    """Mean products with Jᵀ per step; T of backpropagation through time."""
     peak_mebibytes: float
     """Of the whole process so far."""
     data: str
@@ -196,7 +197,8 @@ def _timed_step(
         began = now
 
     done = training_step(preset, params, velocity, x, y, rate=lr, rng=rng, lap=lap)
-    rates, n_products = done.rates, done.backward.solution.n_products
+    rates, back = done.rates, done.backward
+    n_products = back.solution.n_products if isinstance(back, Backward) else rates.n_steps
     return done.params, done.velocity, _Laps(seconds, rates.n_spikes, rates.n_events, n_products)
 
 
@@ -208,7 +210,7 @@ def _timing(
     n_spikes, n_events = laps[-1].n_spikes, laps[-1].n_events
     frozen = freeze(preset.network, params)
     forward = median_seconds(lambda: read_out(frozen, simulate(frozen, x, n_steps)), len(laps))
-    stages = {name: float(np.median([lap.seconds[name] for lap in laps])) for name in STAGES}
+    stages = {name: float(np.median([lap.seconds[name] for lap in laps])) for name in laps[0].seconds}
     dense = None
     if threads == most_threads() and not network.is_spike_input(x):
         dense = median_seconds(lambda: dense_rollout(frozen, x, n_steps), 1 if forward > 1 else len(laps))

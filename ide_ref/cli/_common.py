@@ -28,6 +28,7 @@ PRESETS = (
 
 INSTALL = "pip install 'ide_ref[train]'"
 SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct")
+SURROGATES = ("rectangle", "triangle", "sigmoid", "arctangent")
 
 
 def option_groups() -> tuple[argparse.ArgumentParser, ...]:

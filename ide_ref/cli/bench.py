@@ -17,6 +17,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--warm-up", type=_common.count, default=20, metavar="N", help="training steps before (default 20)")
     p.add_argument("--batch-size", type=_common.count, default=128, metavar="B")
     p.add_argument("--dtype", choices=("float32", "float64"), nargs="+", default=["float32"], help="one or both")
+    p.add_argument("--method", choices=("ide", "stbp"), help="of the gradient (default ide, or the checkpoint's)")
     p.add_argument("--solver", help="of (BETA)")
     p.add_argument("--tol", type=_common.positive, help="relative residual of (BETA)")
     p.add_argument("--threads", dest="thread_counts", type=_common.count, metavar="N", nargs="+", default=[])
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     for name in args.presets or ("digits", "fashion-mnist-400", "mnist-64c5"):
         for dtype in args.dtype:
             preset, _ = _common.load_network(args, name)
-            changes = {n: v for n in ("batch_size", "solver", "tol") if (v := getattr(args, n)) is not None}
+            changes = {n: v for n in ("batch_size", "method", "solver", "tol") if (v := getattr(args, n)) is not None}
             preset = replace(preset, recipe=replace(preset.recipe, dtype=dtype, **changes))
             timings += steps.run(
                 preset,

@@ -28,7 +28,9 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--epochs", type=_common.count, metavar="N", help="default 20, or the preset's")
     p.add_argument("--milestones", metavar="E,E", help="epochs after which the learning rate falls, e.g. 30,60,90")
     p.add_argument(
-        "--out", metavar="DIR", help="output folder (default: runs/NAME-NEURON-sSEED, preset's or data's name)"
+        "--out",
+        metavar="DIR",
+        help="output folder (default: runs/NAME-NEURON-sSEED or -stbp-sSEED, preset's or data's name)",
     )
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     p.add_argument("--limit", type=_common.count, metavar="N", help="only the first N training and N test images")
@@ -43,6 +45,12 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--crop", type=_common.seed, metavar="N", help="shift training pictures by up to N pixels")
     p.add_argument("--flip", action="store_true", default=None, help="mirror every second training picture")
     p.add_argument("--dtype", choices=("float32", "float64"), help="of all numbers (default float32)")
+    p.add_argument("--method", choices=("ide", "stbp"), help="implicit gradient, or backpropagation through time")
+    p.add_argument("--surrogate", choices=_common.SURROGATES, help="derivative of the spike, of --method stbp")
+    p.add_argument("--surrogate-width", type=_common.positive, metavar="W", help="of that, in V_th (default 1)")
+    p.add_argument(
+        "--detach-reset", dest="through_reset", action="store_false", default=None, help="of stbp: reset a constant"
+    )
     p.add_argument("--solver", help=f"of (BETA): {', '.join(_common.SOLVERS)}")
     p.add_argument("--tol", type=_common.positive, help="relative residual of (BETA)")
     p.add_argument("--max-iter", type=_common.count, metavar="N", help="most products with Jᵀ per step")
@@ -70,7 +78,12 @@ def run(args: argparse.Namespace) -> int:
         neuron=replace(preset.neuron, **_given(args, preset.neuron)),
         dropout=preset.dropout if args.dropout is None else args.dropout,
     )
-    out = Path(args.out or f"runs/{preset.name}-{preset.neuron.name}-s{seed}")
+    stbp = preset.recipe.method == "stbp"
+    if not stbp and any(getattr(args, name) is not None for name in ("surrogate", "surrogate_width", "through_reset")):
+        raise ValueError(
+            "--surrogate, --surrogate-width and --detach-reset are of --method stbp; expected that with them"
+        )
+    out = Path(args.out or f"runs/{preset.name}-{preset.neuron.name}{'-stbp' if stbp else ''}-s{seed}")
     if data is None:
         data = load_data(preset, data_dir=args.data_dir, limit=preset.recipe.limit, source=args.data)
     drawn = figures.available()

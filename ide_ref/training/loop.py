@@ -28,6 +28,7 @@ from ide_ref import _checks, _threads
 from ide_ref._files import write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
+from ide_ref.implicit import Backward
 from ide_ref.maps import freeze, read_out
 from ide_ref.network import Network
 from ide_ref.presets import Preset, Recipe
@@ -127,7 +128,8 @@ def train(
     over the batches as they were met, with dropout; ``test_loss``, ``test_accuracy``; ``firing_rate``
     (spikes per neuron and step while training); ``solver_iterations`` (mean per batch) and ``solver_residual``
     (largest relative residual of (BETA) in the epoch); ``certificate`` and ``contraction`` of the epoch's
-    last batch ((CERT), largest of its samples, and (COND), dropout included; null for infinite);
+    last batch ((CERT), largest of its samples, and (COND), dropout included; null for infinite, and of (BETA) all
+    three with backpropagation through time);
     ``contraction_without_dropout``, γ of the network after the epoch, and ``condition_holds``, whether that is
     below 1; ``seconds`` (training) and ``test_seconds``.
 
@@ -291,19 +293,22 @@ def _train_batch(
         place = f"epoch {state.epoch + 1}, batch {state.step + 1}"
         kept = f"the checkpoint after epoch {state.epoch} is kept"
         raise Diverged(f"{place}: {error}; {kept}, try {remedy}") from None
-    solution = done.backward.solution
+    back, last = done.backward, state.step == n_batches - 1
     totals = {
         "samples": len(y),
         "loss": done.loss * len(y),
         "correct": done.n_correct,
         "spikes": int(done.rates.n_spikes.sum()),
-        "iterations": solution.iterations,
     }
+    if isinstance(back, Backward):
+        totals["iterations"] = back.solution.iterations
     totals = {name: state.totals.get(name, 0) + value for name, value in totals.items()}
-    totals["residual"] = max(state.totals.get("residual", 0.0), float(solution.relative.max(initial=0.0)))
-    if state.step == n_batches - 1:
-        totals["contraction"] = done.backward.contraction
-        totals["certificate"] = float(done.backward.certificate.max())
+    if isinstance(back, Backward):
+        totals["residual"] = max(state.totals.get("residual", 0.0), float(back.solution.relative.max(initial=0.0)))
+        if last:
+            totals["certificate"] = float(back.certificate.max())
+    if last:
+        totals["contraction"] = contraction(back.frozen)
     totals["seconds"] = state.totals.get("seconds", 0.0) + time.perf_counter() - began
     return replace(state, params=done.params, velocity=done.velocity, step=state.step + 1, totals=totals)
 
@@ -323,9 +328,10 @@ def _end_epoch(
         "test_loss": tested.loss,
         "test_accuracy": tested.accuracy,
         "firing_rate": totals["spikes"] / (totals["samples"] * recipe.n_steps * state.preset.network.state_size),
-        "solver_iterations": totals["iterations"] / n_batches,
-        "solver_residual": totals["residual"],
-        "certificate": totals["certificate"] if math.isfinite(totals["certificate"]) else None,
+        # None where nothing was solved.
+        "solver_iterations": totals["iterations"] / n_batches if "iterations" in totals else None,
+        "solver_residual": totals.get("residual"),
+        "certificate": totals["certificate"] if math.isfinite(totals.get("certificate", math.inf)) else None,
         "contraction": totals["contraction"],
         checkpoints.CONTRACTION: gamma,
         "condition_holds": gamma < 1,

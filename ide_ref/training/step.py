@@ -14,11 +14,13 @@ from ide_ref.maps import freeze, read_out
 from ide_ref.network import Params
 from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import Rates, simulate
+from ide_ref.stbp import Surrogate, ThroughTime, backward_through_time
 from ide_ref.training.losses import Loss, cross_entropy, evaluated
 from ide_ref.training.sgd import SGD
 
 STAGES = ("freeze", "rollout", "readout", "linearise", "solve", "hebbian", "update")
-"""Of a step, in their order; those from ``readout`` to ``hebbian`` are the stages of `ide_ref.backward`."""
+"""Of a step, in their order; those from ``readout`` to ``hebbian`` are the stages of `ide_ref.backward`. With
+backpropagation through time they are ``readout``, ``through time`` and ``pull back``."""
 
 
 class NotFinite(RuntimeError):
@@ -38,7 +40,8 @@ class Step:
     n_correct: int
     """Samples whose largest logit was the label's."""
     rates: Rates
-    backward: Backward
+    backward: Backward | ThroughTime
+    """As the recipe's method has it."""
 
 
 def optimiser(recipe: Recipe) -> SGD:
@@ -87,7 +90,10 @@ def training_step(
     recipe, network = preset.recipe, preset.network
     frozen = freeze(network, params, x, training=True, rng=rng)
     lap("freeze")
-    rates = simulate(frozen, x, recipe.n_steps).without_potentials()
+    implicit = recipe.method == "ide"
+    rates = simulate(frozen, x, recipe.n_steps, record=not implicit)
+    if implicit:
+        rates = rates.without_potentials()
     lap("rollout")
     logits = read_out(frozen, rates)
     if loss is None:
@@ -96,16 +102,24 @@ def training_step(
         value, d_logits = evaluated(loss, logits, np.asarray(y))
     if not math.isfinite(value):
         raise NotFinite(f"the loss is {value}")
-    back = backward(
-        frozen,
-        rates,
-        d_logits,
-        solver=recipe.solver,
-        tol=recipe.tol,
-        max_iter=recipe.max_iter,
-        allow_unconverged=recipe.allow_unconverged,
-        lap=lap,
-    )
+    back: Backward | ThroughTime
+    if implicit:
+        back = backward(
+            frozen,
+            rates,
+            d_logits,
+            solver=recipe.solver,
+            tol=recipe.tol,
+            max_iter=recipe.max_iter,
+            allow_unconverged=recipe.allow_unconverged,
+            lap=lap,
+        )
+    else:
+        surrogate = Surrogate(recipe.surrogate, recipe.surrogate_width)
+        back = backward_through_time(
+            frozen, x, rates, d_logits, surrogate=surrogate, through_reset=recipe.through_reset, lap=lap
+        )
+        rates = rates.without_potentials()
     new, velocity = optimiser(recipe).step({**params, **back.statistics}, velocity, back.gradients, rate=rate)
     new = network.project(new)
     for name, array in new.items():
