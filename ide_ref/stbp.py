@@ -117,7 +117,7 @@ def backward_through_time(
     ∇W_kl = Σ_t δ_k[t] s_l[t]ᵀ, with s_l[t−1] for feedback and x[t−1] for the input, and ∇b = Σ_t δ[t].
 
     The rollout kept B T n (1 + itemsize) bytes for it, see :class:`ide_ref.Recording`: each spike is a byte and each
-    potential a float. What this function needs besides, seven states (B, n) and a gradient, does not depend on T.
+    potential a float. What this function needs besides, four states (B, n) and a gradient, does not depend on T.
 
     Parameters
     ----------
@@ -169,31 +169,29 @@ def backward_through_time(
     g, gradients = frozen.read_out_pull_back(rates, frozen.check_d_logits(d_logits, n_batch))
     lap("readout")
 
-    share = net.neuron.leak ** np.arange(n_steps - 1, -1, -1) / net.neuron.total_weight(n_steps)
     read = net.slice_of(net.readout.source)
-    d_s, d_s_before, delta, total = (memory.zeros(g.shape, g.dtype) for _ in range(4))
+    g = g[:, read] / g.dtype.type(net.neuron.total_weight(n_steps))
+    # What has come back to s[t], and, of populations that the way back has passed, to s[t−1] already.
+    d_s, delta, total = (memory.zeros(rates.a.shape, frozen.dtype) for _ in range(3))
     products: list[NDArray | None] = [None] * len(net.edges)
-    before: NDArray | None = memory.copied(recording.s[:, -1], g.dtype)
     for t in range(n_steps, 0, -1):
-        # s[t] and s[t−1]; s[0] = 0.
-        now, before = before, memory.copied(recording.s[:, t - 2], g.dtype) if t > 1 else None
-        d_s, d_s_before = d_s_before, d_s
-        d_s_before.fill(0)
-        d_s[:, read] += g[:, read] * g.dtype.type(share[t - 1])
+        d_s[:, read] += g
+        g *= g.dtype.type(net.neuron.leak)
         for target in range(len(net.populations) - 1, -1, -1):
             columns = net.slice_of(target)
             there = delta[:, columns]
             _through_neuron(net.neuron, surrogate, through_reset, recording, t, columns, d_s[:, columns], there)
             for i, source in net.into(target):
                 m = frozen.simulated[i]
-                if source < 0:
-                    if is_spike_input:
-                        _add_product(products, i, m, there, to_channels_last(x[:, t - 1], net.input_shape))
-                    continue
-                sent, arrived = (now, d_s) if source < target else (before, d_s_before)
-                if sent is not None:
-                    m.adjoint(there, arrived[:, net.slice_of(source)])
-                    _add_product(products, i, m, there, sent[:, net.slice_of(source)])
+                # Feedback brought the spikes of the step before; s[0] = 0.
+                sent_at = t if source < target else t - 1
+                if source >= 0 and sent_at > 0:
+                    sender = net.slice_of(source)
+                    m.adjoint(there, d_s[:, sender])
+                    sent = memory.copied(recording.s[:, sent_at - 1, sender], frozen.dtype)
+                    _add_product(products, i, m, there, sent)
+                elif source < 0 and is_spike_input:
+                    _add_product(products, i, m, there, to_channels_last(x[:, t - 1], net.input_shape))
         total += delta
     lap("through time")
 
@@ -223,7 +221,7 @@ def _through_neuron(
     d_s: NDArray,
     delta: NDArray,
 ) -> None:
-    """(BPTT) of one population: δ[t+1] becomes δ[t], in place; d_s = ∂L/∂s[t] is used up."""
+    """(BPTT) of one population: δ[t+1] becomes δ[t], in place; d_s = ∂L/∂s[t] is used up and becomes 0."""
     share = max(1, BLOCK // delta.shape[1])
     for first in range(0, len(delta), share):
         rows = slice(first, first + share)
@@ -236,6 +234,7 @@ def _through_neuron(
             d_spike -= d_u.dtype.type(neuron.v_th) * d_u
         d_spike *= surrogate.hump(z, neuron.v_th)
         d_u += d_spike
+        d_spike[...] = 0
 
 
 def _add_product(products: list[NDArray | None], i: int, m: AffineMap, delta: NDArray, sent: NDArray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,8 +92,7 @@ def training_step(
     lap("freeze")
     implicit = recipe.method == "ide"
     rates = simulate(frozen, x, recipe.n_steps, record=not implicit)
-    if implicit:
-        rates = rates.without_potentials()
+    rates = replace(rates.without_potentials(), recording=rates.recording)
     lap("rollout")
     logits = read_out(frozen, rates)
     if loss is None:
