@@ -89,20 +89,22 @@ def test_a_network_that_fires_smoothly_has_this_very_gradient(case, name, width,
     hump, smooth_step = curves(name, width)
     options = {"fires": smooth_step, "hump": hump}
     spec = specified(case, case.params, **options)
-    if name == "rectangle":
-        # Its integral has two kinks.
-        z = [v - case.network.neuron.v_th for now in page.unroll(spec.net, spec.x, smooth_step)[0] for v in now]
-        assume(min(np.abs(np.abs(part) - width / 2).min() for part in z) > 1e-5)
+    # Where the hump has a jump or a kink, differences see both sides.
+    edges = {"rectangle": (width / 2,), "triangle": (0.0, width)}.get(name, ())
+    z = [np.abs(v - case.network.neuron.v_th) for now in page.unroll(spec.net, spec.x, smooth_step)[0] for v in now]
+    assume(all(np.abs(part - edge).min() > 1e-5 for part in z for edge in edges))
     _, _, _, gradients, _ = spec.gradient(case.y)
     rng = np.random.default_rng(seed)
+
+    def loss(part, change):
+        return specified(case, {**case.params, part: case.params[part] + change}, **options).gradient(case.y)[0]
+
     for part, found in gradients.items():
         direction = rng.normal(size=found.shape)
-        losses = [
-            specified(case, {**case.params, part: case.params[part] + h * direction}, **options).gradient(case.y)[0]
-            for h in (3e-6, -3e-6)
-        ]
-        slope = (losses[0] - losses[1]) / 6e-6
-        assert np.sum(found * direction) == pytest.approx(slope, rel=1e-6, abs=1e-7 * (1 + np.abs(found).max())), part
+        near, far = ((loss(part, h * direction) - loss(part, -h * direction)) / (2 * h) for h in (1e-6, 3e-6))
+        # As sharp as differences are: feedback may carry a change over an edge.
+        size = 1e-7 * (1 + np.abs(found).max()) + abs(near - far)
+        assert np.sum(found * direction) == pytest.approx(near, rel=1e-6, abs=size), part
 
 
 def autograd(case, name, width, through_reset):
