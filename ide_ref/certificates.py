@@ -147,7 +147,7 @@ def resolved(N: NDArray, d: NDArray) -> NDArray:
         try:
             v = np.linalg.solve(M, np.ones(n))
             # A bound of the size that is wanted, to be raised along v until it is one.
-            scale = np.max(d, axis=1, keepdims=True, initial=0.0)
+            scale = np.max(d, axis=1, keepdims=True)
             safe = np.where((scale > 0) & np.isfinite(scale), scale, 1.0)
             e = np.maximum(np.linalg.solve(M, (d / safe).T).T, 0.0)
         except np.linalg.LinAlgError:
@@ -223,7 +223,7 @@ class Near(NamedTuple):
 def norm_above(size: NDArray) -> NDArray:
     """Euclidean norms along the last axis of an array ≥ 0, rounded upwards; infinite where it is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        largest = size.max(axis=-1, initial=0.0)
+        largest = size.max(axis=-1)
         safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
         total = np.sum(np.square(size / safe[..., None]), axis=-1)
         bound = safe * np.sqrt(total) * (1.0 + (size.shape[-1] + 16.0) * ROUNDOFF) + np.sqrt(size.shape[-1]) * GRAIN

@@ -310,14 +310,14 @@ class BatchNorm:
         """(C,) what is added after scaling z."""
         return self.bias - self.scale * self.mean
 
-    def linear(self, v: NDArray, z: NDArray | None) -> NDArray:
+    def linear(self, v: NDArray, z: NDArray) -> NDArray:
         """Derivative of y along a change v of z, (B, n): symmetric, so it is its own transpose.
 
         With constant statistics v is scaled. With the batch's own, its parts along the constant and along z
-        are taken off first, which couples the samples; z is needed for those alone.
+        are taken off first, which couples the samples.
         """
         columns = v.reshape(-1, self.weight.shape[0])
-        if self.from_batch and z is not None:
+        if self.from_batch:
             n = columns.shape[0]
             z_hat = z.reshape(columns.shape) - self.mean
             # The mean is rounded: what it leaves would count as a part along the constant.

@@ -419,7 +419,7 @@ def find_equilibrium(
             new = gather_sources(net, after.a)
             allowed = tol * (1.0 + solvers.norms(z) if scale is None else scale)
             verdict = solvers.accept(z, new, np.zeros_like(z), allowed, history=history)
-            worst = float(np.max(verdict.residual, initial=0.0))
+            worst = float(np.max(verdict.residual))
             history.append(worst)
             if verdict.status == "converged" or solvers.hopeless(worst, z.dtype) or n_sweeps == most:
                 break
@@ -430,7 +430,7 @@ def find_equilibrium(
         a[:, columns] = z[:, part]
     if verdict.status != "converged" and not allow_unconverged:
         steps = f"{n_sweeps} sweeps" if method == "iterate" else f"{k} steps of {method}"
-        reach = float(np.max(verdict.rounding, initial=0.0))
+        reach = float(np.max(verdict.rounding))
         raise solvers.NotConverged(
             f"equilibrium: residual {worst:.2e} after {steps}, tolerance {tol:.0e}; "
             + solvers.explain(verdict.status, reach, drive.dtype, verdict.diverged_at)
@@ -467,7 +467,7 @@ def _anderson(
         return gather_sources(net, sweep(frozen, spread_sources(net, z), drive, sigma=sigma).a)
 
     b = f(np.zeros((drive.shape[0], net.feedback_size), drive.dtype))
-    relative = tol / max(1.0, float(np.max(solvers.norms(b), initial=0.0)))
+    relative = tol / max(1.0, float(np.max(solvers.norms(b))))
     found = solvers.anderson(lambda z: f(z) - b, b, tol=relative, max_iter=max_iter, x0=gather_sources(net, a))
     return spread_sources(net, found.x), found.iterations
 

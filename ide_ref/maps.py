@@ -45,7 +45,7 @@ class BatchNormCache(NamedTuple):
                 "expected smaller weights or inputs (normalise these, or compute in float64)"
             )
         rounding = np.finfo(z.dtype).eps * np.abs(mean) / np.sqrt(variance + variance.dtype.type(constraints.EPSILON))
-        if rounding.max(initial=0.0) > DROWNED:
+        if rounding.max() > DROWNED:
             _checks.warn(
                 f"batch normalisation of connection {name!r}: the batch's mean is so far from 0 beside its deviation "
                 f"that rounding in {z.dtype} moves normalised values by {rounding.max():.1g}; take the mean off the "
@@ -84,7 +84,7 @@ class AffineMap:
     @property
     def coupled(self) -> bool:
         """Whether a sample's output depends on the others of its batch, through the batch's own statistics."""
-        return self.norm is not None and self.norm.from_batch and self.z is not None
+        return self.z is not None
 
     @property
     def in_rollout(self) -> AffineMap:
@@ -128,7 +128,7 @@ class AffineMap:
 
     def linear(self, s: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
-        if self.norm is None or not self.coupled:
+        if self.norm is None or self.z is None:
             out = self.synapse.apply(self.laid_out, s)
         else:
             out = self.norm.linear(self.synapse.apply(self.taps, s), self.z)
@@ -138,7 +138,7 @@ class AffineMap:
         """Transpose of ``linear``; added to ``out`` as by :meth:`Synapse.adjoint`."""
         if self.keep is not None:
             v = constraints.multiply(self.keep, v)
-        if self.norm is None or not self.coupled:
+        if self.norm is None or self.z is None:
             return self.synapse.adjoint(self.laid_out_in_reverse, v, out)
         return self.synapse.adjoint(self.taps, self.norm.linear(v, self.z), out)
 
@@ -171,6 +171,11 @@ class AffineMap:
         """The same for ``adjoint``."""
         return self.synapse.lay_out(self.folded_taps, reverse=True)
 
+    @property
+    def largest_factor(self) -> float:
+        """Of the dropout mask; 1 without one."""
+        return 1.0 if self.keep is None else float(self.keep.max())
+
     @cached_property
     def norm_bound(self) -> Norm:
         """‖scale ⊙ W‖₂ at this input size times the largest factor of the mask, as a value and from above.
@@ -187,15 +192,14 @@ class AffineMap:
     def _norm(self, *, bound: bool) -> Norm:
         scale = None if self.norm is None else self.norm.scale
         found = operator_norm(self.synapse, self.taps, scale, bound=bound)
-        return found if self.keep is None else found.times(float(self.keep.max(initial=0.0)))
+        return found if self.keep is None else found.times(self.largest_factor)
 
     def cache(self, s: NDArray, z: NDArray | None = None) -> BatchNormCache | None:
         """What the normalisation sees for given rates, whose z may be known; None without one."""
         if self.norm is None:
             return None
-        if self.norm.from_batch:
-            z = self.z if self.z is not None else self.pre_activation(s)
-            return BatchNormCache(z, self.norm.mean, self.norm.variance)
+        if self.z is not None:
+            return BatchNormCache(self.z, self.norm.mean, self.norm.variance)
         return BatchNormCache.of(self.name, self.pre_activation(s) if z is None else z, self.synapse.out_shape[0])
 
 

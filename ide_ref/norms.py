@@ -155,5 +155,4 @@ def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> flo
             k = gram.shape[-1]
             slack = ROUNDOFF * (_LAPACK * k * top + 4.0 * (max(matrix.shape[1:]) + 2 * kernel + 8) * frobenius)
             worst = max(worst, top + slack)
-    between = 1.0 if degree == 0 else 1.0 / math.cos(math.pi * degree / n_points)
-    return raised(math.sqrt(worst) * between, 32)
+    return raised(math.sqrt(worst) / math.cos(math.pi * degree / n_points), 32)

@@ -309,7 +309,7 @@ def gmres(
                 column[:, j], column[:, j + 1] = c * upper + s * lower, c * lower - s * upper
             diagonal = np.hypot(column[:, k], column[:, k + 1])
             safe = np.where(diagonal > 0, diagonal, 1)
-            c, s = np.where(diagonal > 0, column[:, k] / safe, 1), column[:, k + 1] / safe
+            c, s = column[:, k] / safe, column[:, k + 1] / safe
             rotations[k] = c, s
             column[:, k] = diagonal
             R[:, : k + 1, k] = column[:, : k + 1]
@@ -681,7 +681,7 @@ def require(solution: Solution, what: str) -> Solution:
     worst = float(np.max(solution.relative)) if np.all(np.isfinite(solution.relative)) else float("inf")
     with np.errstate(divide="ignore", invalid="ignore"):
         size = solution.residual / solution.relative
-        reach = float(np.max(np.where(size > 0, solution.rounding / size, 0.0), initial=0.0))
+        reach = float(np.max(np.where(size > 0, solution.rounding / size, 0.0)))
     why = explain(solution.status, reach, solution.x.dtype, solution.diverged_at)
     raise NotConverged(
         f"{what}: {solution.method} stopped after {solution.n_products} products with a relative residual of "

@@ -463,6 +463,8 @@ def test_an_event_storm_stops_and_names_the_neuron():
     assert "without the clip nothing bounds the rates" in run.message
     at_once = simulate_continuous(frozen, np.ones(1), np.array([2.0]), max_events=100)
     assert at_once.t_end == 1.0
+    # Before any of the times that were asked for.
+    assert (at_once.times.size, at_once.balance_error) == (0, 0.0)
     assert "nothing bounds the rates" in at_once.message
     # It goes on where it stopped.
     times = np.array([0.5, 7.0, 1000.0])

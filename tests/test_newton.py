@@ -125,6 +125,18 @@ def test_newton_finds_a_solution_where_the_sweep_does_not_converge():
         find_equilibrium(frozen, x, method="newton", start=np.ones((1, 1)), max_iter=1)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_newton_gives_up_where_rounding_leaves_nothing_to_gain(dtype):
+    """Of a tolerance beyond the dtype's: no step at all makes the last residuals smaller."""
+    network = build("30 (F30)", input_shape=(3,), n_classes=2, neuron=IF(), batch_norm=False)
+    rng = np.random.default_rng(1)
+    frozen = freeze(network, network.init(rng, dtype=dtype))
+    x = rng.normal(1, 1, (4, 3)).astype(dtype)
+    found = find_equilibrium(frozen, x, method="newton", tol=1e-30, allow_unconverged=True)
+    assert 0 < found.residual.max() <= 100 * np.finfo(dtype).eps
+    assert found.iterations < 40
+
+
 def test_coupled_samples():
     network = build("6-6 (F6)", input_shape=(3,), n_classes=2, neuron=IF())
     rng = np.random.default_rng(0)

@@ -87,6 +87,15 @@ def test_the_symbols_bound_is_close_on_large_pictures(synapse):
     assert found.value == pytest.approx(truth, rel=1e-6)
 
 
+@given(taps=st.lists(st.floats(-1, 1), min_size=3, max_size=3))
+def test_the_symbols_bound_is_one_between_the_points_of_its_grid_too(taps):
+    row = np.array(taps)
+    kernel = np.outer(row, row)[..., None]
+    bound = norms._symbol_bound(Conv2d.over((1, 8, 8), 1, kernel=3), kernel.reshape(9, 1, 1), None)
+    finely = np.abs(np.fft.fft(row, 4096)).max() ** 2
+    assert finely * (1 - 1e-12) <= bound <= finely * 1.02 + 1e-150
+
+
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (1, EXACT_SIZE + 1), (EXACT_SIZE + 1, 1)])
 @pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
 def test_the_norm_of_one_row_or_column_is_its_length_at_any_size(shape, size):

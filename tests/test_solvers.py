@@ -213,7 +213,15 @@ def test_the_history_ends_where_the_solution_does(method):
     solution = solve(method, product(J), b, tol=1e-8)
     assert solution.history[0] == pytest.approx(1.0 if method != "fixed_point" else solution.history[0])
     assert solution.history[-1] == pytest.approx(solution.relative.max(), rel=1e-3)
-    assert len(solution.history) >= 2
+    assert solution.history[-1] <= 1e-8 < min(solution.history[:-1])
+
+
+@pytest.mark.parametrize("method", HONEST)
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_of_no_samples_or_unknowns_nothing_is_asked(method, shape):
+    for joined in (False, True):
+        solution = solve(method, lambda v: 0.5 * v, np.zeros(shape), x0=np.zeros(shape), joined=joined)
+        assert (solution.converged, solution.x.shape) == (True, shape)
 
 
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])

@@ -182,7 +182,7 @@ def block_matrix(frozen: Frozen, part: str = "all") -> NDArray:
     for m, (source, target) in inner(frozen):
         if part == "all" or part == ("forward" if source < target else "feedback"):
             block = along(replace(m, keep=None), np.eye(m.synapse.n_in)[None])[0].T
-            B[net.slice_of(target), net.slice_of(source)] += largest_factor(m) * block
+            B[net.slice_of(target), net.slice_of(source)] += m.largest_factor * block
     return B
 
 
@@ -193,7 +193,7 @@ def _stacked_norm(frozen: Frozen, norms: NDArray) -> OperatorNorm:
     if n <= EXACT_SIZE:
         norm = matrix_norm(block_matrix(frozen))
         return OperatorNorm("stacked", norm.value / v_th, raised(norm.upper / v_th, 3) - norm.value / v_th)
-    parts = [(replace(m, keep=None), largest_factor(m), ends) for m, ends in inner(frozen)]
+    parts = [(replace(m, keep=None), m.largest_factor, ends) for m, ends in inner(frozen)]
 
     def product(v: NDArray, transposed: bool) -> NDArray:
         out = np.zeros(n, v.dtype)
@@ -204,16 +204,12 @@ def _stacked_norm(frozen: Frozen, norms: NDArray) -> OperatorNorm:
         return out
 
     start = np.random.default_rng(0).standard_normal(n).astype(frozen.dtype)
-    tol = 1e-6 if frozen.dtype == np.float64 else 1e-4
+    # The value's error is of the second order in it.
+    tol = float(np.sqrt(np.finfo(frozen.dtype).eps))
     pair = leading_singular_pair(lambda v: product(v, False), lambda v: product(v, True), start, tol=tol)
     upper = matrix_norm(norms).upper
     value = min(pair.value / v_th, upper)
     return OperatorNorm("stacked", value, upper - value)
-
-
-def largest_factor(m: AffineMap) -> float:
-    """Of a map's dropout mask; 1 without one."""
-    return 1.0 if m.keep is None else float(m.keep.max(initial=0.0))
 
 
 def inner(frozen: Frozen) -> Iterator[tuple[AffineMap, tuple[int, int]]]:

@@ -173,9 +173,9 @@ def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
     for s in _replay(frozen, x, rates):
         u = _potentials(rates, s)
         u_plus = u - s.total * (s.p - np.clip(s.p, 0.0, v_th))
-        balance = max(balance, float(np.abs(v_th * s.a - (s.p - u / s.total)).max(initial=0.0)))
+        balance = max(balance, float(np.abs(v_th * s.a - (s.p - u / s.total)).max()))
         right = np.clip(s.p, 0.0, v_th) - u_plus / s.total
-        of_split = max(of_split, float(np.abs(v_th * s.a - right).max(initial=0.0)))
+        of_split = max(of_split, float(np.abs(v_th * s.a - right).max()))
         parts.append((s.a, s.p, u_plus))
     a, p, u_plus = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     return Split(a, p, u_plus, balance, of_split)

@@ -304,7 +304,7 @@ def _train_batch(
         totals["iterations"] = back.solution.iterations
     totals = {name: state.totals.get(name, 0) + value for name, value in totals.items()}
     if isinstance(back, Backward):
-        totals["residual"] = max(state.totals.get("residual", 0.0), float(back.solution.relative.max(initial=0.0)))
+        totals["residual"] = max(state.totals.get("residual", 0.0), float(back.solution.relative.max()))
         if last:
             totals["certificate"] = float(back.certificate.max())
     if last:

@@ -191,9 +191,7 @@ class _Transposed(Pullback):
 
 @dataclass(frozen=True)
 class _NormWithoutMean(BatchNorm):
-    def linear(self, v: NDArray, z: NDArray | None) -> NDArray:
-        if z is None:
-            return super().linear(v, z)
+    def linear(self, v: NDArray, z: NDArray) -> NDArray:
         columns = v.reshape(-1, self.weight.shape[0])
         z_hat = (z.reshape(columns.shape) - self.mean) / self.deviation
         along = np.einsum("nc,nc->c", columns, z_hat)

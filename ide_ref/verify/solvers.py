@@ -172,7 +172,7 @@ def examine(
         solution = solvers.solve(method, product, b, tol=tol, max_iter=max_iter)
         seconds = time.perf_counter() - begin
         if certify is not None:
-            certificate = float(np.max(certify(solution.x), initial=0.0))
+            certificate = float(np.max(certify(solution.x)))
         elif examined:
             certificate = float(np.max(certificates.certified(_residual_above(matrices, b, solution.x), gamma)))
         else:
@@ -180,7 +180,7 @@ def examine(
         error = float("nan") if truth is None else float(np.max(solvers.norms(solution.x - truth)))
         # The damped iteration has a limit, of another equation.
         verdict = "another equation" if method == "damped" else solution.status
-        residual, taken = float(np.max(solution.relative, initial=0.0)), (solution.iterations, solution.n_products)
+        residual, taken = float(np.max(solution.relative)), (solution.iterations, solution.n_products)
         rows.append(SolverRow(method, verdict, *taken, residual, certificate, error, seconds))
     return SolverReport(tuple(rows), System(n, gamma, radius, condition, smallest, examined), tol)
 
