@@ -159,7 +159,7 @@ def accept(
         np.ascontiguousarray(x), np.ascontiguousarray(y, x.dtype), np.ascontiguousarray(b, x.dtype), sizes
     )
     residual, of_b, of_y, of_x = sizes
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         # Below the normal numbers products round to a fixed grain.
         grain = np.sqrt(x.shape[1]) * float(np.finfo(x.dtype).smallest_subnormal)
         empty = (of_x == 0) & (residual == 0)
@@ -176,7 +176,7 @@ def accept(
             status = "diverged"
         elif singular or np.any(left & (eps * of_x >= of_b) & (of_b > 0)):
             status = "singular"
-        elif np.any(left & (residual <= np.maximum(allowed, 4 * rounding))):
+        elif np.any(left & (residual <= 4 * rounding)):
             status = "lost to rounding"
         else:
             status = "stagnated" if stalled else "out of iterations"
@@ -272,7 +272,7 @@ def gmres(
     n_products = 0 if x0 is None else 1
     iterations = 0
     history: list[float] = []
-    target, stalled, ended = tol, False, np.zeros(n_batch, bool)
+    stalled, ended = False, np.zeros(n_batch, bool)
     while True:
         r = b + image.y - x
         length = norms(r)
@@ -282,7 +282,7 @@ def gmres(
             break
         n_steps = max(1, min(memory, n, max_iter - n_products - 1))
         basis = np.zeros((n_steps + 1, n_batch, n), b.dtype)
-        basis[0] = r / np.where(length > 0, length, 1)[:, None]
+        np.divide(r, length[:, None], out=basis[0], where=length[:, None] > 0)
         R = np.zeros((n_batch, n_steps, n_steps))
         rotations = np.zeros((n_steps, 2, n_batch))
         right = np.zeros((n_batch, n_steps + 1))
@@ -301,21 +301,20 @@ def gmres(
             # Nothing new: the space holds the solution, or what of it there is.
             rest[rest <= 10.0 * np.finfo(b.dtype).eps * before] = 0
             column[:, k + 1] = rest
-            ended |= (rest == 0) & (length > 0)
-            basis[k + 1] = w / np.where(rest > 0, rest, 1)[:, None] * (rest > 0)[:, None]
+            ended |= rest == 0
+            np.divide(w, rest[:, None], out=basis[k + 1], where=rest[:, None] > 0)
             for j in range(k):
                 c, s = rotations[j]
                 upper, lower = column[:, j].copy(), column[:, j + 1].copy()
                 column[:, j], column[:, j + 1] = c * upper + s * lower, c * lower - s * upper
             diagonal = np.hypot(column[:, k], column[:, k + 1])
-            safe = np.where(diagonal > 0, diagonal, 1)
-            c, s = column[:, k] / safe, column[:, k + 1] / safe
-            rotations[k] = c, s
+            np.divide(column[:, k:].T, diagonal, out=rotations[k], where=diagonal > 0)
+            c, s = rotations[k]
             column[:, k] = diagonal
             R[:, : k + 1, k] = column[:, : k + 1]
             right[:, k + 1] = -s * right[:, k]
             right[:, k] *= c
-            if np.all(np.abs(right[:, k + 1]) <= target * size):
+            if np.all(np.abs(right[:, k + 1]) <= tol * size):
                 break
         used = k + 1
         # A direction that (I − J) sends to nothing new and to nothing old has no part in the solution.
@@ -337,7 +336,6 @@ def gmres(
             x = np.where(better[:, None], after, x)
             image = _taken(matvec, x)
             n_products += 1
-        target *= 0.1
     # A space that J does not leave holds the solution of every system that is not singular.
     singular = stalled and bool(np.any(ended & (_relative(length, size) > tol)))
     return _solution(x, image, b, tol, "gmres", iterations, n_products, history, stalled=stalled, singular=singular)
@@ -348,7 +346,7 @@ def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: ND
 
     One Krylov space serves all samples, so what a sample gets depends on the others of its batch; beyond 10,000
     numbers its dot products, and so the last bits, depend on the threads of BLAS. Restarted every 40 steps; SciPy's
-    tolerance is on the whole batch and is tightened until every sample meets ``tol``.
+    tolerance is on the whole batch, so that every sample meets it.
     """
     from scipy.sparse.linalg import LinearOperator
     from scipy.sparse.linalg import gmres as solve_with_scipy
@@ -369,18 +367,17 @@ def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: ND
     )
     x = np.zeros_like(b) if x0 is None else x0 / scale
     history: list[float] = []
-    restart = max(1, min(40, b.size, max_iter))
-    target, stalled = tol, False
+    restart = min(40, b.size, max_iter)
+    stalled = False
     r = right - scaled(x)
     while n_products < max_iter:
         worst = float(np.max(norms(r), initial=0.0))
         history.append(worst)
         if not np.isfinite(worst) or worst <= tol or stalled:
             break
-        correction, _ = solve_with_scipy(operator, r.ravel(), rtol=0.0, atol=target, restart=restart, maxiter=1)
+        correction, _ = solve_with_scipy(operator, r.ravel(), rtol=0.0, atol=tol, restart=restart, maxiter=1)
         after = x + correction.reshape(b.shape).astype(b.dtype, copy=False)
         r_after = right - scaled(after)
-        target *= 0.1
         # Stagnation is judged on the whole batch, whose norm is what a Krylov step makes smaller.
         stalled = not np.linalg.norm(r_after) < np.linalg.norm(r)
         if not stalled:
@@ -406,7 +403,7 @@ def anderson(
     x = np.zeros_like(b) if x0 is None else x0
     # Of the last steps: changes of the residual, and steps plus changes. Memory is touched for steps taken alone.
     sums, changes = np.empty((2, memory, n_batch, n), b.dtype)
-    gram = np.zeros((n_batch, memory, memory))
+    gram = np.empty((n_batch, memory, memory))
     ridge = 10.0 * np.finfo(b.dtype).eps
     history: list[float] = []
     image = Image(np.zeros_like(b)) if x0 is None else _taken(matvec, x)
@@ -429,7 +426,7 @@ def anderson(
             gram[:, :used, slot] = row
             # Unknowns scaled to unit columns, so that the ridge is relative to each of them.
             scale = np.sqrt(np.einsum("bii->bi", gram[:, :used, :used]))
-            scale[scale == 0] = 1.0
+            scale[scale == 0] = np.inf
             system = gram[:, :used, :used] / (scale[:, :, None] * scale[:, None, :])
             system[:, range(used), range(used)] += ridge
             right = np.einsum("mbn,bn->bm", changes[:used], r) / scale
@@ -457,8 +454,7 @@ def broyden(
     n_batch, n = b.shape
     size = norms(b)
     x = np.zeros_like(b) if x0 is None else x0
-    left = np.zeros((n_batch, memory, n), b.dtype)
-    right = np.zeros((n_batch, memory, n), b.dtype)
+    left, right = np.empty((2, n_batch, memory, n), b.dtype)
     used = 0
     history: list[float] = []
     image = Image(np.zeros_like(b)) if x0 is None else _taken(matvec, x)
@@ -534,7 +530,7 @@ def direct(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDA
     for sample in range(n_batch):
         jt = columns[:, sample]
         active = np.flatnonzero(np.any(jt != 0, axis=1))
-        system = np.eye(active.size, dtype=b.dtype) - jt[np.ix_(active, active)].T
+        system = np.eye(active.size) - jt[np.ix_(active, active)].T
         try:
             inner = np.linalg.solve(system, b[sample, active])
         except np.linalg.LinAlgError:
@@ -615,7 +611,7 @@ def solve(
             found = SOLVERS[method](
                 lambda v: _taken(matvec, v.reshape(b.shape)).y.reshape(1, -1),
                 b.reshape(1, -1),
-                tol=tol * min(1.0, smallest / together) if together > 0 else tol,
+                tol=tol * smallest / together if together > 0 else tol,
                 max_iter=max_iter,
                 x0=None if x0 is None else x0.reshape(1, -1),
             )
@@ -669,8 +665,7 @@ def _scale(b: NDArray) -> NDArray | None:
     # A third of the exponents on either side is left to what a solver squares and to what a system amplifies.
     if np.all((size == 0) | ((size > float(info.tiny) ** (1 / 3)) & (size < float(info.max) ** (1 / 3)))):
         return None
-    _, exponent = np.frexp(np.where((size > 0) & np.isfinite(size), size, 1.0))
-    exponent = np.clip(exponent, info.minexp, info.maxexp - 1)
+    exponent = np.clip(np.frexp(size)[1], info.minexp, info.maxexp - 1)
     return np.ldexp(np.ones_like(size), exponent)[:, None]
 
 
@@ -678,10 +673,10 @@ def require(solution: Solution, what: str) -> Solution:
     """The solution if it converged; otherwise :class:`NotConverged` with what was reached and what helps."""
     if solution.converged:
         return solution
-    worst = float(np.max(solution.relative)) if np.all(np.isfinite(solution.relative)) else float("inf")
     with np.errstate(divide="ignore", invalid="ignore"):
         size = solution.residual / solution.relative
         reach = float(np.max(np.where(size > 0, solution.rounding / size, 0.0)))
+    worst = float(np.max(solution.relative))
     why = explain(solution.status, reach, solution.x.dtype, solution.diverged_at)
     raise NotConverged(
         f"{what}: {solution.method} stopped after {solution.n_products} products with a relative residual of "

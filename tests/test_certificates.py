@@ -101,6 +101,18 @@ def assert_covered(value, error, exact):
         assert abs(Fraction(float(found)) - truth) <= Fraction(float(off))
 
 
+def test_samples_are_certified_some_at_a_time(monkeypatch):
+    frozen = one_neuron(0.5, np.float64)
+    x, a = np.zeros((5, 1)), np.random.default_rng(0).random((5, 1))
+    at_once = certificates.defects(frozen, x, a)
+    monkeypatch.setattr(certificates, "_CHUNK", 4)
+    # Of two numbers each, the neuron's and its input's.
+    assert certificates.chunks(frozen, 5) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    np.testing.assert_array_equal(certificates.defects(frozen, x, a), at_once)
+    monkeypatch.setattr(certificates, "_CHUNK", 1)
+    assert certificates.chunks(frozen, 2) == [slice(0, 1), slice(1, 2)]
+
+
 @given(seed=seeds, size=st.floats(-320, 300))
 def test_running_errors_cover_their_rounding(seed, size):
     rng = np.random.default_rng(seed)
@@ -264,22 +276,6 @@ def test_tiny_and_huge_right_hand_sides_are_solved(method, dtype, sizes):
 def test_a_singular_system_of_any_size_is_called_so(size):
     for method in ("direct", "gmres"):
         assert solve(method, lambda v: v, np.full((2, 1), size), tol=1e-8).status == "singular"
-
-
-@pytest.mark.parametrize("method", HONEST)
-@pytest.mark.parametrize("started", [False, True])
-@pytest.mark.parametrize("most", [2, 5, 200])
-def test_products_are_counted(method, started, most):
-    J, counted = 0.5 * np.array([[0.0, 1.0, 0.2], [0.3, 0.0, 1.0], [-1.0, 0.1, 0.0]]), []
-
-    def product(v):
-        counted.append(1)
-        return v @ J.T
-
-    b = np.array([[1.0, -2.0, 0.5], [0.25, 1.0, 3.0]])
-    found = solve(method, product, b, tol=1e-10, max_iter=most, x0=b / 3 if started else None)
-    assert found.n_products == len(counted)
-    assert found.converged or most < 200
 
 
 @pytest.mark.parametrize("method", HONEST)

@@ -1,4 +1,4 @@
-"""What the public functions do when they are not told otherwise: numbers that users rely on, so a change is a choice.
+"""What the public functions do when not told otherwise, and public constants: users rely on them, so they are a choice.
 
 ``python tests/test_defaults.py`` writes the table anew.
 """
@@ -8,18 +8,31 @@ import json
 from pathlib import Path
 
 import ide_ref
-from ide_ref import authors, constraints, implicit, maps, norms, solvers, synapses, theory, verify
+from ide_ref import (
+    authors,
+    certificates,
+    constraints,
+    equilibrium,
+    implicit,
+    maps,
+    norms,
+    solvers,
+    synapses,
+    theory,
+    verify,
+)
 from ide_ref.training import losses, schedule, sgd
 from ide_ref.verify import solvers as examination
 
 TABLE = Path(__file__).parent / "data" / "defaults.json"
-MODULES = (ide_ref, authors, constraints, implicit, maps, norms, solvers, synapses, theory, verify, examination)
+INNER = (authors, certificates, constraints, equilibrium, implicit, maps, norms, solvers, synapses, theory, verify)
+MODULES = (ide_ref, *INNER, examination, losses, schedule, sgd)
 
 
 def defaults():
-    """By function or class: argument and default, of those that have one."""
+    """By function or class: argument and default, of those that have one; by module: its constants."""
     found = {}
-    for module in (*MODULES, losses, schedule, sgd):
+    for module in MODULES:
         for name, thing in sorted(vars(module).items() if module is not ide_ref else lazily()):
             if (
                 name.startswith("_")
@@ -35,7 +48,14 @@ def defaults():
             told = {p.name: repr(p.default) for p in parameters if p.default is not p.empty and plain(p.default)}
             if told:
                 found[f"{thing.__module__}.{thing.__qualname__}"] = told
+        for name, value in sorted(vars(module).items()):
+            if name.isupper() and name[0] != "_" and all(type(part) in (int, float) for part in values_of(value)):
+                found.setdefault(module.__name__, {})[name] = repr(value)
     return dict(sorted(found.items()))
+
+
+def values_of(value):
+    return value.values() if isinstance(value, dict) else [value]
 
 
 def lazily():

@@ -76,6 +76,13 @@ def test_a_sweep_and_its_equilibrium_are_the_equations(case):
     np.testing.assert_allclose(fixed_point_map(case.frozen, x, z), expected, rtol=0, atol=size)
 
 
+def test_the_loss_of_large_logits_is_that_of_their_differences():
+    o, y = np.random.default_rng(0).normal(size=(3, 4)), np.array([0, 3, 1])
+    large = o + np.array([[800], [-800], [0]])
+    for found, expected in zip(equations.loss(large, y), equations.loss(o, y), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_dropout_is_the_equations():
     draws = np.arange(1 << 16) / (1 << 16)
     keep = equations.dropout(draws, 0.25)

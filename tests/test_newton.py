@@ -121,8 +121,12 @@ def test_newton_finds_a_solution_where_the_sweep_does_not_converge():
     assert jumping.residual == pytest.approx(0.75)
     found = find_equilibrium(frozen, x, method="newton")
     np.testing.assert_allclose(found.a, [[0.3]], atol=1e-15)
+    begun = {"method": "newton", "start": np.ones((1, 1)), "max_iter": 1}
     with pytest.raises(NotConverged, match="after 1 steps of newton"):
-        find_equilibrium(frozen, x, method="newton", start=np.ones((1, 1)), max_iter=1)
+        find_equilibrium(frozen, x, **begun)
+    # What one step of Newton's leads to is judged as it is.
+    one_step = find_equilibrium(frozen, x, **begun, allow_unconverged=True)
+    assert (one_step.a, one_step.residual) == (0.0, 0.75)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -144,3 +148,9 @@ def test_coupled_samples():
     frozen = freeze(edited(network, Profile(batch_statistics_in_beta=True)), network.init(rng), x, training=True)
     found = find_equilibrium(frozen, x, method="newton", allow_unconverged=True)
     assert np.all(np.isfinite(found.a))
+    # Its Jacobian's products, forwards and back, with the coupling in both.
+    jacobian = linearise(frozen, found.a, frozen.drive(x))
+    v, w = rng.normal(size=(2, 5, 6))
+    one = np.eye(5)[:, :1] * v
+    assert np.abs(jacobian.jvp(one)[1:]).max() > 1e-3
+    assert np.vdot(w, jacobian.jvp(v)) == pytest.approx(np.vdot(jacobian.vjp(w), v), rel=1e-12)

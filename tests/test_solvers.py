@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ide_ref.solvers import SOLVERS, NotConverged, accept, norms, require, solve
+from ide_ref.solvers import SOLVERS, NotConverged, Verdict, _scale, accept, broyden, norms, require, solve
 
 HONEST = [name for name in SOLVERS if name != "damped"]
 solvers = pytest.mark.parametrize("method", HONEST)
@@ -97,7 +97,7 @@ def test_one_bad_sample_is_enough(method):
 def test_a_product_of_nan_does_not_count_as_converged(method):
     solution = solve(method, lambda v: np.full_like(v, np.nan), np.ones((2, 3)), tol=1e-8, max_iter=10)
     assert not solution.converged
-    with pytest.raises(NotConverged):
+    with pytest.raises(NotConverged, match=r"relative residual of (inf|1\.00e\+00), "):
         require(solution, "test")
 
 
@@ -226,19 +226,167 @@ def test_of_no_samples_or_unknowns_nothing_is_asked(method, shape):
 
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
 def test_the_worst_of_a_batchs_samples_is_told(order):
-    """One sample that outgrew its b, one that rounding hides, one that is merely not there yet."""
-    x = np.array([[1e17], [1.0], [1.0]])
-    b = np.array([[1.0], [1.0], [0.5]])
-    y = np.array([[0.9e17], [2.5e-16], [0.3]])
-    for rows, status in (([0, 1, 2], "singular"), ([1, 2], "lost to rounding"), ([2], "out of iterations")):
+    """A sample that is no number, one that outgrew its b, one that rounding hides, one that is merely not there yet."""
+    x = np.array([[np.nan], [2.0**52], [1.0], [1.0]])
+    b = np.array([[1.0], [1.0], [1.0], [0.5]])
+    y = np.array([[0.0], [2.0**51], [2.5e-16], [0.3]])
+    for rows, status in (
+        ([0, 1, 2, 3], "diverged"),
+        ([1, 2, 3], "singular"),
+        ([2, 3], "lost to rounding"),
+        ([3], "out of iterations"),
+    ):
         some = np.array(rows)[order]
         assert accept(x[some], y[some], b[some], 1e-16).status == status
+    assert accept(x, y, b, 1e-16, singular=True).status == "singular"
+    assert accept(x, y, b, 1e-16, history=[1.0, 2.0]).diverged_at == 2
+
+
+def test_rounding_is_what_the_judge_s_own_sum_may_lose():
+    rng, eps = np.random.default_rng(0), np.finfo(float).eps
+    x, y, b = rng.normal(size=(3, 6, 5)) * 10.0 ** rng.uniform(-2, 2, (3, 6, 1))
+    np.testing.assert_allclose(accept(x, y, b, 0.0).rounding, eps * (norms(x) + norms(y) + norms(b)), rtol=1e-14)
+    zero, one, least = (np.full((1, 4), value) for value in (0.0, 1.0, np.finfo(float).smallest_subnormal))
+    assert accept(least, least, zero, 1.0).rounding == [2 * least[0, 0]]
+    # Without a residual there is rounding, too, and without an x; but where there is nothing at all there is none.
+    assert accept(one, zero, one, 0.0).rounding == [4 * eps]
+    assert accept(zero, zero, one, 0.0).rounding == [2 * eps]
+    assert accept(zero, zero, zero, 0.0) == Verdict("converged", [0.0], [0.0])
+    # Residuals of 6 and 10 eps: four times their rounding is 8.
+    for share, status in ((6, "lost to rounding"), (10, "out of iterations")):
+        assert accept(np.ones((1, 1)), np.full((1, 1), share * eps), np.ones((1, 1)), 1e-17).status == status
+    # Beyond the largest number, without a warning; and what solves an equation without b has not outgrown it.
+    assert accept(0.4e308 * one, 0.4e308 * one, 0.4e308 * one, 1.0).rounding == [np.inf]
+    assert accept(one, zero, zero, 0.0).status == "out of iterations"
+
+
+@pytest.mark.parametrize(
+    ("history", "at"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7], None),  # too short to tell
+        ([1, 2, 3, 4, 5, 6, 7, 8], 1),
+        ([3, 9, 4, 4, 4, 4, 4, 5], 1),
+        ([1, 1, 1, 1, 1, 1, 1, 1], None),
+        ([5, 4, 3, 2, 1, 2, 3, 6], 5),
+        ([6, 5, 4, 3, 2, 1, 3, 7], None),  # it fell for the better half of its way
+        ([4, 3, 2, 1, np.inf], 4),
+    ],
+)
+def test_divergence_is_a_residual_that_has_only_grown(history, at):
+    verdict = accept(np.ones((1, 1)), np.full((1, 1), 0.3), np.full((1, 1), 0.5), 1e-16, history=history)
+    assert verdict.diverged_at == at
+    assert verdict.status == ("out of iterations" if at is None else "diverged")
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+@given(n_batch=st.integers(1, 4), n=st.integers(1, 6), seed=seeds, max_iter=st.integers(1, 30), data=st.data())
+def test_every_product_is_counted(method, n_batch, n, seed, max_iter, data):
+    J, b = system(np.random.default_rng(seed), n_batch, n, data.draw(st.sampled_from([0.3, 0.9, 1.5])))
+    b *= data.draw(st.sampled_from([1.0, 1e-200, 0.0]))
+    seen = []
+
+    def watched(v):
+        seen.append(v)
+        return product(J)(v)
+
+    x0 = data.draw(st.sampled_from([None, 2 * b]))
+    solution = solve(method, watched, b, tol=1e-9, max_iter=max_iter, x0=x0, joined=data.draw(st.booleans()))
+    assert solution.n_products == len(seen)
+    assert solution.iterations <= len(seen)
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_what_a_solver_does_is_the_same_at_any_size(method):
+    """Powers of 2 round nothing: the same steps, and as many."""
+    J, b = system(np.random.default_rng(0), 3, 8, 0.02)
+    J[0] = b[1] = 0  # solved at once, beside one that is not
+    once = solve(method, product(J), b, tol=1e-8)
+    for size in (2.0**10, 2.0**-10, 2.0**600, 2.0**-600):
+        again = solve(method, product(J), size * b, tol=1e-8)
+        np.testing.assert_array_equal(again.x, size * once.x)
+        assert (again.iterations, again.status) == (once.iterations, once.status)
+    if method == "gmres":
+        assert (once.iterations, once.n_products) == (4, 6)
+
+
+@pytest.mark.parametrize("method", [name for name in HONEST if name != "direct"])
+def test_a_start_that_is_just_good_enough_is_left_as_it_is(method):
+    b = np.diag([1.0, 4.0])
+    x0 = b * (1 - 2.0**-10)
+    solution = solve(method, np.zeros_like, b, tol=2.0**-10, x0=x0)
+    assert solution.converged
+    np.testing.assert_array_equal(solution.x, x0)
+
+
+def test_the_halved_iteration_ends_when_its_steps_are_small():
+    """With J = I each step is half of the last one, from half of b on."""
+    assert solve("damped", lambda v: v, np.diag([1.0, 4.0, 0.0]), tol=2.0**-10).iterations == 10
+
+
+@pytest.mark.parametrize("size", [2.0**-12, 1.0, 2.0**12])
+def test_gmres_leaves_out_what_a_singular_system_does_not_tell(size):
+    """I − J = diag(0, size), and b has a part along the first axis: x is b's, the part that is left has no other."""
+    J = np.diag([1.0, 1.0 - size])
+    solution = solve("gmres", lambda v: v @ J, np.array([[1.0, size]]), tol=1e-10)
+    assert solution.status == "singular"
+    np.testing.assert_allclose(solution.x, [[1.0 / size, 1.0]], rtol=1e-10)
+
+
+def test_the_direct_solver_takes_whole_columns_and_empty_rows():
+    J = np.array(
+        [[[1.0, 0.3, 0.2], [1.0, 0.2, 0.4], [1.0, 0.6, 0.1]], [[0.0, 0.0, 0.0], [0.1, 0.2, 0.4], [0.3, 0.6, 0.1]]]
+    )
+    b = np.random.default_rng(0).normal(size=(2, 3))
+    np.testing.assert_allclose(solve("direct", product(J), b).x, exact(J, b), rtol=1e-13)
+
+
+def test_broyden_forgets_what_its_memory_has_no_room_for():
+    """With room for one: the inverse Jacobian is −I and what the last step alone says."""
+    J, b = system(np.random.default_rng(0), 1, 5, 0.9)
+    seen = []
+
+    def watched(v):
+        seen.append(v[0])
+        return product(J)(v)
+
+    broyden(watched, b, tol=1e-14, max_iter=6, memory=1)
+    points = [np.zeros(5), *seen]
+    r = [b[0] + J[0] @ x - x for x in points]
+    np.testing.assert_allclose(points[1], b[0], rtol=1e-14)
+    for k in range(1, 6):
+        s, y = points[k] - points[k - 1], r[k] - r[k - 1]
+        H = -np.eye(5) + np.outer(s + y, -s) / (-s @ y)
+        np.testing.assert_allclose(points[k + 1], points[k] - H @ r[k], rtol=1e-9)
+
+
+def test_sizes_from_which_a_system_is_scaled():
+    for dtype in (np.float32, np.float64):
+        info = np.finfo(dtype)
+        for share, scaled in ((1 / 3 - 0.01, False), (1 / 3, True), (1 / 3 + 0.01, True)):
+            for end in (float(info.tiny), float(info.max)):
+                assert (_scale(np.full((1, 1), end**share, dtype)) is not None) == scaled, (dtype, share, end)
+        for size in (info.smallest_subnormal, info.max):
+            scale = _scale(np.full((1, 1), size))[0, 0]
+            assert (scale.dtype, size / scale < 2) == (dtype, True)
+
+
+def test_what_is_raised_tells_the_worst_sample():
+    b = np.array([[1.0, 0.5], [0.0, 0.0], [0.0, 3.0]], np.float32)
+    solution = solve("fixed_point", lambda v: np.float32(0.3) * v[:, ::-1], b, tol=1e-9)
+    assert solution.status == "lost to rounding"
+    left, size = solution.residual > 0, norms(b)
+    reach = float(np.max(solution.rounding[left] / size[left]))
+    with pytest.raises(NotConverged) as raised:
+        require(solution, "test")
+    assert f"residual of {solution.relative.max():.2e}, tolerance 1e-09; lost" in str(raised.value)
+    assert f"may be {reach:.1e}: ask for a larger tolerance or compute in float64" in str(raised.value)
 
 
 @pytest.mark.parametrize("method", ["gmres", "scipy_gmres"])
 def test_krylov_spaces_are_given_up_after_forty_steps(method):
     """I − J a cyclic shift of 60: no step of a shorter space brings anything, one of 60 everything."""
     J = np.eye(60) - np.roll(np.eye(60), 1, axis=0)
-    assert solve(method, lambda v: v @ J.T, np.eye(1, 60), tol=1e-8).status == "stagnated"
+    for size, joined in ((1.0, False), (1e-200, False), (1.0, True)):
+        assert solve(method, lambda v: v @ J.T, size * np.eye(1, 60), tol=1e-8, joined=joined).status == "stagnated"
     small = np.eye(30) - np.roll(np.eye(30), 1, axis=0)
     assert solve(method, lambda v: v @ small.T, np.eye(1, 30), tol=1e-8).status == "converged"

@@ -167,6 +167,46 @@ def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monke
         assert found.split_error == pytest.approx(0.5 / (step + 1))
 
 
+@pytest.mark.parametrize("leak", [1.0, 0.9])
+def test_a_samples_bounds_are_its_own_and_speak_of_the_exact_equilibrium(leak):
+    """In float32, where what a* is known to is more than rounding of the bounds; beside samples of other sizes."""
+    ends, rng = [(-1, 0), (0, 1), (1, 0)], np.random.default_rng(3)
+    system = system_of(IF() if leak == 1.0 else LIF(leak), [4, 3], ends, rng, 0.8, n_steps=30, n_batch=3)
+    params = {name: value.astype(np.float32) for name, value in system.frozen.params.items()}
+    frozen, x = freeze(system.frozen.network, params), system.x.astype(np.float32) * np.float32([[1], [1e-4], [30]])
+    bound = error_bound(frozen, x, simulate(frozen, x, 30, record=True))
+    arrays = [name for name, value in vars(bound).items() if isinstance(value, np.ndarray)]
+    for i in range(3):
+        alone = error_bound(frozen, x[i : i + 1], simulate(frozen, x[i : i + 1], 30, record=True))
+        for name in arrays:
+            found = getattr(bound, name)[i : i + 1]
+            np.testing.assert_allclose(found, getattr(alone, name), rtol=1e-5, atol=1e-30, err_msg=name)
+    known = bound.certificate
+    assert np.all(known[:2] > 1e-9)
+    G, R, v_th = bound.conditions.propagation, bound.conditions.resolvent, system.v_th
+    r = (bound.drift + bound.input + bound.potential + bound.rounding[:, None]) / v_th @ R.T
+    start = norms(system, bound.equilibrium.a.astype(float))[:, None]
+    for name, before in (("one_step", bound.error), ("iterated", bound.iterated - known[:, None])):
+        expected = np.concatenate([start, before[:, :-1]], axis=1) @ G.T + r
+        np.testing.assert_allclose(getattr(bound, name) - known[:, None], expected, rtol=1e-9, atol=1e-13)
+    unknown = replace(bound, certificate=np.full_like(known, np.inf))
+    np.testing.assert_allclose(bound.floor() - unknown.floor(), known, rtol=1e-6, atol=1e-13)
+    if leak == 1.0:
+        sup = np.max(
+            bound.times[:, None] * (bound.drift + bound.input + bound.potential + bound.rounding[:, None]), axis=1
+        )
+        envelope = theory.if_envelope(bound.conditions, v_th, sup, start[:, 0], bound.times)
+        np.testing.assert_allclose(bound.envelope() - known[:, None], envelope, rtol=1e-9, atol=1e-13)
+    else:
+        S = weights(system)[1:, None]
+        n = np.sqrt([4.0, 3.0])
+        rest = np.maximum(bound.drift + bound.input + bound.u_plus_sup[:, None] * n * (1 / S - (1 - leak)), 0)
+        b, transient = start[:, 0], bound.transient()
+        for t in range(30):
+            b = b @ G.T + (rest[:, t] + bound.rounding) / v_th @ R.T
+            np.testing.assert_allclose(transient[:, t], b, rtol=1e-9, atol=1e-13)
+
+
 def test_a_network_without_feedback_has_nothing_to_contract():
     network = build("3", input_shape=(3,), n_classes=2, neuron=IF(1.0))
     found = conditions(freeze(network, network.init(np.random.default_rng(0))))
@@ -217,9 +257,7 @@ def test_the_envelope_holds_for_the_slowest_disturbance_it_allows(gamma):
 @given(system=systems(constant=True), leak=st.sampled_from([0.5, 0.9, 0.99]))
 def test_lif_stays_below_floor_and_transient(system, leak):
     network = replace(system.frozen.network, neuron=LIF(leak, system.v_th))
-    # Of a third sample, too, for two and one are added to each other unnoticed.
-    x = np.concatenate([system.x, system.x[:1] + 0.25])
-    system = replace(system, frozen=freeze(network, system.frozen.params), x=x)
+    system = replace(system, frozen=freeze(network, system.frozen.params))
     rates = simulate(system.frozen, system.x, system.n_steps, record=True)
     bound = error_bound(system.frozen, system.x, rates)
     floor, transient = bound.floor(), bound.transient()
@@ -314,11 +352,11 @@ def test_iterated_norms_keep_to_their_stated_error(monkeypatch):
     assert np.all(again.propagation >= exact.propagation * (1 - 1e-12))
 
 
-def nilpotent(gain: float):
-    """Two neurons of one population, the first drives the second."""
+def nilpotent(gain: float, own: float = 0.0):
+    """Two neurons of one population, the first drives the second, and each itself."""
     network = build("2 (F2)", input_shape=(1,), n_classes=2, neuron=IF(), batch_norm=False, restriction=None)
     params = network.init(np.random.default_rng(0))
-    params["feedback.weight"] = np.array([[0.0, 0.0], [gain, 0.0]])
+    params["feedback.weight"] = np.array([[own, 0.0], [gain, own]])
     params["input.weight"] = np.array([[0.6], [-1.0]])
     return freeze(network, params)
 
@@ -329,6 +367,8 @@ def test_a_feedback_without_cycles_converges_whatever_its_norm():
     assert found.paper == pytest.approx(2.5)
     assert found.elementwise == 0
     assert found.applies
+    for own, applies in ((1.9, True), (2.0, False)):  # of V_th, which is 2
+        assert conditions(nilpotent(5.0, own)).applies == applies
     x = np.ones((1, 1))
     rates = simulate(frozen, x, 4000, record=True)
     bound = error_bound(frozen, x, rates)
