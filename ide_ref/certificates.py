@@ -132,10 +132,10 @@ def resolved(N: NDArray, d: NDArray) -> NDArray:
     """
     n = len(N)
     infinite = np.full(d.shape, np.inf)
+    if not np.all(np.isfinite(N)):
+        return infinite
     # 1 − N_ll is exact or off by one rounding, so that one population's γ close to 1 loses nothing.
     diagonal = 1.0 - np.diag(N)
-    if not (np.all(np.isfinite(N)) and np.all(diagonal > 0)):
-        return infinite
     others = N - np.diag(np.diag(N))
 
     def from_below(v: NDArray) -> NDArray:
@@ -146,19 +146,19 @@ def resolved(N: NDArray, d: NDArray) -> NDArray:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         try:
             v = np.linalg.solve(M, np.ones(n))
-            # A bound of the size that is wanted, to be raised along v until it is one.
-            scale = np.max(d, axis=1, keepdims=True)
-            safe = np.where((scale > 0) & np.isfinite(scale), scale, 1.0)
-            e = np.maximum(np.linalg.solve(M, (d / safe).T).T, 0.0)
+            # A bound of the size that is wanted, to be raised along v until it is one. Of what is 0 or not finite
+            # nothing comes of it; that is told at the end.
+            size = np.max(d, axis=1, keepdims=True)
+            e = np.maximum(np.linalg.solve(M, (d / size).T).T, 0.0)
         except np.linalg.LinAlgError:
             return infinite
         reach = from_below(v)
         if not (np.all(v > 0) and np.all(reach > 0)):
             return infinite
-        wanted = d / safe * (1.0 + 4.0 * ROUNDOFF) + 4.0 * GRAIN
+        wanted = d / size * (1.0 + 4.0 * ROUNDOFF) + 4.0 * GRAIN
         missing = np.maximum(wanted - from_below(e) * (1.0 - 4.0 * ROUNDOFF), 0.0) + 4.0 * GRAIN
         along = np.max(missing / reach, axis=1, keepdims=True) * (1.0 + 8.0 * ROUNDOFF)
-        bound = (e + along * v) * safe * (1.0 + 16.0 * ROUNDOFF) + 16.0 * GRAIN
+        bound = (e + along * v) * size * (1.0 + 16.0 * ROUNDOFF) + 16.0 * GRAIN
         bound = np.where(np.all(d == 0, axis=1, keepdims=True), 0.0, bound)
         return np.where(np.isfinite(d).all(axis=1, keepdims=True) & np.isfinite(bound), bound, np.inf)
 
@@ -224,10 +224,9 @@ def norm_above(size: NDArray) -> NDArray:
     """Euclidean norms along the last axis of an array ≥ 0, rounded upwards; infinite where it is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         largest = size.max(axis=-1)
-        safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-        total = np.sum(np.square(size / safe[..., None]), axis=-1)
-        bound = safe * np.sqrt(total) * (1.0 + (size.shape[-1] + 16.0) * ROUNDOFF) + np.sqrt(size.shape[-1]) * GRAIN
-        return np.where(np.isnan(bound) | ~np.isfinite(largest), np.inf, np.where(largest > 0, bound, 0.0))
+        total = np.sum(np.square(size / largest[..., None]), axis=-1)
+        bound = largest * np.sqrt(total) * (1.0 + (size.shape[-1] + 16.0) * ROUNDOFF) + np.sqrt(size.shape[-1]) * GRAIN
+        return np.where(largest == 0, 0.0, np.where(np.isfinite(bound), bound, np.inf))
 
 
 class Map:

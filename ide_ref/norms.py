@@ -112,7 +112,7 @@ def _searched(synapse: Synapse, taps: NDArray, factors: NDArray | None) -> float
         return synapse.adjoint(taps, (u if factors is None else factors * u)[None])[0]
 
     start = np.random.default_rng(0).standard_normal(synapse.n_in)
-    return leading_singular_pair(apply, adjoint, start, tol=1e-8).value
+    return leading_singular_pair(apply, adjoint, start, tol=math.sqrt(ROUNDOFF)).value
 
 
 def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> float:

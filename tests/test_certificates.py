@@ -65,14 +65,14 @@ def test_one_neuron_close_to_gamma_one(method, gap, dtype):
     assert back.why_not == ""
 
 
-@given(n=st.integers(1, 5), seed=seeds, gap=st.floats(-12, -0.3), size=st.floats(-300, 290))
-def test_the_last_line_of_the_certificate_is_verified(n, seed, gap, size):
-    """resolved is at least (I − N)⁻¹ d, in rational arithmetic, up to spectral radii that touch 1."""
+@given(n=st.integers(1, 5), seed=seeds, gap=st.floats(-12, -0.3), beyond=st.booleans(), size=st.floats(-323, 290))
+def test_the_last_line_of_the_certificate_is_verified(n, seed, gap, beyond, size):
+    """resolved is at least (I − N)⁻¹ d, in rational arithmetic, up to spectral radii that touch 1; not beyond."""
     rng = np.random.default_rng(seed)
     N = rng.random((n, n)) * (rng.random((n, n)) < 0.7)
     radius = np.max(np.abs(np.linalg.eigvals(N)))
     if radius > 1e-8:
-        N *= (1 - 10**gap) / radius
+        N *= (1 + 10**gap if beyond else 1 - 10**gap) / radius
     d = rng.random((2, n)) * (rng.random((2, n)) < 0.7) * 10.0**size
     found = resolved(N, d)
     M = [[(i == j) - Fraction(float(N[i, j])) for j in range(n)] for i in range(n)]
@@ -82,7 +82,11 @@ def test_the_last_line_of_the_certificate_is_verified(n, seed, gap, size):
             assert np.all(np.isinf(bound)) or not any(row)
         elif np.all(np.isfinite(bound)):
             assert all(Fraction(float(b)) >= e for b, e in zip(bound, exact, strict=True))
-    if n == 1:
+            if gap > -2:
+                assert np.all(bound <= np.array(exact, float) * (1 + 1e-9) + 1e-320)
+    if beyond and radius > 1e-8:
+        assert np.all(np.isinf(found))
+    elif n == 1:
         assert np.all(np.isfinite(found))
         np.testing.assert_array_equal(found[:, 0], certified(d[:, 0], float(N[0, 0])))
 
@@ -91,6 +95,13 @@ def test_nothing_is_certified_at_and_beyond_one():
     for gamma in (1.0, 1.5, np.inf, np.nan):
         assert np.all(np.isinf(certified(np.array([0.5, 1e-300]), gamma)))
     assert np.all(np.isinf(certified(np.array([np.inf, np.nan]), 0.5)))
+    assert np.all(np.isinf(resolved(np.array([[0.5, np.inf], [0.0, 0.5]]), np.ones((1, 2)))))
+    # Each sample by itself, and beyond the largest number without a warning.
+    bounds = resolved(np.diag([0.5, 0.25]), np.array([[1.5e308, 1.5e308], [0.0, np.inf], [0.0, 0.0], [1.0, 3.0]]))
+    np.testing.assert_allclose(bounds, [[np.inf, np.inf], [np.inf, np.inf], [0, 0], [2, 4]], rtol=1e-14)
+    large = Near(np.array([[1.5e308], [0.0], [np.nan], [3.0]]), np.array([[1.5e308], [0.0], [0.0], [4.0]])).norm()
+    np.testing.assert_allclose(large, [np.inf, 0, np.inf, 7], rtol=1e-14)
+    np.testing.assert_array_equal(norm_above(np.array([[1.5e308, 1.5e308], [np.inf, 1.0]])), np.inf)
     assert certified(np.array([0.5]), 0.5)[0] == pytest.approx(1.0, rel=1e-14)
     assert certified(np.array([0.5]), 0.5)[0] >= 1.0
 
@@ -187,6 +198,10 @@ def test_why_nothing_is_certified():
     state = find_equilibrium(problem, np.zeros((1, 1)), method="newton", allow_unconverged=True)
     assert "at least 1 (2), and (CERT) asks for less" in state.why_not
     assert contraction_bound(problem).why_not == "gamma is 2, and (CERT) asks for less than 1"
+    net = dense_network(IF(1.0), [1, 1], [(-1, 0), (0, 1), (0, 0), (1, 1)])
+    params = net.init(np.random.default_rng(0)) | {"c2.weight": np.full((1, 1), 1.5), "c3.weight": np.full((1, 1), 0.5)}
+    assert "block radius of the norms, is at least 1 (1.5)" in certificates.why_not(freeze(net, params))
+    assert certificates.Contraction(1.0, 1.0).why_not == "gamma is 1, and (CERT) asks for less than 1"
     touching = certificates.Contraction(1 - 1e-16, 1 + 1e-15)
     assert "which its own error of 1.2e-15 does not tell from 1" in touching.why_not
 

@@ -85,6 +85,7 @@ def test_a_start_without_the_leading_vector_finds_it(dtype, place):
     assert pair.left.dtype == pair.right.dtype == dtype
     assert pair.value == pytest.approx(np.linalg.norm(A, 2), rel=1e-6 if dtype == np.float32 else 1e-12)
     assert singular_tolerance(dtype) == (1e-5 if dtype == np.float32 else 1e-12)
+    assert singular_tolerance(dtype, training=True) == (1e-3 if dtype == np.float32 else 1e-12)
 
 
 SYNAPSES = [

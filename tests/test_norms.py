@@ -35,6 +35,11 @@ def test_no_vector_is_stretched_by_more_than_a_matrix_norm(m, n, seed, size):
     assert norm.value <= norm.upper <= norm.value * (1 + 1e-13) + 1e-300
 
 
+def test_what_is_raised_has_room_for_so_many_roundings_and_four():
+    assert norms.raised(1.0, 100) == 1 + 104 * norms.ROUNDOFF
+    assert norms.raised(0.0, 2) == 6 * 2.0**-1074
+
+
 def test_the_norm_of_nothing_and_of_what_is_not_finite():
     assert matrix_norm(np.zeros((3, 2))).upper < 1e-300
     for value in (np.nan, np.inf):
@@ -94,6 +99,9 @@ def test_the_symbols_bound_is_one_between_the_points_of_its_grid_too(taps):
     bound = norms._symbol_bound(Conv2d.over((1, 8, 8), 1, kernel=3), kernel.reshape(9, 1, 1), None)
     finely = np.abs(np.fft.fft(row, 4096)).max() ** 2
     assert finely * (1 - 1e-12) <= bound <= finely * 1.02 + 1e-150
+    # Sixteen points for each degree: on one of them lies the largest of a kernel of ones.
+    ones = norms._symbol_bound(Conv2d.over((1, 8, 8), 1, kernel=3), np.ones((9, 1, 1)), None)
+    assert ones == pytest.approx(9 / math.cos(math.pi / 16), rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (1, EXACT_SIZE + 1), (EXACT_SIZE + 1, 1)])
