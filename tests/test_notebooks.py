@@ -62,8 +62,8 @@ def test_the_cells_are_those_of_the_source(name):
 def test_it_says_what_one_learns_ends_in_checks_and_has_exercises_with_hidden_solutions(name):
     first = source(cells(name, "markdown")[0])
     assert first.startswith("# ")
-    assert "learn" in first
-    assert "need" in first
+    assert "**You will learn**" in first
+    assert "**You need**" in first
     solutions = [cell for cell in cells(name, "code") if "hide-cell" in cell["metadata"].get("tags", [])]
     assert len(solutions) >= 2
     assert all(cell["metadata"]["jupyter"] == {"source_hidden": True} for cell in solutions)
