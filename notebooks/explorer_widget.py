@@ -44,7 +44,7 @@ def module_text() -> str:
 class ExplorerWidget(anywidget.AnyWidget):
     """The explorer, with the ``settings`` of its controls.
 
-    They are n, hears (fan-in), gamma, leak, vTh, drive, contrast, T, time ("discrete" or "continuous"), delay, seed.
+    They are n, hears (the fan-in), gamma, leak, vTh, drive, contrast, T, time (discrete or continuous), delay and seed.
 
     >>> explorer = ExplorerWidget(settings={"gamma": 0.9, "n": 60})
 

@@ -179,6 +179,13 @@ def test_the_bounds_are_those_of_the_theory(ask, settings):
     assert known < 1e-9
     for name, theirs in (("error", bound.error), ("oneStep", bound.one_step), ("iterated", bound.iterated)):
         np.testing.assert_allclose(column(answer, name), theirs[0, :, 0], rtol=1e-12, atol=1e-12 + known, err_msg=name)
+    # Without that, (ERR) from the package's parts of it.
+    v_th, gamma = settings["vTh"], settings["gamma"]
+    r = (bound.drift + bound.potential)[0, :, 0] / v_th
+    before = np.append(np.linalg.norm(bound.equilibrium.a), bound.error[0, :-1, 0])
+    sums = itertools.accumulate(r, lambda total, now: gamma * total + now, initial=before[0])
+    for name, exactly in (("oneStep", gamma * before + r), ("iterated", list(sums)[1:])):
+        np.testing.assert_allclose(column(answer, name), exactly, rtol=1e-12, atol=1e-12, err_msg=name)
     u_plus = split(frozen, x[None], rates).u_plus[0]
     c = np.maximum.accumulate(np.abs(u_plus).max(axis=1))
     np.testing.assert_allclose(column(answer, "c"), c, rtol=0, atol=1e-12 * max(1, c[-1]))

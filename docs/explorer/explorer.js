@@ -419,7 +419,9 @@
   function drawRates(target, view, records, shown) {
     const { g, w, h } = target.begin();
     const { model, colors } = view;
-    const { star, order, most, settings } = model;
+    const { star, most, settings, flat } = model;
+    const onSlope = model.order.filter((i) => !flat[i]);
+    const order = onSlope.length ? onSlope : model.order;
     const { x, y, box } = plot(g, w, h, colors, { T: settings.T, low: 0, high: most, log: false, xLabel: "time t" });
     const count = Math.min(8, order.length);
     const chosen = Array.from({ length: count }, (_, k) => order[count === 1 ? 0 : Math.round((k * (order.length - 1)) / (count - 1))]);
@@ -440,9 +442,10 @@
     const { settings, star } = model;
     const size = ide.norm(star.a) || 1;
     const leaky = settings.leak < 1;
-    const least = Math.min(size / settings.T, ...records.error.slice(0, shown).filter((value) => value > 0));
+    const reached = records.error.slice(0, shown).filter((value) => value > 0);
+    const least = Math.min(leaky ? size / 20 : size / settings.T, ...reached);
     const most = Math.max(size, ...records.oneStep.slice(0, 3));
-    const low = 10 ** Math.floor(Math.log10(Math.max(leaky ? Math.max(least, size / 300) : least, 1e-6)) + 0.15);
+    const low = 10 ** Math.floor(Math.log10(Math.max(least, size / 1e4, 1e-6)) + 0.15);
     const high = 10 ** Math.ceil(Math.log10(most * 1.2));
     const { x, y, box } = plot(g, w, h, colors, { T: settings.T, low, high, log: true, xLabel: "time t" });
     g.save();
@@ -1100,13 +1103,13 @@
       element("h3", {}, "Spikes rain in, and settle"),
       transports[0].row,
       figure(1, [forward.canvases.rain], said(
-        "Every drop is a spike, (STEP), the newest at the top. The blue columns below are the average rates a[t] so far, (RATE). The red marks are a*, the solution of (FP), computed without a single spike: each neuron’s rate as σ of what all the others send. Grey marks are neurons at a flat end of σ. <i>Try it:</i> raise the drive until the marks on the right pile up at 1; below 0 all falls silent.")),
+        "Every drop is a spike, (STEP), the newest at the top. The blue columns below are the average rates a[t] so far, (RATE). The red marks are a*, the solution of (FP), computed without a single spike: each neuron’s rate as σ of what all the others send. Grey marks are neurons at a flat end of σ. <i>Try it:</i> raise the drive until the marks on the right pile up at 1; lower it below 0, and one after the other falls silent.")),
       element("div", { class: "ide-pair" },
         figure(2, [forward.canvases.rates], said(
-          "Average rates of up to eight neurons, from the quietest to the busiest. One spike more or less matters a lot at first and ever less later. <i>Try it:</i> move λ below 1 and see the lines tremble for ever."),
+          "Average rates of up to eight neurons on the slope of σ, from the quietest to the busiest. One spike more or less matters a lot at first and ever less later. <i>Try it:</i> move λ below 1 and see the lines tremble for ever."),
           [["blue", "a[t], one line a neuron"], ["dashed", "a*"]]),
         figure(3, [forward.canvases.distance], said(
-          "How far all rates together are from a*. The red lines are promises of (ERR): the blue one may touch them, never cross. <i>Try it:</i> γ near 1 lifts the dashed line away; it is the price of not knowing a* before."),
+          "How far all rates together are from a*. The red lines are promises of (ERR): the blue one may touch them, never cross. <i>Try it:</i> γ near 1 lifts the dashed line far away: it knows the distance at t = 0 alone."),
           [["blue", "‖a[t] − a*‖"], ["accent", "(ERR), from t − 1 to t"], ["dashed", "its sum from t = 0"], ["dotted", "‖a*‖/t for IF, (FLOOR) for LIF"]].map(([kind, words]) => [kind, said(words)]))),
       forwardNumbers); // prettier-ignore
     const second = element("section", { class: "ide-act" },
@@ -1114,7 +1117,7 @@
       element("div", { class: "ide-target" }, transports[1].row, target.row),
       element("div", { class: "ide-pair" },
         figure(4, [backward.canvases.ring, backward.canvases.rounds], said(
-          "Let the loss L be the rate of one neuron. β starts there, and in each round runs along every connection against its direction, times W<sub>ij</sub>/V<sub>th</sub>: β<sup>k+1</sup> = (1/V<sub>th</sub>) Wᵀ M β<sup>k</sup> + ∂L/∂a*, (BETA). Each round is weaker than the last by γ at least, and the sum comes to rest. The curve below is its distance from the limit. Grey neurons, (MASK), keep what they get. Neurons stand clockwise in the order of a*. <i>Try it:</i> touch another neuron."),
+          "Let the loss L be the rate of one neuron. β starts there, and in each round runs along every connection against its direction, times W<sub>ij</sub>/V<sub>th</sub>: β<sup>k+1</sup> = (1/V<sub>th</sub>) Wᵀ M β<sup>k</sup> + ∂L/∂a*, (BETA). Each round brings at most γ times what the last one brought, so β comes to rest. The curve below is its distance from the limit. Grey neurons, (MASK), keep what they get. Neurons stand clockwise in the order of a*. <i>Try it:</i> touch another neuron."),
           [["blue", "β > 0: a higher rate raises L"], ["accent", "β < 0: it lowers L"], ["grey", "m = 0"]]),
         figure(5, [backward.canvases.matrix, { canvas: cell }], said(
           "∇W = (1/V<sub>th</sub>) M β* a*ᵀ, (HEBB): a row for each receiving neuron, a column for each sending one. What changes a connection is the product of two numbers that its two ends know: the strip on the left and the strip above. No spike train was stored, and nothing was run backwards in time. A loss of all rates gives a weighted sum of such pictures, for (BETA) is linear."),
