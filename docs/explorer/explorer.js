@@ -186,7 +186,7 @@
 
   /** Axes of a plot with a logarithmic abscissa from 1 to T; returns its scales. */
   function plot(g, w, h, colors, { T, low, high, log, xLabel }) {
-    const box = { left: 46, right: w - 12, top: 10, bottom: h - 36 };
+    const box = { left: 46, right: w - 18, top: 10, bottom: h - 36 };
     const lastPower = Math.log10(Math.max(T, 2));
     const x = (t) => box.left + ((box.right - box.left) * Math.log10(Math.max(t, 1))) / lastPower;
     const part = log
@@ -589,15 +589,16 @@
   }
 
   const ringPlaces = (w, h, n) => {
-    const radius = Math.min(w, h) / 2 - 24;
-    const node = clamp((Math.PI * radius * 0.62) / n, 1.6, 11);
+    const radius = n === 1 ? 0 : Math.min(w, h) / 2 - 30;
+    const node = n === 1 ? 11 : clamp((Math.PI * radius * 0.62) / n, 1.6, 11);
     return { radius, node, at: (rank) => [w / 2 + radius * Math.sin((2 * Math.PI * (rank + 0.5)) / n), h / 2 - radius * Math.cos((2 * Math.PI * (rank + 0.5)) / n)] };
   };
 
   /** A connection is bent towards the middle; a neuron's own is a loop outside the ring. */
   function bend([ax, ay], [bx, by], w, h) {
     if (ax === bx && ay === by) {
-      const away = [(ax - w / 2) * 0.28, (ay - h / 2) * 0.28];
+      const far = Math.hypot(ax - w / 2, ay - h / 2);
+      const away = far > 0 ? [ax - w / 2, ay - h / 2].map((side) => (22 * side) / far) : [0, -60];
       return [ax + away[0] - away[1], ay + away[1] + away[0], ax + away[0] + away[1], ay + away[1] - away[0]];
     }
     const middle = [(ax + bx) / 2, (ay + by) / 2];
@@ -674,11 +675,14 @@
     for (const i of order) {
       const [x, y] = place.at(rank[i]);
       const value = now[i] + fade * (coming[i] - now[i]);
+      const strength = Math.sqrt(Math.abs(value) / most);
+      // In a crowd, where colours are hard to see, size says it too.
+      const node = Math.max(place.node, Math.min(5.5, 2.4 * place.node) * strength);
       g.fillStyle = colors.paper;
-      dotAt(g, x, y, place.node);
+      dotAt(g, x, y, node);
       g.fillStyle = value >= 0 ? colors.blue : colors.accent;
-      g.globalAlpha = Math.sqrt(Math.abs(value) / most);
-      dotAt(g, x, y, place.node);
+      g.globalAlpha = strength;
+      dotAt(g, x, y, node);
       g.globalAlpha = 1;
       if (!mask[i]) {
         g.fillStyle = colors.grey;
@@ -687,7 +691,7 @@
       g.strokeStyle = i === gradient.target ? colors.ink : mask[i] ? colors.muted : colors.grey;
       g.lineWidth = i === gradient.target ? 2.2 : 0.8;
       g.beginPath();
-      g.arc(x, y, place.node, 0, 2 * Math.PI);
+      g.arc(x, y, node, 0, 2 * Math.PI);
       g.stroke();
     }
     const [x, y] = place.at(rank[gradient.target]);
