@@ -41,6 +41,9 @@ HOST = """
   model.set("settings", { ...values.settings, n: 5 });
   await frame();
   seen.set = output("Neurons").textContent;
+  model.set("settings", { n: -3, gamma: 2, T: "many", time: "never" });
+  await frame();
+  seen.inside = ["n", "gamma", "T", "time"].map((name) => values.settings[name]);
   seen.canvases = el.querySelectorAll("canvas").length;
   end();
   await frame();
@@ -78,4 +81,5 @@ def test_its_module_renders_and_follows_both_ways(widget, tmp_path):
         assert page.complaints == []
     assert seen["saved"] > 0
     assert (seen["first"], seen["moved"], seen["set"]) == ("12", 9, "5")
+    assert seen["inside"] == [1, 0.99, 200, "discrete"]
     assert (seen["canvases"], seen["left"], seen["listeners"]) == (6, 0, 0)

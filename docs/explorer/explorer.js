@@ -819,18 +819,22 @@
     return new URLSearchParams(changed).toString();
   }
 
-  /** Its settings, as far as they are any: numbers inside the controls' ranges. */
-  function fromAddress(hash) {
+  /** Of what an address or a notebook gives, the settings that are any: numbers inside the controls' ranges. */
+  function sensible(given) {
     const found = {};
-    for (const [name, text] of new URLSearchParams(hash.slice(1))) {
+    for (const [name, value] of Object.entries(given)) {
       const control = CONTROLS.find((one) => one.name === name);
-      if (control && text !== "" && Number.isFinite(+text)) found[name] = clamp(+text, control.min, control.max);
-      if (name === "seed" && /^\d{1,9}$/.test(text)) found.seed = +text;
-      if (name === "time" && ["discrete", "continuous"].includes(text)) found.time = text;
+      if (control && value !== "" && Number.isFinite(+value)) {
+        const inside = clamp(+value, control.min, control.max);
+        found[name] = control.step >= 1 ? Math.round(inside) : inside;
+      }
+      if (name === "seed" && +value >= 0 && +value < 2 ** 32) found.seed = Math.floor(+value);
+      if (name === "time" && ["discrete", "continuous"].includes(value)) found.time = value;
     }
-    for (const name of ["n", "hears", "T"]) if (name in found) found[name] = Math.round(found[name]);
     return found;
   }
+
+  const fromAddress = (hash) => sensible(Object.fromEntries(new URLSearchParams(hash.slice(1))));
 
   function makeControl(control, value, change) {
     const id = `ide-${control.name}-${Math.random().toString(36).slice(2, 8)}`;
@@ -881,7 +885,7 @@
    */
   function mount(host, options = {}) {
     const base = options.equations;
-    const given = { ...options.settings, ...(options.address ? fromAddress(root.location.hash) : {}) };
+    const given = { ...sensible(options.settings || {}), ...(options.address ? fromAddress(root.location.hash) : {}) };
     const own = Object.keys(given).length > 0;
     const view = { settings: { ...DEFAULTS, ...given }, speed: 1, targetRank: 0, model: null, colors: null, rgb: null };
     const forward = forwardAct(view);
@@ -990,7 +994,7 @@
     }
 
     function set(settings, { restart = true } = {}) {
-      view.settings = { ...view.settings, ...settings };
+      view.settings = { ...view.settings, ...sensible(settings) };
       for (const [name, control] of Object.entries(inputs)) control.set(view.settings[name]);
       inputs.delay.input.disabled = view.settings.time !== "continuous";
       stale = restart ? "restart" : stale || "keep";
