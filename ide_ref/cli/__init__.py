@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from ide_ref.cli import _common, bench, conformance, data, equilibrium, evaluate, gradcheck, info, train
+from ide_ref.cli import _common, bench, conformance, data, equilibrium, evaluate, gradcheck, info, measure, train
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         (equilibrium, [output, threads, datasets], "distance from the equilibrium over time, and its bound"),
         (gradcheck, [output, threads, preset, datasets], "implicit gradient against differences"),
         (conformance, [], "test vectors for ports to other hardware, and what a port made of them"),
+        (measure, [], "memory over T, firing rates and energy, angles between gradients"),
         (bench, [output, preset, datasets], "step times by stage, against the dense-equivalent"),
         (data, [output, folder], "which data sets were found, and how to get the others"),
     )

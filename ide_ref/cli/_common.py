@@ -86,6 +86,17 @@ def positive(text: str) -> float:
     return value
 
 
+def whole_numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
+    """An option's list of whole numbers, sorted."""
+    try:
+        numbers = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        numbers = ()
+    if not numbers or numbers[0] < least:
+        raise ValueError(f"{option} is {text!r}; expected numbers of {'steps' if least else 'batches'} like 1,10,100")
+    return numbers
+
+
 def as_json(document: dict[str, Any]) -> str:
     """A document in one line."""
     return json.dumps(finite(document), ensure_ascii=False, allow_nan=False)

@@ -108,7 +108,7 @@ def _run_network(args: argparse.Namespace) -> int:
     figure, budget = _figure("--sweep", args.sweep), _figure("--budget", args.budget)
     if figure is None and args.parameter is not None:
         raise ValueError("--parameter says where --sweep FILE goes; give both")
-    times = None if args.times is None else _times(args.times)
+    times = None if args.times is None else _common.whole_numbers("--times", args.times)
     if budget is None and times is not None:
         raise ValueError("--times are those of --budget FILE; give both")
     if args.coordinates == args.directions == 0:
@@ -203,13 +203,3 @@ def _figure(option: str, name: str | None) -> Path | None:
     if name is not None and Path(name).suffix not in (".png", ".svg"):
         raise ValueError(f"{option} is {name!r}; expected a file that ends in .png or .svg")
     return None if name is None else Path(name)
-
-
-def _times(text: str) -> tuple[int, ...]:
-    try:
-        times = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        times = ()
-    if not times or times[0] < 1:
-        raise ValueError(f"--times is {text!r}; expected numbers of steps like 1,10,100")
-    return times

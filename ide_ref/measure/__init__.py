@@ -1,0 +1,1 @@
+"""What a training step takes, what a network does, and where its gradients point: the figures of tables, measured."""

@@ -1,0 +1,239 @@
+"""Memory, activity and angles: what is told of a step, a network and its gradients."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from graphs import dense_matrix, flat_or_image, synapses_between
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ide_ref import (
+    IF,
+    LIF,
+    NotConverged,
+    Surrogate,
+    backward,
+    backward_through_time,
+    cross_entropy,
+    find_equilibrium,
+    freeze,
+    presets,
+    read_out,
+    simulate,
+)
+from ide_ref.cli import main
+from ide_ref.datasets import Dataset
+from ide_ref.measure import activity, angles, memory
+from ide_ref.presets import Preset
+from ide_ref.training import evaluation, loop
+
+
+def conv(**changes):
+    recipe = tiny.preset(**{"crop": 0, "n_steps": 4, **changes}).recipe
+    return Preset("tiny-conv", "2C3s-3C3 (F2C3)", (1, 8, 8), 10, LIF(0.9), 0.2, recipe)
+
+
+@given(shapes=st.tuples(flat_or_image(), flat_or_image()), data=st.data())
+def test_a_neurons_receivers_are_the_column_of_its_matrix(shapes, data):
+    synapse = data.draw(st.sampled_from(synapses_between(*shapes, False)))
+    weight = np.random.default_rng(0).uniform(1, 2, synapse.weight_shape) if synapse.weight_shape else None
+    found = activity.receivers(synapse)
+    np.testing.assert_array_equal(found, np.count_nonzero(dense_matrix(synapse, weight), axis=0))
+    assert found.sum() == synapse.n_multiplications
+
+
+@pytest.mark.parametrize("neuron", [IF(), LIF(0.9)])
+def test_operations_are_the_spikes_times_what_they_reach(neuron, monkeypatch):
+    monkeypatch.setattr(activity, "ROOM", 4 * 4 * 7)  # so that several batches are simulated
+    preset, data = replace(conv(), neuron=neuron), tiny.data(20)
+    params = loop.begin(preset, 3).params
+    params["input.bias"] = params["input.bias"] + 1
+    found = activity.measure_activity(preset, params, data)
+    x, _ = evaluation.load_batch(preset, data, "test", np.arange(20))
+    s = simulate(freeze(preset.network, params), x, 4, record=True).recording.s.astype(float)
+    net = preset.network
+    for c, (source, _) in zip(net.connections, net.edges, strict=True):
+        if source < 0:
+            continue
+        reached = dense_matrix(c.synapse, np.ones(c.synapse.weight_shape))
+        sent = s[:, :-1] if c.name == "feedback" else s
+        expected = (sent[:, :, net.slice_of(source)] @ reached.T).sum() / 20
+        assert found.operations[c.name] == pytest.approx(expected, rel=1e-12)
+        assert expected > 0
+    assert set(found.operations) | set(found.multiplications) == {*(c.name for c in net.connections), "readout"}
+    assert found.multiplications == {"input": net.connections[0].synapse.n_multiplications, "readout": 48 * 10}
+    rates = evaluation.evaluate(preset, params, data).firing_rates
+    assert found.firing_rates == pytest.approx(rates)
+    assert found.firing_rate == pytest.approx(s.mean())
+    assert found.neuron_updates == 4 * net.state_size
+    assert found.dense_multiplications == net.n_multiplications + 480
+    additions, products = sum(found.operations.values()), sum(found.multiplications.values())
+    assert found.energy["synapses"] == pytest.approx(0.9 * additions + 4.6 * products)
+    assert found.energy["neurons"] == pytest.approx((0.9 if neuron.leak == 1 else 4.6) * 4 * net.state_size)
+    assert found.energy["dense"] == pytest.approx(4.6 * found.dense_multiplications)
+    assert f"{found.energy['synapses'] / 1e6:.3f} uJ of synapses" in found.table()
+
+
+def test_events_of_an_input_are_operations_too():
+    rng = np.random.default_rng(0)
+    x = (rng.random((6, 4, 1, 8, 8)) < 0.2) * rng.integers(1, 4, (6, 4, 1, 8, 8))
+    data = Dataset.from_arrays(x, np.arange(6) % 2, x[:5], np.arange(5) % 2, name="events", spikes=True)
+    recipe = tiny.preset(input="spikes", n_steps=4, mean=(0.0,), std=(1.0,), crop=0).recipe
+    preset = Preset("events", "2C3s (F2C3)", (1, 8, 8), 2, IF(), 0.0, recipe)
+    found = activity.measure_activity(preset, loop.begin(preset, 0).params, data)
+    synapse = preset.network.connections[0].synapse
+    reached = dense_matrix(synapse, np.ones(synapse.weight_shape))
+    # An event of any size is sent once.
+    expected = ((x[:5].reshape(5, 4, 64) > 0) @ reached.T).sum() / 5
+    assert found.operations["input"] == pytest.approx(expected)
+    assert set(found.multiplications) == {"readout"}
+
+
+def test_angles_of_known_gradients():
+    right, up = {"a": np.array([2.0, 0.0]), "b": np.zeros(1)}, {"a": np.array([0.0, 3.0]), "b": np.zeros(1)}
+    slightly = {"a": np.array([5.0, 5e-9]), "b": np.zeros(1)}
+    back = {"a": np.array([-1.0, 1.0]), "b": np.zeros(1)}
+    assert angles._angle(right, up) == pytest.approx(90)
+    assert angles._angle(right, right) == 0
+    assert angles._angle(right, slightly) == pytest.approx(np.degrees(1e-9))
+    assert angles._angle(right, back) == pytest.approx(135)
+    assert angles._angle(right, {"a": -right["a"], "b": np.zeros(1)}) == pytest.approx(180)
+    assert np.isnan(angles._angle({"b": np.zeros(1)}, {"b": np.ones(1)}))
+
+
+SURROGATES = (Surrogate("triangle", 0.7), Surrogate("sigmoid"))
+
+
+def measured(preset, params, **options):
+    x, y = evaluation.load_batch(preset, tiny.data(), "train", np.arange(12))
+    return x, y, angles.measure_angles(preset, params, x, y, surrogates=SURROGATES, seed=4, **options)
+
+
+def test_angles_are_between_the_gradients_of_the_public_functions():
+    preset = tiny.preset(tol=1e-3, label_smoothing=0.1)
+    params = loop.begin(preset, 0).params
+    x, y, found = measured(preset, params, through_reset=False)
+    theta = {name: value.astype(np.float64) for name, value in params.items()}
+    x = x.astype(np.float64)
+    frozen = freeze(preset.network, theta, x, training=True, rng=np.random.default_rng(4))
+
+    def logits(state):
+        return cross_entropy(read_out(frozen, state), y, label_smoothing=0.1)[1]
+
+    rates, state = simulate(frozen, x, 3, record=True), find_equilibrium(frozen, x)
+    gradients = {
+        "exact": backward(frozen, state, logits(state), solver="direct").gradients,
+        "ide": backward(frozen, rates, logits(rates), tol=1e-3).gradients,
+    }
+    for s in SURROGATES:
+        back = backward_through_time(frozen, x, rates, logits(rates), surrogate=s, through_reset=False)
+        gradients[f"stbp {s.name}"] = back.gradients
+    flat = {name: np.concatenate([g.ravel() for g in parts.values()]) for name, parts in gradients.items()}
+    assert list(found.norms) == list(flat)
+    for a, u in flat.items():
+        assert found.norms[a] == pytest.approx(np.linalg.norm(u))
+        for b, v in flat.items():
+            if a != b:
+                v = np.concatenate([gradients[b][part].ravel() for part in gradients[a]])
+                cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+                assert found.degrees[a][b] == pytest.approx(np.degrees(np.arccos(cosine)), abs=1e-5)
+    u, v = (gradients[name]["feedback.weight"].ravel() for name in ("ide", "exact"))
+    cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+    assert found.by_parameter["ide"]["feedback.weight"] == pytest.approx(np.degrees(np.arccos(cosine)), abs=1e-5)
+    assert "stbp triangle" in angles.table([found])
+
+
+def test_without_an_equilibrium_there_is_no_exact_gradient(monkeypatch):
+    def lost(*args, **options):
+        raise NotConverged("nowhere")
+
+    monkeypatch.setattr(angles, "find_equilibrium", lost)
+    preset = tiny.preset()
+    *_, found = measured(preset, loop.begin(preset, 0).params)
+    assert found.problem == "nowhere"
+    assert list(found.norms) == ["ide", "stbp triangle", "stbp sigmoid"]
+    assert "nowhere" in angles.table([found])
+
+
+@pytest.mark.parametrize("method", ["ide", "stbp"])
+def test_angles_over_training_are_those_of_its_states(tmp_path, method):
+    preset, data = tiny.preset(method=method), tiny.data()
+    found = angles.angles_over_training(preset, data, [5, 0, 2], n_samples=12, surrogates=SURROGATES, seed=4)
+    assert [one.batches for one in found] == [0, 2, 5]
+    states = {0: loop.begin(preset, 4)}
+
+    def keep(state, event):
+        if event == "step":
+            states[state.epoch * tiny.N_BATCHES + state.step] = state
+
+    loop.train(preset, data, out=tmp_path, seed=4, callback=keep)
+    for one in found:
+        assert one == measured(preset, states[one.batches].params, batches=one.batches)[2]
+
+
+@pytest.mark.parametrize("after", [[], [13], [-1], [0.5]])
+def test_batches_beyond_the_training_are_refused(after):
+    with pytest.raises(ValueError, match=r"after is .*expected"):
+        angles.angles_over_training(tiny.preset(), tiny.data(), after)
+
+
+def test_arrays_of_a_step_grow_by_the_recording_alone():
+    """In this process, without its kernels' loading: bytes of two T, for both methods."""
+    found = {}
+    for method in memory.METHODS:
+        for t in (5, 25):
+            preset = replace(conv(method=method), structure="8C3 (F8C3)", recipe=conv(method=method, n_steps=t).recipe)
+            found[method, t] = memory._measure(
+                {"preset": preset.to_dict(), "batch_size": 64, "seed": 0, "count_arrays": True}
+            )["arrays"]
+    per_step = 64 * 8 * 64 * 5  # B n (1 + 4)
+    assert found["stbp", 25] - found["stbp", 5] == pytest.approx(20 * per_step, rel=0.02)
+    assert abs(found["ide", 25] - found["ide", 5]) < per_step
+    assert 5 * per_step < found["stbp", 5]
+
+
+def test_memory_is_that_of_another_process():
+    about = {"preset": tiny.preset(method="stbp").to_dict(), "batch_size": 4, "seed": 0, "count_arrays": False}
+    found = memory._in_its_own_process(about)
+    assert found["resident"] >= found["idle"] > 20 << 20
+    with pytest.raises(RuntimeError, match=r"a training step in a process of its own: .*KeyError"):
+        memory._in_its_own_process({})
+
+
+def test_methods_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="methods is"):
+        memory.step_memory(tiny.preset(), [3], methods=["bptt"])
+
+
+def test_the_three_commands(monkeypatch, capsys):
+    monkeypatch.setitem(presets._TABLE, "tiny", tiny.preset(epochs=1))
+    monkeypatch.setattr("ide_ref.cli._common.PRESETS", ("tiny",))
+    in_process = {"resident": 3, "idle": 2, "arrays": 1}
+    monkeypatch.setattr(
+        memory,
+        "_in_its_own_process",
+        lambda about: {n: v for n, v in in_process.items() if (n == "arrays") == about["count_arrays"]},
+    )
+
+    def call(*words):
+        assert main(["measure", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = call("memory", "tiny", "--times", "2,3", "--batch-size", "4", "--dtype", "float64")["memory"]
+    assert [(one["method"], one["n_steps"]) for one in found] == [("ide", 2), ("ide", 3), ("stbp", 2), ("stbp", 3)]
+    assert found[-1]["recording"] == 4 * 3 * 8 * 9
+    assert call("activity", "tiny", "--limit", "7")["n_samples"] == 7
+    found = call("angles", "tiny", "--samples", "6", "--surrogate", "sigmoid", "--detach-reset")
+    assert (found["samples"], found["through_reset"], len(found["angles"])) == (6, False, 1)
+    found = call("angles", "tiny", "--after", "0,2", "--method", "stbp", "--limit", "50", "--surrogate", "sigmoid")
+    assert [one["batches"] for one in found["angles"]] == [0, 2]
+    for wrong in (
+        ["angles", "tiny", "--method", "stbp"],
+        ["angles", "tiny", "--after", "x"],
+        ["memory", "tiny", "--times", "0"],
+    ):
+        assert main(["measure", *wrong]) == 2
+        assert "expected" in capsys.readouterr().err
