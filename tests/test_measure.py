@@ -1,7 +1,9 @@
 """Memory, activity and angles: what is told of a step, a network and its gradients."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from graphs import dense_matrix, flat_or_image, synapses_between
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ide_ref
 from ide_ref import (
     IF,
     LIF,
@@ -237,3 +240,24 @@ def test_the_three_commands(monkeypatch, capsys):
     ):
         assert main(["measure", *wrong]) == 2
         assert "expected" in capsys.readouterr().err
+
+
+PAGE = Path(ide_ref.__file__).parents[1] / "docs/backpropagation-through-time.md"
+
+
+def test_the_pages_tables_are_what_was_measured():
+    text = PAGE.read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)]
+    folder = PAGE.parent / "results/backpropagation-through-time"
+    for one in json.loads((folder / "memory-mnist-64c5.json").read_text())["memory"]:
+        sizes = [f"{one[name] / 2**20:.1f}" for name in ("resident", "idle", "arrays", "recording")]
+        assert [one["method"], str(one["n_steps"]), *sizes] in rows
+    for one in json.loads((folder / "angles-fashion-mnist-400.json").read_text())["angles"]:
+        exact, ide = one["degrees"]["exact"], {n: v for n, v in one["degrees"]["ide"].items() if n != "exact"}
+        assert [str(one["batches"]), *(f"{angle:.1f}" for angle in [*exact.values(), *ide.values()])] in rows
+
+
+def test_the_pages_example_runs(capsys):
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)[1]
+    exec(compile(code, PAGE.name, "exec"), {})
+    assert 0 < int(capsys.readouterr().out.split()[0]) < 60
