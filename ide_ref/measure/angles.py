@@ -27,6 +27,8 @@ from ide_ref.training.loop import begin, train
 from ide_ref.training.losses import cross_entropy
 
 EXACT, IMPLICIT = "exact", "ide"
+ROUNDING = 1e-12
+"""A part of a gradient that is smaller than this share of the whole is rounding."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Angles:
     degrees: dict[str, dict[str, float]]
     """Angle between the first and the second, both ways round, NaN where either is 0."""
     by_parameter: dict[str, dict[str, float]]
-    """Of each gradient but the exact one, the angle with that (with "ide" where there is none) by parameter."""
+    """Of each gradient but the exact one, the angle with that (with "ide" where there is none) by parameter; NaN where
+    one is 0 but for rounding."""
     problem: str = ""
     """Why there is no exact gradient; empty where there is one."""
 
@@ -121,12 +124,17 @@ def measure_angles(
         found[f"stbp {surrogate.name}"] = back.gradients
     names = list(found)
     degrees = {a: {b: _angle(found[a], found[b]) for b in names if b != a} for a in names}
-    reference = found[names[0]]
+    norms = {name: float(np.sqrt(sum(np.vdot(g, g) for g in gradient.values()))) for name, gradient in found.items()}
     by_parameter = {
-        name: {part: _angle({part: found[name][part]}, {part: reference[part]}) for part in network.trainable}
+        name: {
+            # A bias before a normalisation by the batch has no gradient but rounding.
+            part: float("nan")
+            if any(np.linalg.norm(found[n][part]) < ROUNDING * norms[n] for n in (name, names[0]))
+            else _angle({part: found[name][part]}, {part: found[names[0]][part]})
+            for part in network.trainable
+        }
         for name in names[1:]
     }
-    norms = {name: float(np.sqrt(sum(np.vdot(g, g) for g in gradient.values()))) for name, gradient in found.items()}
     return Angles(batches, norms, degrees, by_parameter, problem)
 
 
