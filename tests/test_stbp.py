@@ -22,6 +22,7 @@ from ide_ref import (
     contraction,
     cross_entropy,
     freeze,
+    presets,
     read_out,
     simulate,
 )
@@ -31,6 +32,8 @@ from ide_ref.bench import steps
 from ide_ref.cli import _common, main
 from ide_ref.stbp import SURROGATES
 from ide_ref.training import checkpoint, evaluation, loop
+from ide_ref.training.step import training_step
+from ide_ref.verify import small
 from ide_ref.verify.specification import specify
 
 names = st.sampled_from(SURROGATES)
@@ -355,3 +358,20 @@ def test_its_steps_are_timed_by_stage():
     (timing,) = steps.run(tiny.preset(method="stbp"), warm_up=1, repeats=1, rate=1e9)
     assert list(timing.stages) == ["freeze", "rollout", "readout", "through time", "pull back", "update"]
     assert timing.sweeps == 3
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_recipe_takes_a_step_by_it(name):
+    """In small, in the recipe's dtype: every parameter has a gradient, and stays finite."""
+    preset = small.shrink(presets.load(name))
+    preset = replace(preset, recipe=replace(preset.recipe, method="stbp", n_steps=8))
+    params, x, y = small.draw(preset, 6)
+    # So that every population fires.
+    params = {part: value + 0.5 if part.endswith("bn_bias") else value for part, value in params.items()}
+    params = {part: np.asarray(value, np.float32) for part, value in params.items()}
+    velocity = {part: np.zeros_like(params[part]) for part in preset.network.trainable}
+    rng = np.random.default_rng(0)
+    done = training_step(preset, params, velocity, x.astype(np.float32), y, rate=0.1, rng=rng)
+    assert all(np.isfinite(array).all() for array in done.params.values())
+    for part in preset.network.trainable:
+        assert np.abs(done.backward.gradients[part]).max() > 1e-7 or part == "input.bias", part
