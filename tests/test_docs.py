@@ -25,10 +25,35 @@ LABELS = [
 ]
 # fmt: on
 ROWS = re.findall(
-    r"^\| \(([A-Z-]+)\) \| (.*) \| `([\w.]+)` \| `([\w.]+)` \| `([\w./]+)::(\w+)` \| \[.*\]\((.*)\) \|$",
+    r"^\(([\w-]+)\)=\n### \(([A-Z-]+)\) .*\n\n\$\$\n((?:.+\n)+)\$\$\n\n(?:.+\n)+\n`(.+)`\n\n"
+    r"- Home: {at}`([\w.]+)`, {source}`([A-Z-]+)`\n- Fast: {at}`([\w.]+)`\n- Test: {at}`([\w./]+)::(\w+)`\n"
+    r"- Read: \[.*\]\((.*)\), notebook",
     (ROOT / "docs/equations.md").read_text(),
     re.M,
 )
+# What LaTeX writes as a command and a docstring as a character. Brackets that only group are dropped on both sides.
+CHARACTERS = {
+    r"\lambda": "λ", r"\tau": "τ", r"\sigma": "σ", r"\gamma": "γ", r"\beta": "β", r"\alpha": "α", r"\varepsilon": "ε",
+    r"\Delta": "Δ", r"\sum": "Σ", r"\nabla": "∇", r"\partial": "∂", r"\sup": "sup", r"\sqrt": "√", r"\cdots": "…",
+    r"\cdot": "·", r"\le": "≤", r"\in": "∈", r"\lVert": "‖", r"\rVert": "‖", r"\bar{x}": "x̄", r"\bar{W}": "W̄",
+    r"\top": "ᵀ", r"\text": "", r"\mathrm": "", r"\operatorname": "", r"\quad": "",
+}  # fmt: skip
+
+
+def in_characters(latex: str) -> str:
+    """A formula without its grouping: LaTeX's in the characters of a docstring."""
+    text = re.sub(r"\\(begin|end){\w+}|\\,|&|\n", "", latex).replace("\\\\", ";")
+    group = r"({(?:[^{}]|{[^{}]*})*})"
+    text = re.sub(rf"\\frac{group}{group}", r"\1/\2", text)
+    text = re.sub(r"\\bar{\w}|\\[A-Za-z]+", lambda found: CHARACTERS[found[0]], text)
+    return re.sub(",;", ",", ungrouped(text.replace("-", "−")))
+
+
+def ungrouped(text: str) -> str:
+    """Neither spaces nor grouping; exponents as characters, sums from below to above alike."""
+    for character, plain in {"⁻¹": "^−1", "⁺": "^+", "ᵀ": "^ᵀ", "₂": "_2", "..": "^", "*": "^*"}.items():
+        text = text.replace(character, plain)
+    return re.sub(r"[(){}\s]", "", re.sub(r"\^+{?\^*", "^", text))
 
 
 def stated(text: str) -> str:
@@ -50,20 +75,36 @@ def named(path: str):
     raise AssertionError(f"ide_ref has no {path}")
 
 
-def test_every_label_has_its_row():
-    assert [row[0] for row in ROWS] == LABELS
+def test_every_label_has_its_row_with_anchor_and_link():
+    assert [row[1] for row in ROWS] == LABELS
+    assert all(label == link and anchor == label.lower() for anchor, label, *_, link, _, _, _, _ in ROWS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize("row", ROWS, ids=[row[1] for row in ROWS])
 def test_each_equation_is_stated_where_the_index_says_and_held_by_what_it_names(row):
-    label, formula, home, fast, file, test, page = row
+    _, label, latex, formula, home, _, fast, file, test, page = row
     doc = stated(named(home).__doc__ or "")
     # The formula ends where a sentence or a clause does, so that nothing may follow it unseen.
     ending = r"[.,:]?( |$)"
     assert re.search(re.escape(f"({label}) {stated(formula)}") + ending, doc), f"{home} does not state {formula}"
+    assert in_characters(latex) == ungrouped(formula)
     assert named(fast) is not None
     assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.M), f"{file} has no {test}"
-    assert (ROOT / "docs" / page).is_file()
+    assert (ROOT / "docs" / page.split("#")[0]).is_file()
+
+
+def test_the_derivations_numbers_are_those_of_the_equations(capsys):
+    page = (ROOT / "docs/derivation.md").read_text()
+    names: dict = {}
+    pairs = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.S)
+    assert len(pairs) == page.count("```python")
+    for code, said in pairs:
+        exec(compile(code, "derivation.md", "exec"), names)
+        assert capsys.readouterr().out == said
+    # The same by hand, in the page's formulas.
+    formulas = "".join(re.findall(r"\$\$\n(.*?)\$\$", page, re.S))
+    by_hand = [*names["beta"].ravel(), *(names["beta"].T @ names["a_star"] / 2).ravel()]
+    assert all(f"{number:.6f}" in formulas for number in by_hand)
 
 
 def test_the_readmes_example_runs_and_learns(capsys):
@@ -228,3 +269,30 @@ def test_the_budgets_of_the_gradient_page_are_what_was_measured():
         assert values == sorted(values, reverse=True)
     assert finite["if"][-1] < 1e-2 * finite["if"][0]
     assert finite["lif"][-1] > 5 * finite["if"][-1]
+
+
+def test_long_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures, "training_curves", lambda *_, **__: None)
+    page = (ROOT / "docs/long-runs.md").read_text()
+    for line in _blocks("long-runs.md", "shell"):
+        assert main(shlex.split(line)[1:]) == 0, line
+    assert main(shlex.split("train digits --epochs 2 --limit 500 --out runs/long --resume --lr 0.01")[:]) == 2
+    assert re.search(r"```text\n(.*)\n```", page)[1] in capsys.readouterr().err
+    watch, budget = _blocks("long-runs.md")
+    exec(compile(watch, "long-runs.md", "exec"), {})
+    assert len(re.findall(r"^epoch \d: loss \d\.\d+, test accuracy", capsys.readouterr().out, re.M)) == 3
+    # Every field of a line is explained.
+    fields = json.loads((tmp_path / "runs/long/metrics.jsonl").read_text().splitlines()[0])
+    explained = {name for row in re.findall(r"^\| (`.*?) \|", page, re.M) for name in re.findall(r"`(\w+)`", row)}
+    assert set(fields) <= explained
+    exec(compile(budget.replace("> 5", "> 0"), "long-runs.md", "exec"), {})
+    assert capsys.readouterr().out == "callback 0 epochs\n"
+
+
+def test_the_start_pages_example_runs(capsys):
+    (code,) = _blocks("index.md")
+    names: dict = {}
+    exec(compile(code, "index.md", "exec"), names)
+    assert "gradients of readout.weight" in capsys.readouterr().out
+    assert names["result"].solution.converged
