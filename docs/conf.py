@@ -38,6 +38,7 @@ html_theme = "furo"
 html_title = "ide_ref"
 html_static_path = ["_static", "explorer"]  # the latter: scripts and style of explorer.md
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 # Summaries of search results are fetched from the pages, which a browser refuses on pages opened from disk.
 html_show_search_summary = False
 html_copy_source = False

@@ -3,7 +3,7 @@
 - Roles: ``source`` links to the line of the source that states an equation, ``at`` to the line that defines a name or a
   test, ``notebook`` to a notebook that is there.
 - ``tutorials/``: the notebooks, copied from ``notebooks/``.
-- ``source/``: every source file, and the tests, with an anchor for each line: ``source/equations.html#L-60``.
+- ``source/``: every source file, and the tests of equations, with an anchor for each line: ``source/equations.html#L-60``.
 - ``api/``: a page for each public module; re-exported names are listed, and described in their homes.
 """
 
@@ -223,7 +223,10 @@ def resolve(app, env, node, contnode):
 def source_pages(app):
     """A page for each source file, with an anchor per line."""
     formatter = HtmlFormatter(linenos="inline", linespans="L", wrapcode=True)
-    for path in sorted([*PACKAGE.rglob("*.py"), *(DOCS.parent / "tests").rglob("test_*.py")]):
+    tests = {
+        DOCS.parent / "tests" / file for file in re.findall(r"{at}`([\w./]+)::", (DOCS / "equations.md").read_text())
+    }
+    for path in sorted([*PACKAGE.rglob("*.py"), *tests]):
         name = path.relative_to(DOCS.parent)
         body = f"<h1>{name}</h1>" + highlight(path.read_text(), PythonLexer(), formatter)
         yield page_of(path), {"title": str(name), "body": body}, "page.html"

@@ -164,6 +164,10 @@ class EditedNetwork(Network):
         return pair
 
     def edited(self, frozen: Frozen, x: NDArray | None) -> Frozen:
+        """The maps as the profile has them, from the batch x, (B, *input_shape) or None.
+
+        ValueError for one sample where the profile's variance is unbiased.
+        """
         profile = self.profile
         frozen = replace(frozen, further_sweeps=int(profile.sweep_first))
         if frozen.batch_size is None or x is None:

@@ -189,7 +189,7 @@ class Near(NamedTuple):
 
     @classmethod
     def exactly(cls, value: NDArray) -> Near:
-        """A given array."""
+        """A given array, of any shape."""
         value = np.asarray(value, np.float64)
         return cls(value, np.zeros_like(value))
 
@@ -203,7 +203,7 @@ class Near(NamedTuple):
         return Near(value, (self.error + other.error + ROUNDOFF * np.abs(value)) * (1.0 + 8.0 * ROUNDOFF))
 
     def times(self, factor: NDArray | float) -> Near:
-        """The product with a given factor, with its rounding."""
+        """The product with a given factor, a number or an array of fitting shape, with its rounding."""
         value = self.value * factor
         error = self.error * np.abs(factor) + ROUNDOFF * np.abs(value) + GRAIN
         return Near(value, error * (1.0 + 8.0 * ROUNDOFF))
@@ -221,7 +221,7 @@ class Near(NamedTuple):
 
 
 def norm_above(size: NDArray) -> NDArray:
-    """Euclidean norms along the last axis of an array ≥ 0, rounded upwards; infinite where it is not finite."""
+    """Euclidean norms along the last axis of an array ≥ 0, (..., n) to (...), rounded upwards; or infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         largest = size.max(axis=-1)
         total = np.sum(np.square(size / largest[..., None]), axis=-1)

@@ -54,7 +54,7 @@ class Restriction:
 
 @dataclass(frozen=True)
 class SingularPair:
-    """Leading singular triple: ‖A‖₂ ≈ value, A right ≈ value · left.
+    """Leading singular triple: ‖A‖₂ ≈ value, A right ≈ value · left, in the shapes of the map's output and input.
 
     ``residual`` is ‖Aᵀ left − value · right‖ / value, which bounds the error of the vectors up to the gap.
     """
@@ -194,7 +194,7 @@ def _stray(size: int) -> NDArray:
 def power_step(
     apply: Callable[[NDArray], NDArray], adjoint: Callable[[NDArray], NDArray], start: NDArray
 ) -> SingularPair:
-    """One step of power iteration from ``start``: what the authors' program does at each call."""
+    """One step of power iteration from ``start``, of the input's shape: what the authors' program does at a call."""
     left = apply(start)
     if not left.any():
         return SingularPair(0.0, left, start, 0.0)
@@ -231,7 +231,7 @@ def batch_statistics(z: NDArray, n_channels: int) -> tuple[NDArray, NDArray]:
 
 
 def running_update(running: NDArray, batch: NDArray, momentum: float = MOMENTUM) -> NDArray:
-    """A running statistic after one more batch."""
+    """A running statistic, (C,), after one more batch."""
     return running + running.dtype.type(momentum) * (batch - running)
 
 
@@ -282,7 +282,7 @@ def multiply(x: NDArray, y: NDArray, out: NDArray | None = None) -> NDArray:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """(BN) of one connection: y = weight · (z − mean)/√(variance + ε) + bias per channel.
+    """(BN) of one connection: y = weight · (z − mean)/√(variance + ε) + bias per channel, arrays of shape (C,).
 
     ``from_batch`` says that mean and variance are those of the batch itself, so that gradients pass through
     them; otherwise they are constants.

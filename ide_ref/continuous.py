@@ -160,7 +160,7 @@ class ContinuousRun:
 
 
 def kernel_total(t: NDArray, tau: float) -> NDArray:
-    """K(t) = ∫_0^t κ: t for IF, τ_m (1 − exp(−t/τ_m)) for LIF."""
+    """K(t) = ∫_0^t κ, of t's shape: t for IF, τ_m (1 − exp(−t/τ_m)) for LIF."""
     if np.isinf(tau):
         return t
     part = t / tau

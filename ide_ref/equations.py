@@ -47,7 +47,7 @@ def output(m: Map, s: NDArray) -> NDArray:
 
 
 def arriving(net: Network, i: int, x: NDArray, before: State, now: State) -> NDArray:
-    """W s + F x + b of population i: forward connections read what is there now, feedback what was there before.
+    """W s + F x + b of population i, (B, n_i): forward connections read what is there now, feedback what was before.
 
     (LAYERS) a^1 = σ((W^1 a^N + F^1 x + b^1)/V_th), a^{l+1} = σ((F^{l+1} a^l + b^{l+1})/V_th)
     """
@@ -59,7 +59,7 @@ def arriving(net: Network, i: int, x: NDArray, before: State, now: State) -> NDA
 
 
 def step(net: Network, u: State, s: State, x: NDArray) -> tuple[State, State]:
-    """u[t+1] and s[t+1] from u[t], s[t] and x[t].
+    """u[t+1] and s[t+1] from u[t], s[t] and x[t], (B, n_in).
 
     (STEP) v = λ u[t] + W s[t] + F x[t] + b; s[t+1] = H(v − V_th), H(0) = 1; u[t+1] = v − V_th s[t+1]; u[0] = s[0] = 0
     """
@@ -104,7 +104,7 @@ def sweep(net: Network, a: State, x: NDArray) -> tuple[State, State]:
 
 
 def equilibrium(net: Network, x: NDArray, n_sweeps: int) -> State:
-    """a* as the limit of sweeps, which converge where (COND) holds."""
+    """a* for an input (B, n_in) as the limit of sweeps, which converge where (COND) holds."""
     a = [np.zeros((len(x), n)) for n in net.sizes]
     for _ in range(n_sweeps):
         a, _ = sweep(net, a, x)
@@ -112,7 +112,7 @@ def equilibrium(net: Network, x: NDArray, n_sweeps: int) -> State:
 
 
 def mask(net: Network, a: State, x: NDArray) -> State:
-    """m of every population at given rates, where p = W a + F x + b.
+    """m of every population at given rates and input (B, n_in), where p = W a + F x + b.
 
     (MASK) m = 1 where 0 ≤ p/V_th ≤ 1, else 0; M = diag(m)
     """
@@ -165,12 +165,12 @@ class Connection(NamedTuple):
 
 
 def tied(w: NDArray, tie: NDArray) -> NDArray:
-    """The matrix of weights w: W_ij = w[tie_ij]."""
+    """The matrix of weights w, (n_to, n_from) as ``tie``: W_ij = w[tie_ij]."""
     return np.where(tie >= 0, w.reshape(-1)[np.maximum(tie, 0)], 0.0)
 
 
 def untied(d_W: NDArray, tie: NDArray, w: NDArray) -> NDArray:
-    """Its transpose, ∂L/∂w: sums of ∂L/∂W over all places where a weight stands."""
+    """Its transpose, ∂L/∂w in w's shape: sums of ∂L/∂W over all places where a weight stands."""
     return np.bincount(tie[tie >= 0], weights=d_W[tie >= 0], minlength=w.size).reshape(w.shape)
 
 
@@ -182,7 +182,7 @@ def norm(c: Connection, w: NDArray) -> tuple[float, NDArray]:
 
 
 def restrict(w: NDArray, alpha: float, norm: float) -> NDArray:
-    """(NORM) W = α W̄/‖W̄‖₂, α ∈ [−c, c]."""
+    """(NORM) W = α W̄/‖W̄‖₂, α ∈ [−c, c]. W̄ may have any shape."""
     return alpha * w / norm
 
 
@@ -200,12 +200,12 @@ def moments(z: NDArray, channel: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def normalise(z: NDArray, weight: NDArray, bias: NDArray, mean: NDArray, variance: NDArray) -> NDArray:
-    """(BN) y = weight (z − mean)/√(variance + ε) + bias."""
+    """(BN) y = weight (z − mean)/√(variance + ε) + bias. z is (B, n), the others (n,)."""
     return weight * (z - mean) / np.sqrt(variance + EPSILON) + bias
 
 
 def normalise_back(delta: NDArray, z: NDArray, norm: Norm, channel: NDArray, from_batch: bool) -> State:
-    """∂L/∂z, ∂L/∂weight and ∂L/∂bias from δ = ∂L/∂y.
+    """∂L/∂z, (B, n), ∂L/∂weight and ∂L/∂bias, (C,), from δ = ∂L/∂y.
 
     With fixed statistics ∂L/∂z = weight δ/√(variance + ε). With the batch's own, δ first loses its mean and its part
     along ẑ = (z − mean)/√(variance + ε): δ − ⟨δ⟩ − ẑ ⟨δ ẑ⟩, means over a channel.
@@ -220,12 +220,12 @@ def normalise_back(delta: NDArray, z: NDArray, norm: Norm, channel: NDArray, fro
 
 
 def dropout(draws: NDArray, rate: float) -> NDArray:
-    """keep = 0 where a uniform draw is below the rate, else 1/(1 − rate): one mask for all steps of a batch."""
+    """keep = 0 where a uniform draw is below the rate, else 1/(1 − rate): one mask (B, n) for all steps of a batch."""
     return np.where(draws < rate, 0.0, 1.0 / (1.0 - rate))
 
 
 def freeze(c: Connection, p: Params, x: NDArray, keep: NDArray, training: bool) -> Map:
-    """A connection's map from its parameters p; in training the input's is normalised with the batch's statistics."""
+    """A connection's map from its p; in training the input's is normalised with statistics of the batch x (B, n_in)."""
     w = p.get("weight", np.zeros(0))
     if c.restriction is not None:
         w = restrict(w, float(p["alpha"]), norm(c, w)[0])
@@ -240,7 +240,7 @@ def freeze(c: Connection, p: Params, x: NDArray, keep: NDArray, training: bool) 
 
 
 def pull_back(c: Connection, m: Map, p: Params, delta: NDArray, a: NDArray, training: bool) -> dict[str, Any]:
-    """∂L/∂parameters, and running statistics, of a connection whose output has ∂L/∂y = δ for sent rates a."""
+    """∂L/∂parameters, and running statistics, from ∂L/∂y = δ (B, n_to) of a connection and sent rates a (B, n_from)."""
     found: dict[str, Any] = {}
     delta = m.keep * delta
     if m.norm is not None:
@@ -262,7 +262,7 @@ def pull_back(c: Connection, m: Map, p: Params, delta: NDArray, a: NDArray, trai
 
 
 def read_out(W_o: NDArray, b_o: NDArray, a: NDArray) -> NDArray:
-    """(READ) o = W^o a^N[T] + b^o."""
+    """(READ) o = W^o a^N[T] + b^o. Shapes (classes, n_N), (classes,) and (B, n_N) to (B, classes)."""
     return a @ W_o.T + b_o
 
 
@@ -274,7 +274,7 @@ def loss(o: NDArray, y: NDArray) -> tuple[float, NDArray]:
 
 
 def sgd_step(theta: NDArray, v: NDArray, d_theta: NDArray, eta: float, mu: float, kappa: float) -> State:
-    """v ← μ v + (∇L + κ θ), θ ← θ − η v."""
+    """v ← μ v + (∇L + κ θ), θ ← θ − η v, all of θ's shape."""
     v = mu * v + d_theta + kappa * theta
     return [theta - eta * v, v]
 

@@ -104,6 +104,11 @@ def fixed_point_map(frozen: Frozen, x: NDArray, z: NDArray) -> NDArray:
         x*.
     z : (B, m) array
         Rates of the feedback sources, side by side.
+
+    Raises
+    ------
+    ValueError
+        For arrays that do not fit.
     """
     _checks.kind("frozen", frozen, Frozen)
     x, z = frozen.check_input(x), np.asarray(z)
@@ -246,6 +251,8 @@ def linearise(
 
     Parameters
     ----------
+    frozen : Frozen
+        The network.
     a : (B, n) array
         Rates of all populations, a rollout's or an equilibrium's.
     drive : (B, n) array
@@ -255,6 +262,11 @@ def linearise(
     recompute : bool
         False: every population's mask is taken at the given rates. True: only the feedback sources' rates
         are given, the others follow from them through one sweep.
+
+    Raises
+    ------
+    ValueError
+        For arrays that do not fit.
     """
     _checks.kind("frozen", frozen, Frozen)
     a, drive = frozen.check_state("a", a), frozen.check_state("drive", drive)
@@ -270,6 +282,11 @@ def contraction(frozen: Frozen) -> float:
     """γ of (COND), see :func:`ide_ref.certificates.contraction_bound`: its value, not the bound from above.
 
     (COND) ‖W^1‖ ‖F^N‖ … ‖F^2‖ ≤ γ V_th^N, γ < 1.
+
+    Parameters
+    ----------
+    frozen : Frozen
+        The network.
     """
     _checks.kind("frozen", frozen, Frozen)
     return certificates.contraction(frozen)
@@ -361,6 +378,8 @@ def find_equilibrium(
 
     Parameters
     ----------
+    frozen : Frozen
+        The network.
     x : (B, *input_shape) array or (B, T, *input_shape)
         x*, or a spike train whose weighted average stands for it.
     method : {"iterate", "anderson", "newton"}

@@ -46,7 +46,10 @@ def available() -> bool:
 def new_figure(
     n_columns: int = 1, *, width: float = 4.6, height: float = 3.4, ax: Panels = None
 ) -> tuple[Figure, list[Axes]]:
-    """Axes side by side in the house style, and their figure: a new one, or that of the axes given."""
+    """Axes side by side in the house style, and their figure: a new one, or that of the axes given.
+
+    ValueError where the axes given are not as many as the panels.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -216,7 +219,7 @@ def panel(bound: ErrorBound, *, name: str) -> dict[str, Any]:
 
 
 def times_drawn(n_steps: int) -> NDArray[np.int64]:
-    """Steps of a run, evenly spaced on a logarithmic axis."""
+    """Steps of a run, (M,), evenly spaced on a logarithmic axis."""
     return np.unique(np.round(np.geomspace(1, n_steps, POINTS)).astype(np.int64))
 
 

@@ -81,7 +81,7 @@ class Backward:
 
 @dataclass(frozen=True)
 class Asked:
-    """The arguments of :func:`backward` that a certificate goes back to."""
+    """The arguments of :func:`backward` that a certificate goes back to; ``d_logits`` is (B, n_classes)."""
 
     state: Rates | Equilibrium
     d_logits: NDArray
@@ -136,8 +136,10 @@ def solve_beta(
         ∂L/∂a of all populations.
     at : Linearisation, optional
         Where the last sweep is taken, in place of ``jacobian``.
-    solver, tol, max_iter
+    solver, tol, max_iter : str, float, int
         As in :func:`ide_ref.solvers.solve`.
+    allow_unconverged : bool
+        Return the last iterate instead of raising.
 
     Returns
     -------
@@ -229,7 +231,7 @@ def backward(
         Relative, on the residual of (BETA), every sample; by default that of the dtype.
     max_iter : int
         Most products with Jᵀ.
-    mask_rule, recompute
+    mask_rule, recompute : str, bool
         As in :func:`ide_ref.equilibrium.linearise`. By default all masks are taken at the simulated rates.
     allow_unconverged : bool
         Take β as it is when the solver stops early; ``solution.converged`` tells.

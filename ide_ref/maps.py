@@ -34,7 +34,7 @@ class BatchNormCache(NamedTuple):
 
     @classmethod
     def of(cls, name: str, z: NDArray, n_channels: int) -> BatchNormCache:
-        """z of a connection, by name, with its moments.
+        """z of a connection, (B, n_to), by name, with its moments.
 
         ValueError where these are beyond the dtype; warns where rounding of z drowns what tells its samples apart.
         """
@@ -93,7 +93,7 @@ class AffineMap:
 
     @property
     def weight(self) -> NDArray:
-        """W after the restriction, in the weight's own layout."""
+        """W after the restriction, in the weight's own shape."""
         return self.synapse.from_taps(self.taps)
 
     @cached_property
@@ -104,7 +104,7 @@ class AffineMap:
         return self.norm.shift if self.bias is None else self.norm.shift + self.norm.scale * self.bias
 
     def pre_activation(self, s: NDArray) -> NDArray:
-        """z = W s + bias, before normalisation."""
+        """z = W s + bias, before normalisation, (B, n_from) to (B, n_to)."""
         z = self.synapse.apply(self.taps, s)
         if self.bias is not None:
             by_channel = z.reshape(len(z), -1, self.synapse.out_shape[0])
@@ -127,7 +127,7 @@ class AffineMap:
         return self, z
 
     def linear(self, s: NDArray) -> NDArray:
-        """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s."""
+        """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s, (B, n_from) to (B, n_to)."""
         if self.norm is None or self.z is None:
             out = self.synapse.apply(self.laid_out, s)
         else:
@@ -135,7 +135,7 @@ class AffineMap:
         return out if self.keep is None else constraints.multiply(self.keep, out)
 
     def adjoint(self, v: NDArray, out: NDArray | None = None) -> NDArray:
-        """Transpose of ``linear``; added to ``out`` as by :meth:`Synapse.adjoint`."""
+        """Transpose of ``linear``, (B, n_to) to (B, n_from); added to ``out`` as by :meth:`Synapse.adjoint`."""
         if self.keep is not None:
             v = constraints.multiply(self.keep, v)
         if self.norm is None or self.z is None:
@@ -154,7 +154,7 @@ class AffineMap:
 
     @cached_property
     def folded_taps(self) -> NDArray:
-        """scale ⊙ W as taps: what one spike adds."""
+        """scale ⊙ W as taps, (K, C_in, C_out): what one spike adds."""
         if self.norm is None:
             return self.taps
         # A dense connection's taps count the neurons of all positions as channels.
@@ -163,12 +163,12 @@ class AffineMap:
 
     @cached_property
     def laid_out(self) -> NDArray:
-        """``folded_taps`` as the kernels read them, for ``linear``."""
+        """``folded_taps`` in the shape in which the kernels read them, for ``linear``."""
         return self.synapse.lay_out(self.folded_taps)
 
     @cached_property
     def laid_out_in_reverse(self) -> NDArray:
-        """The same for ``adjoint``."""
+        """The same shape for ``adjoint``."""
         return self.synapse.lay_out(self.folded_taps, reverse=True)
 
     @property
@@ -195,7 +195,7 @@ class AffineMap:
         return found if self.keep is None else found.times(self.largest_factor)
 
     def cache(self, s: NDArray, z: NDArray | None = None) -> BatchNormCache | None:
-        """What the normalisation sees for given rates, whose z may be known; None without one."""
+        """What the normalisation sees for given rates, (B, n_from), whose z may be known; None without one."""
         if self.norm is None:
             return None
         if self.z is not None:
@@ -264,7 +264,7 @@ class Pullback:
         return grads, statistics
 
     def of_weight(self, d_weight: NDArray) -> Params:
-        """From ∂L/∂W to the gradients in W̄ and α."""
+        """From ∂L/∂W, in the weight's shape, to the gradients in W̄ and α."""
         c = self.connection
         if self.singular is None or c.restriction is None:
             return {f"{c.name}.weight": d_weight}
@@ -434,7 +434,25 @@ class Frozen:
 
 
 def read_out(frozen: Frozen, state: HasRates) -> NDArray:
-    """Logits of a rollout or an equilibrium, (READ): (B, n_classes)."""
+    """Logits of a rollout or an equilibrium, (READ).
+
+    Parameters
+    ----------
+    frozen : Frozen
+        The network.
+    state : Rates or Equilibrium
+        The rates that are read.
+
+    Returns
+    -------
+    (B, n_classes) array
+        One row per sample.
+
+    Raises
+    ------
+    ValueError
+        For what has no rates.
+    """
     _checks.kind("frozen", frozen, Frozen)
     if not hasattr(state, "a"):
         raise ValueError(f"state is of type {type(state).__name__}; expected Rates or Equilibrium")

@@ -31,14 +31,14 @@ Params = dict[str, NDArray]
 
 
 def finite(array: NDArray) -> bool:
-    """Whether no value is NaN or infinite."""
+    """Whether no value of an array of any shape is NaN or infinite."""
     if array.flags.c_contiguous and array.dtype in (np.float32, np.float64):
         return bool(_elementwise.all_finite(array.reshape(-1)))
     return bool(np.all(np.isfinite(array)))
 
 
 def clamped(alpha: NDArray, c: float) -> float:
-    """α clipped to [−c, c]; np.clip takes ten times as long for one number."""
+    """α, an array of shape (), clipped to [−c, c]; np.clip takes ten times as long for one number."""
     return min(max(float(alpha), -c), c)
 
 
@@ -288,7 +288,7 @@ class Network:
         return {INPUT: -1, **{p.name: i for i, p in enumerate(self.populations)}}
 
     def index(self, population: str) -> int:
-        """Place of a population in the order; -1 for the input."""
+        """Place of a population in the order; -1 for the input. ValueError for an unknown name."""
         if population not in self._index:
             raise ValueError(f"population {population!r} is unknown; expected one of {', '.join(self._index)}")
         return self._index[population]
@@ -487,6 +487,8 @@ class Network:
     def leading_pair(self, c: Connection, weight: NDArray, start: NDArray, tol: float) -> SingularPair:
         """Leading singular pair of W̄ in the norm of a connection's restriction; warns where the search stopped short.
 
+        ``weight`` is in its own shape, ``start`` in the shape of the map's input.
+
         Raises
         ------
         ValueError
@@ -503,7 +505,7 @@ class Network:
         return pair
 
     def edited(self, frozen: Frozen, x: NDArray | None) -> Frozen:
-        """The maps that :func:`ide_ref.maps.freeze` made, the batch x or None beside them: as they are."""
+        """The maps that :func:`ide_ref.maps.freeze` made, beside x, (B, *input_shape) or None: as they are."""
         return frozen
 
 
@@ -528,7 +530,7 @@ def _restored(saved: Mapping[str, Any]) -> Synapse:
 
 
 def restricted_map(c: Connection, weight: NDArray) -> tuple[Callable[[NDArray], NDArray], Callable[[NDArray], NDArray]]:
-    """W̄ as the map whose norm the restriction takes, and its transpose."""
+    """W̄, in the weight's shape, as the map whose norm the restriction takes, and its transpose."""
     if c.restriction is None or c.restriction.norm == "kernel" or isinstance(c.synapse, Dense):
         return both_ways(np.ascontiguousarray(c.synapse.kernel_matrix(weight)))
     taps = c.synapse.to_taps(weight)
@@ -545,7 +547,10 @@ def check_norm(c: Connection, pair: SingularPair, dtype: np.dtype) -> None:
 
 
 def of_population(network: Network, state: NDArray, population: str) -> NDArray:
-    """One population's part of states (..., n), as (..., *shape): (B, *shape) of a state, (B, T, *shape) of a run."""
+    """One population's part of states (..., n), as (..., *shape): (B, *shape) of a state, (B, T, *shape) of a run.
+
+    ValueError for an unknown population, the input, or a state that is not of the network.
+    """
     _checks.kind("population", population, str)
     columns = network.slice_of(population)
     if population == INPUT:

@@ -66,6 +66,11 @@ class Neuron:
         Returns
         -------
         (B, ...) array of x's floating dtype.
+
+        Raises
+        ------
+        ValueError
+            For a train without steps.
         """
         if x.ndim < 2 or x.shape[1] == 0:
             raise ValueError(f"x has shape {x.shape}; expected (batch, steps, ...) with at least one step")
@@ -75,11 +80,11 @@ class Neuron:
         return np.einsum("bt...,t->b...", x, weights.astype(dtype))
 
     def sigma(self, p: NDArray) -> NDArray:
-        """σ(p / V_th) of (FP): the equilibrium rate of a neuron whose total drive is p."""
+        """σ(p / V_th) of (FP), of p's shape: the equilibrium rate of a neuron whose total drive is p."""
         return np.clip(p / p.dtype.type(self.v_th), 0.0, 1.0)
 
     def mask(self, p: NDArray, rule: MaskRule = "closed") -> NDArray[np.bool_]:
-        """m of (MASK): where p / V_th lies on σ's slope.
+        """m of (MASK), of p's shape: where p / V_th lies on σ's slope.
 
         ``closed`` counts both ends, ``open`` neither, ``half`` the upper end alone (the slides' H, with
         H(0) = 0).
@@ -102,12 +107,31 @@ class Neuron:
 
 
 def IF(v_th: float = 2.0) -> Neuron:
-    """The integrate-and-fire neuron: λ = 1, rates are plain averages."""
+    """The integrate-and-fire neuron: λ = 1, rates are plain averages.
+
+    Parameters
+    ----------
+    v_th : float
+        Threshold V_th > 0, in the unit of the potential.
+    """
     return Neuron(leak=1.0, v_th=v_th)
 
 
 def LIF(leak: float = 0.95, v_th: float = 2.0) -> Neuron:
-    """The leaky integrate-and-fire neuron: 0 < λ < 1, rates are exponentially weighted averages."""
+    """The leaky integrate-and-fire neuron: 0 < λ < 1, rates are exponentially weighted averages.
+
+    Parameters
+    ----------
+    leak : float
+        λ of (STEP), in (0, 1).
+    v_th : float
+        Threshold V_th > 0, in the unit of the potential.
+
+    Raises
+    ------
+    ValueError
+        For numbers out of these ranges.
+    """
     if not (_checks.is_real(leak) and 0.0 < leak < 1.0):
         raise ValueError(f"leak is {leak!r}; expected a number in (0, 1) for LIF (use IF() for 1)")
     return Neuron(leak=leak, v_th=v_th)

@@ -151,7 +151,10 @@ class Preset:
 
     @cached_property
     def network(self) -> Network:
-        """The network that structure string or graph describe under the profile, built on first use."""
+        """The network that structure string or graph describe under the profile, built on first use.
+
+        ValueError where they do not describe one.
+        """
         if self.graph is not None:
             connections = self.graph.connections
             if self.dropout is not None:

@@ -113,7 +113,7 @@ class Solution:
 
 
 def norms(x: NDArray) -> NDArray:
-    """Euclidean norm of each row, right also where squares under- or overflow."""
+    """Euclidean norm of each row, (B, n) to (B,), right also where squares under- or overflow."""
     out = np.empty(len(x), x.dtype)
     _elementwise.norms(np.ascontiguousarray(x), out)
     return out
@@ -135,7 +135,7 @@ def accept(
     stalled: bool = False,
     singular: bool = False,
 ) -> Verdict:
-    """The one judge of every solver's result: is x = y + b, where y is what the equation's map gives at this very x?
+    """The one judge of every solver's result: whether x = y + b, where y is what the equation's map gives at this x.
 
     A sample is accepted when its residual ‖b + y − x‖₂ and the residual's own rounding, eps (‖b‖ + ‖y‖ + ‖x‖), are
     both at most what is allowed. The second half is what refuses an x that has grown until b no longer counts. What
@@ -238,7 +238,7 @@ def hopeless(worst: float, dtype: np.dtype) -> bool:
 
 
 def fixed_point(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
-    """x^{k+1} = J x^k + b, the iteration of (BETA); converges when the spectral radius of J is below 1."""
+    """x^{k+1} = J x^k + b, (B, n), the iteration of (BETA); converges when the spectral radius of J is below 1."""
     b = np.ascontiguousarray(b)
     size = norms(b)
     x = b if x0 is None else np.ascontiguousarray(x0, b.dtype)
@@ -260,7 +260,7 @@ def fixed_point(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: ND
 def gmres(
     matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 40
 ) -> Solution:
-    """GMRES on (I − J) x = b, every sample with its own Krylov space, restarted when the memory is full.
+    """GMRES on (I − J) x = b, (B, n), every sample with its own Krylov space, restarted when the memory is full.
 
     Arnoldi's process by Gram and Schmidt, twice; the Hessenberg matrices become triangular by Givens rotations as they
     grow. Sums are taken in an order that no number of threads changes. Source: Saad and Schultz (1986).
@@ -342,7 +342,7 @@ def gmres(
 
 
 def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
-    """``scipy.sparse.linalg.gmres`` on (I − J) x = b, the batch as one block-diagonal system.
+    """``scipy.sparse.linalg.gmres`` on (I − J) x = b, (B, n), the batch as one block-diagonal system.
 
     One Krylov space serves all samples, so what a sample gets depends on the others of its batch; beyond 10,000
     numbers its dot products, and so the last bits, depend on the threads of BLAS. Restarted every 40 steps; SciPy's
@@ -393,7 +393,7 @@ def _dot(x: NDArray, y: NDArray) -> NDArray:
 def anderson(
     matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 6
 ) -> Solution:
-    """Anderson acceleration (type II) of the fixed-point iteration, every sample with its own weights.
+    """Anderson acceleration (type II) of the fixed-point iteration for b (B, n), every sample with its own weights.
 
     The step is the combination of the last ``memory`` iterates whose residual is smallest. On a linear
     equation that is GMRES with a sliding window, so it also converges for many J of spectral radius above 1.
@@ -446,7 +446,7 @@ def anderson(
 def broyden(
     matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None, memory: int = 30
 ) -> Solution:
-    """Broyden's good method on b + J x − x = 0, limited memory, every sample with its own inverse Jacobian.
+    """Broyden's good method on b + J x − x = 0, (B, n), limited memory, every sample with its own inverse Jacobian.
 
     The inverse Jacobian starts as −I and gains a rank per step, by Sherman and Morrison; it is forgotten when
     the memory is full.
@@ -493,7 +493,7 @@ def broyden(
 
 
 def damped(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
-    """x ← (x + (J x − x + b))/2, which the authors' program calls iteration.
+    """x ← (x + (J x − x + b))/2, (B, n), which the authors' program calls iteration.
 
     Its limit is (2I − J)⁻¹ b, about half the solution and slightly turned; the residual reported is that of
     x = J x + b, so it never counts as converged. Kept to show what that costs.
@@ -511,7 +511,7 @@ def damped(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray
 
 
 def direct(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:
-    """Dense solve on each sample's active set A, on which M is 1.
+    """Dense solve for b (B, n) on each sample's active set A, on which M is 1.
 
     (ACTIVE) (I − (1/V_th) W_AAᵀ)(Mβ)_A = g_A
 

@@ -99,6 +99,12 @@ def build(
     structure : str
         Layers joined by ``-``, then one feedback connection in brackets from the last layer to the first:
         ``400 (F400)``.
+    input_shape : tuple of int
+        Of one sample, (n,) or (channels, rows, columns).
+    n_classes : int
+        Logits of the readout.
+    neuron : Neuron
+        Of all populations.
     dropout : float
         On the output of every connection, one mask per batch.
     batch_norm : bool

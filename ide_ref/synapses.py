@@ -120,7 +120,7 @@ class Synapse(ABC):
         return weight.reshape(weight.shape[0], -1)
 
     def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray:
-        """Taps as the kernel of ``apply``, or in reverse of ``adjoint``, reads them: for many products with them."""
+        """Taps in the shape in which the kernel of ``apply``, or in reverse of ``adjoint``, reads them many times."""
         return taps
 
     @abstractmethod
@@ -161,7 +161,10 @@ class Synapse(ABC):
 
 
 def matmul(x: NDArray, w: NDArray, out: NDArray | None = None) -> NDArray:
-    """x @ w in an order of summation that does not depend on the number of rows; added to ``out`` where it is given."""
+    """x @ w in an order of summation that does not depend on the number of rows; added to ``out`` where it is given.
+
+    Shapes (B, n) and (n, m) to (B, m); ValueError for others, or an ``out`` of another dtype.
+    """
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; expected (B, n) and (n, m)")
     shape, dtype = (x.shape[0], w.shape[1]), np.result_type(x, w)
@@ -202,7 +205,7 @@ def both_ways(matrix: NDArray) -> tuple[Callable[[NDArray], NDArray], Callable[[
 
 
 def accumulate(found: NDArray, out: NDArray | None) -> NDArray:
-    """What was found, or ``out`` with it added."""
+    """What was found, or ``out``, of the same shape, with it added."""
     if out is None:
         return found
     out += found

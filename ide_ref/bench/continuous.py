@@ -62,6 +62,8 @@ def continuous_speed(
 ) -> ContinuousTiming:
     """Time ``simulate_continuous`` on a freshly drawn network with feedback, kernels compiled.
 
+    ValueError for a convolution whose number of neurons is not 64 times a square.
+
     Parameters
     ----------
     n_neurons : int

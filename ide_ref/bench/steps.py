@@ -124,6 +124,8 @@ def run(
 ) -> list[Timing]:
     """Time training steps of a preset, after real training steps that bring it to its usual activity.
 
+    ValueError for numbers of steps or of threads below 1, or of more threads than there are.
+
     Parameters
     ----------
     preset : Preset

@@ -37,7 +37,9 @@ class Dataset:
     y_train: NDArray[np.int64]
     """(B,) labels, 0 to ``n_classes - 1``, read-only."""
     x_test: NDArray[np.generic] | EventFrames
+    """Of the same shape as the training items, another B."""
     y_test: NDArray[np.int64]
+    """(B,) labels."""
     n_classes: int
     scale: float
     """Value that stands for 1, for :func:`~ide_ref.datasets.normalise`; spike trains are taken as they are."""
@@ -166,7 +168,10 @@ class Dataset:
         return replace(self, x_train=cut(self.x_train), y_train=y_train, x_test=cut(self.x_test), y_test=y_test)
 
     def batch(self, split: str, indices: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
-        """Items of a split, "train" or "test", as the data set holds them: x, (B, ...), and y, (B,)."""
+        """Items of a split, "train" or "test", as the data set holds them: x, (B, ...), and y, (B,).
+
+        ValueError for another split, or indices that are no whole numbers of its range.
+        """
         if not _checks.is_one_of(split, SPLITS):
             raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
         x, y = self._part(split)

@@ -222,6 +222,8 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
 
     Raises
     ------
+    ValueError
+        For another split.
     DataError
         A class folder is missing, or none of them holds a ``.bin`` file.
     """

@@ -150,7 +150,10 @@ def conditions(frozen: Frozen) -> Conditions:
 
 
 def of_rollout(frozen: Frozen) -> Frozen:
-    """The network as the rollout has it: the theorems are about what is simulated."""
+    """The network as the rollout has it: the theorems are about what is simulated.
+
+    ValueError where a connection couples the samples of a batch.
+    """
     _checks.kind("frozen", frozen, Frozen)
     for m, (source, _) in zip(frozen.maps, frozen.network.edges, strict=True):
         if m.coupled and source >= 0:
@@ -173,6 +176,11 @@ def block_matrix(frozen: Frozen, part: str = "all") -> NDArray:
     ----------
     part : {"all", "forward", "feedback"}
         Which connections. For small networks: n² numbers. Dropout masks count with their largest factor.
+
+    Raises
+    ------
+    ValueError
+        For another part, or a connection that couples the samples of a batch.
     """
     frozen = of_rollout(frozen)
     if not _checks.is_one_of(part, ("all", "forward", "feedback")):
@@ -227,7 +235,7 @@ def along(m: AffineMap, cells: NDArray) -> NDArray:
 
 
 def check_run(frozen: Frozen, name: str, run: Any, kind: type) -> Frozen:
-    """The network as the rollout has it; refuses what is no run, or one of another network."""
+    """The network as the rollout has it; ValueError for what is no run, or one of another network."""
     _checks.kind("frozen", frozen, Frozen)
     _checks.kind(name, run, kind)
     if run.network != frozen.network:
@@ -236,7 +244,7 @@ def check_run(frozen: Frozen, name: str, run: Any, kind: type) -> Frozen:
 
 
 def above(x: NDArray, n: float) -> NDArray:
-    """An array ≥ 0 with room for n roundings of each number."""
+    """An array ≥ 0 of any shape with room for n roundings of each number."""
     return x * (1.0 + (n + 8.0) * ROUNDOFF) + 8.0 * certificates.GRAIN
 
 
@@ -246,5 +254,6 @@ def population_norms(net: Network, state: NDArray) -> NDArray:
 
 
 def median_ratio(error: NDArray, bound: NDArray) -> float:
+    """Median of error over bound, two arrays of one shape, where the bound is not 0; 0 where it is 0 throughout."""
     ratios = error[bound > 0] / bound[bound > 0]
     return float(np.median(ratios)) if ratios.size else 0.0

@@ -97,6 +97,8 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
 
     Raises
     ------
+    ValueError
+        For a run of another network, or an x* that is not one finite sample.
     NotConverged
         When a* cannot be found.
     """

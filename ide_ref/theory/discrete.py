@@ -156,7 +156,7 @@ def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
     Parameters
     ----------
     frozen : Frozen
-    x : array
+    x : (B, *input_shape) array, or (B, T, *input_shape) for a spike train
         The input of the run.
     rates : Rates
         From ``simulate(..., record=True)``.
@@ -236,7 +236,10 @@ class ErrorBound:
         return np.arange(1, self.error.shape[1] + 1)
 
     def total(self, name: str) -> NDArray:
-        """(B, T) of ``"error"``, ``"one_step"`` or ``"iterated"``, all populations together: the root of squares."""
+        """(B, T) of ``"error"``, ``"one_step"`` or ``"iterated"``, all populations together: the root of squares.
+
+        ValueError for another name.
+        """
         if name not in ("error", "one_step", "iterated"):
             raise ValueError(f"name is {name!r}; expected 'error', 'one_step' or 'iterated'")
         # Beyond (COND) the sum passes the root of the largest float long before it is infinite.
@@ -262,7 +265,7 @@ class ErrorBound:
         """O(1/t) bound of IF over the run, (B, T, N): (1/t) (I − G)⁻² (E[0] + (I − L)⁻¹ R/V_th).
 
         R = sup_t (t r[t−1]) of the run; the input must converge as 1/t for it to stay finite with T.
-        Infinite where the block condition does not hold.
+        Infinite where the block condition does not hold. ValueError for LIF neurons.
         """
         leak = self.equilibrium.network.neuron.leak
         if leak != 1.0:

@@ -159,6 +159,8 @@ def evaluate(
 ) -> Evaluation:
     """Simulate a whole split with running statistics and without dropout; changes nothing.
 
+    ValueError for data that do not fit the preset, or another split.
+
     Parameters
     ----------
     batch_size : int, optional

@@ -75,7 +75,7 @@ def cross_entropy(
 
 
 def evaluated(loss: Loss, logits: NDArray[np.floating], y: NDArray[np.int64]) -> tuple[float, NDArray[np.floating]]:
-    """Value and gradient of a loss that a user wrote, the latter in the dtype of the logits.
+    """Value and gradient of a loss that a user wrote, the latter in the shape and dtype of the logits, (B, n_classes).
 
     Raises
     ------
@@ -96,7 +96,7 @@ def evaluated(loss: Loss, logits: NDArray[np.floating], y: NDArray[np.int64]) ->
 
 
 def check_loss(loss: Loss, logits: NDArray[np.floating], y: NDArray[np.int64], *, tol: float = 1e-5) -> None:
-    """Hold the gradient of a loss against differences of its value in every logit, in float64.
+    """Hold the gradient of a loss against differences of its value in every logit, (B, n_classes), in float64.
 
     Where a kink lies between the two differences, any slope between them is right.
 

@@ -43,7 +43,10 @@ class SGD:
         _checks.kind("nesterov", self.nesterov, bool)
 
     def start(self, params: Arrays, trainable: Iterable[str]) -> dict[str, NDArray[np.floating]]:
-        """The velocity before the first step: a zero for each number of each `trainable` array."""
+        """The velocity before the first step: a zero for each number of each `trainable` array.
+
+        ValueError for names that params does not have.
+        """
         _checks.kind("params", params, Mapping)
         trainable = tuple(trainable)
         for name in trainable:

@@ -29,6 +29,8 @@ def widened(value: Any) -> Any:
 def as_array(name: str, value: Any) -> NDArray:
     """A foreign array as NumPy: through ``__array__``, DLPack, or what NumPy makes of it; bfloat16 as float32.
 
+    Its shape stays.
+
     ValueError, naming the array and its dtype, where it holds no real numbers or cannot be reached from the CPU.
     """
     if hasattr(value, "detach"):  # an array that records its history gives no view of itself

@@ -205,7 +205,7 @@ def explain_gradient(
         A batch, (B, *input_shape) or (B, T, *input_shape), and its (B,) labels.
     n_steps : int
         T of training.
-    solver, tol, max_iter
+    solver, tol, max_iter : str, float, int
         As in training; see :func:`ide_ref.backward`. A solver that stops early is taken as it is.
     profile : Profile, optional
         As in training; by default the network's own.
@@ -303,7 +303,7 @@ def explain_over_time(
 ) -> tuple[Budget, ...]:
     """:func:`explain_gradient` for several T, to be drawn by :func:`ide_ref.figures.budget_over_time`.
 
-    A spike train is cut to its first T frames, so every T must be at most its length.
+    A spike train is cut to its first T frames, so a T beyond its length is a ValueError, as one below 1 is.
     """
     x = np.asarray(x)
     is_spike_input = network.is_spike_input(x)
@@ -320,7 +320,7 @@ def table_over_time(budgets: Sequence[Budget]) -> str:
     """The result of :func:`explain_over_time` as text: a line per T, a column a part.
 
     Numbers are norms relative to the exact gradient; ``cosine`` is that of the training gradient with it. Parts that
-    are 0 throughout are left out.
+    are 0 throughout are left out. ValueError for none.
     """
     if not budgets:
         raise ValueError("budgets is empty; expected what explain_over_time returns")

@@ -271,7 +271,10 @@ def solve_region(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     """(FP) with every neuron held on the piece of σ it has in ``base``: a linear system.
 
     Where no neuron would leave its piece this is the equilibrium itself; elsewhere its smooth continuation. ``frozen``
-    may have other parameters than ``base``, which gives the pieces, and where to begin; x is as for :func:`freeze`.
+    may have other parameters than ``base``, which gives the pieces, and where to begin; x, (B, *input_shape), is as
+    for :func:`freeze`.
+
+    Raises solvers.NotConverged where the linear system has no solution.
     """
     net = frozen.network
     v_th = net.neuron.v_th
@@ -707,7 +710,9 @@ def sweep_steps(
     seed: int = 0,
     training: bool = True,
 ) -> StepSweep:
-    """Error of directional differences over the step: the V-shaped curve; arguments as in :func:`check_gradient`, and:
+    """Error of directional differences over the step: the V-shaped curve.
+
+    Arguments are as in :func:`check_gradient`, and:
 
     Parameters
     ----------

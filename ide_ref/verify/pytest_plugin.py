@@ -24,11 +24,13 @@ from ide_ref.verify.conformance import Case
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Pytest's hook: ``--conformance-pack``."""
     group = parser.getgroup("ide_ref")
     group.addoption("--conformance-pack", metavar="DIR", help="conformance pack (default: made on the spot)")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Pytest's hook: a test for each case."""
     if "conformance_case" not in metafunc.fixturenames:
         return
     directory = metafunc.config.getoption("--conformance-pack")

@@ -126,7 +126,7 @@ def examine(
     max_size: int = 600,
     certify: Callable[[NDArray], NDArray] | None = None,
 ) -> SolverReport:
-    """Solve x = J x + b with every solver and take the system apart.
+    """Solve x = J x + b with every solver and take the system apart; ValueError for an unknown solver.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def examine(
         ``product`` makes of the unit vectors; nothing is certified for systems that are not taken apart.
     methods : sequence of str
         Names of :data:`ide_ref.solvers.SOLVERS`.
-    tol, max_iter
+    tol, max_iter : float, int
         As in :func:`ide_ref.solvers.solve`.
     max_size : int
         Larger systems are solved but not taken apart, and not given to the direct solver.

@@ -171,6 +171,11 @@ def check(case: Case, outputs: Mapping[str, Any], *, stages: Sequence[str] | Non
         there are not asked for; one that is left out before it is reported.
     stages : sequence of str, optional
         Compare these alone.
+
+    Raises
+    ------
+    ValueError
+        For outputs that are no mapping, or stages that are unknown.
     """
     wanted = STAGES if stages is None else tuple(stages)
     unknown = [stage for stage in wanted if stage not in STAGES]
