@@ -2,13 +2,18 @@
 
 At 1280 and at 380 pixels: no console errors and no failed requests, nothing wider than the page (formulas, tables
 and code scroll inside their own box), all mathematics typeset, all images loaded. Then the search box finds what it is
-asked. Exit status 1 where anything is wrong; ``--screenshots DIR`` keeps pictures of the pages.
+asked. Before that, every link inside the site leads to a page and a place that are there, and the link of every formula
+in the equation index to the line of the source that states it. Exit status 1 where anything is wrong;
+``--screenshots DIR`` keeps pictures of the pages.
 """
 
 import argparse
+import re
 import shutil
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 WIDTHS = (1280, 380)
 QUERIES = {"contraction": "glossary.html", "Hebbian": "derivation.html"}
@@ -53,9 +58,58 @@ def main() -> int:
     parser.add_argument("--screenshots", type=Path, metavar="DIR")
     parser.add_argument("--only", metavar="TEXT", default="", help="pages whose path contains this")
     args = parser.parse_args()
-    faults = check(args.site.resolve(), args.screenshots, args.only)
+    faults = check_links(args.site) + check(args.site.resolve(), args.screenshots, args.only)
     print("\n".join(faults) if faults else "no faults")
     return bool(faults)
+
+
+class Page(HTMLParser):
+    """The links of a page, its anchors, and the text that begins at each."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: dict[str, str] = {}
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if value and (name == "id" or (tag == "a" and name == "name")):
+                self.anchors[value] = ""
+            elif value and name in ("href", "src"):
+                self.links.append(value)
+
+    def handle_data(self, data: str) -> None:
+        if self.anchors:
+            self.anchors[next(reversed(self.anchors))] += data
+
+
+def check_links(site: Path) -> list[str]:
+    """A line for each link inside the site that leads nowhere, and for each formula that its link does not meet."""
+    pages = {path: Page(path) for path in site.resolve().rglob("*.html") if "_static" not in path.parts}
+    faults = []
+    for path, page in pages.items():
+        where = path.relative_to(site.resolve())
+        for link in page.links:
+            if re.match(r"[a-z]+:|//", link):
+                continue
+            file, _, anchor = unquote(link).partition("#")
+            target = (path.parent / file.split("?")[0]).resolve() if file else path
+            if not target.is_file():
+                faults.append(f"{where} links to {link}, which is not there")
+            elif anchor and target in pages and anchor not in pages[target].anchors:
+                faults.append(f"{where} links to {link}, a page without that place")
+    index = site.resolve() / "equations.html"
+    for label, link in formulas(index.read_text()) if index.is_file() else ():
+        file, _, anchor = link.partition("#")
+        if f"({label}) " not in pages[(site.resolve() / file)].anchors.get(anchor, ""):
+            faults.append(f"the link of ({label}), {link}, does not lead to its formula")
+    return faults
+
+
+def formulas(html: str) -> list[tuple[str, str]]:
+    """Label and link to the source of each formula in the equation index."""
+    return re.findall(r'<h3>\(([A-Z-]+)\).*?href="(source/[^"]+)">[^<]*, line \d+</a>', html, re.S)
 
 
 def check(site: Path, screenshots: Path | None = None, only: str = "") -> list[str]:

@@ -3,7 +3,7 @@
 - Roles: ``source`` links to the line of the source that states an equation, ``at`` to the line that defines a name or a
   test, ``notebook`` to a notebook that is there.
 - ``tutorials/``: the notebooks, copied from ``notebooks/``.
-- ``source/``: every source file, and the tests of equations, with an anchor for each line: ``source/equations.html#L-60``.
+- ``source/``: every source file, and the tests of equations, with an anchor per line: ``source/equations.html#L-60``.
 - ``api/``: a page for each public module; re-exported names are listed, and described in their homes.
 """
 
@@ -116,15 +116,13 @@ def home_of(name: str) -> tuple[str, str]:
 def homes() -> dict[str, tuple[Path, int]]:
     """File, and line of the formula, of each label in the equation index."""
     found = {}
-    rows = r"^### \(([A-Z-]+)\).*?^- Home: {at}`([\w.]+)`"
-    for label, home in re.findall(rows, (DOCS / "equations.md").read_text(), re.M | re.S):
+    rows = r"^### \(([A-Z-]+)\).*?^`(.+?)`$.*?^- Home: {at}`([\w.]+)`"
+    for label, formula, home in re.findall(rows, (DOCS / "equations.md").read_text(), re.M | re.S):
         module, name = home_of(home)
         path = file_of(module)
-        lines = path.read_text().splitlines()
-        found[label] = (
-            path,
-            next(i for i in range(definitions(path)[name], len(lines)) if f"({label}) " in lines[i - 1]),
-        )
+        begins = f"({label}) {formula[:9]}"
+        lines = enumerate(path.read_text().splitlines(), start=1)
+        found[label] = path, next(i for i, line in lines if i >= definitions(path)[name] and begins in line)
     return found
 
 
@@ -243,14 +241,12 @@ def escape(app, what, name, obj, options, lines) -> None:
     lines[:] = escaped(lines)
 
 
-def copy_assets(app, error) -> None:
-    """The mathematics' script, from the package that brings it, and the explorer."""
+def copy_mathjax(app, error) -> None:
+    """The mathematics' script, one file of the package that brings it."""
     if error or app.builder.format != "html":
         return
-    mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax"
-    shutil.copy(mathjax / app.config.mathjax_path, Path(app.outdir) / "_static")
-    if (DOCS / "explorer").is_dir():
-        shutil.copytree(DOCS / "explorer", Path(app.outdir) / "explorer", dirs_exist_ok=True)
+    package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
+    shutil.copy(package / "static/mathjax" / app.config.mathjax_path, Path(app.outdir) / "_static")
 
 
 def setup(app):
@@ -261,5 +257,5 @@ def setup(app):
     app.connect("missing-reference", resolve)
     app.connect("html-collect-pages", source_pages)
     app.connect("autodoc-process-docstring", escape, priority=400)
-    app.connect("build-finished", copy_assets)
+    app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

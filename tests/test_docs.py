@@ -93,6 +93,16 @@ def test_each_equation_is_stated_where_the_index_says_and_held_by_what_it_names(
     assert (ROOT / "docs" / page.split("#")[0]).is_file()
 
 
+def test_links_lead_to_the_line_of_the_formula():
+    pytest.importorskip("sphinx")
+    sys.path.insert(0, str(ROOT / "docs"))
+    import site_pages
+
+    for _, label, _, formula, _, _, _, _, _, _ in ROWS:
+        path, line = site_pages.homes()[label]
+        assert f"({label}) {formula[:9]}" in path.read_text().splitlines()[line - 1]
+
+
 def test_the_derivations_numbers_are_those_of_the_equations(capsys):
     page = (ROOT / "docs/derivation.md").read_text()
     names: dict = {}
