@@ -42,6 +42,7 @@ html_js_files = ["site.js"]
 # Summaries of search results are fetched from the pages, which a browser refuses on pages opened from disk.
 html_show_search_summary = False
 html_copy_source = False
+html_show_copyright = False
 
 
 def linkcode_resolve(domain: str, info: dict) -> str | None:

@@ -11,6 +11,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import pkgutil
 import re
 import shutil
@@ -156,12 +157,15 @@ class At(Link):
 
 
 class Notebook(Link):
-    """``{notebook}`05-implicit-differentiation```: a link to the notebook, plain text where it is not there."""
+    """``{notebook}`05-implicit-differentiation```: a link by the notebook's title, its name where it is not there."""
 
     def run(self):
-        text = nodes.Text(re.sub(r"^\d+-", "", self.text).replace("-", " "))
-        there = (DOCS.parent / f"notebooks/{self.text}.ipynb").is_file()
-        return self.link(text, f"tutorials/{self.text}.html") if there else ([nodes.inline("", "", text)], [])
+        path = DOCS.parent / f"notebooks/{self.text}.ipynb"
+        if not path.is_file():
+            return [nodes.emphasis("", self.text)], []
+        cells = json.loads(path.read_text())["cells"]
+        title = next(line for cell in cells for line in "".join(cell["source"]).splitlines() if line.startswith("# "))
+        return self.link(nodes.Text(title[2:]), f"tutorials/{self.text}.html")
 
 
 def write(path: Path, text: str) -> None:
