@@ -7,6 +7,7 @@ layer, the layers of (LAYERS) and any other graph are the same sweep.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -422,13 +423,17 @@ def find_equilibrium(
     scale = None
     if sigma == "relu":
         scale = 1.0 + solvers.norms(gather_sources(net, sweep(frozen, np.zeros_like(drive), drive, sigma=sigma).a))
+
+    def allowed(z: NDArray) -> NDArray:
+        return tol * (1.0 + solvers.norms(z) if scale is None else scale)
+
     # A network that leaves the range of the floats on its way is told by its status, not by warnings.
     with np.errstate(over="ignore", invalid="ignore"):
         k = 0
         if method == "anderson":
             a, k = _anderson(frozen, drive, a, sigma, tol, max_iter)
         elif method == "newton":
-            a, k = _newton(frozen, drive, a, sigma, tol, max_iter)
+            a, k = _newton(frozen, drive, a, sigma, allowed, max_iter)
         # After the other methods one sweep is left, which judges them and brings the other populations.
         most = max_iter if method == "iterate" else 1
         history: list[float] = []
@@ -436,8 +441,7 @@ def find_equilibrium(
             z = gather_sources(net, a)
             after = sweep(frozen, a, drive, sigma=sigma)
             new = gather_sources(net, after.a)
-            allowed = tol * (1.0 + solvers.norms(z) if scale is None else scale)
-            verdict = solvers.accept(z, new, np.zeros_like(z), allowed, history=history)
+            verdict = solvers.accept(z, new, np.zeros_like(z), allowed(z), history=history)
             worst = float(np.max(verdict.residual))
             history.append(worst)
             if verdict.status == "converged" or solvers.hopeless(worst, z.dtype) or n_sweeps == most:
@@ -472,10 +476,6 @@ def find_equilibrium(
     )
 
 
-def _small(residual: NDArray, z: NDArray, tol: float) -> NDArray[np.bool_]:
-    return residual <= tol * (1.0 + solvers.norms(z))
-
-
 def _anderson(
     frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float, max_iter: int
 ) -> tuple[NDArray, int]:
@@ -491,7 +491,9 @@ def _anderson(
     return spread_sources(net, found.x), found.iterations
 
 
-def _newton(frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float, max_iter: int) -> tuple[NDArray, int]:
+def _newton(
+    frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, allowed: Callable[[NDArray], NDArray], max_iter: int
+) -> tuple[NDArray, int]:
     """Semismooth Newton on f(z) − z = 0 over the feedback sources.
 
     f is affine where the active set stays the same, so a full step from the right set lands on the solution.
@@ -515,7 +517,7 @@ def _newton(frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float
     k = 0
     while k < max_iter:
         size = solvers.norms(r)
-        moving = ~_small(size, z, tol)
+        moving = ~(size <= allowed(z))
         if not moving.any() or not np.all(np.isfinite(size)):
             break
         slope = (now.p >= 0).astype(frozen.dtype)

@@ -127,6 +127,9 @@ def test_newton_finds_a_solution_where_the_sweep_does_not_converge():
     # What one step of Newton's leads to is judged as it is.
     one_step = find_equilibrium(frozen, x, **begun, allow_unconverged=True)
     assert (one_step.a, one_step.residual) == (0.0, 0.75)
+    # A step must take a tenth off the residual, which was 1: to 0.85 it may stay, not to 0.925; half of it may.
+    for drive, a in ((1.7, 0.0), (1.85, 0.5)):
+        assert find_equilibrium(frozen, np.array([[drive]]), **begun, allow_unconverged=True).a == a
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

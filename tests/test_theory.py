@@ -189,6 +189,9 @@ def test_a_samples_bounds_are_its_own_and_speak_of_the_exact_equilibrium(leak):
     for name, before in (("one_step", bound.error), ("iterated", bound.iterated - known[:, None])):
         expected = np.concatenate([start, before[:, :-1]], axis=1) @ G.T + r
         np.testing.assert_allclose(getattr(bound, name) - known[:, None], expected, rtol=1e-9, atol=1e-13)
+    u_plus = np.abs(split(frozen, x, simulate(frozen, x, 30, record=True)).u_plus).max(axis=1)
+    sups = np.stack([u_plus[:, place].max(axis=1) for place in system.places], axis=1)
+    np.testing.assert_allclose(bound.u_plus_sup, sups, rtol=1e-4, atol=1e-3)
     unknown = replace(bound, certificate=np.full_like(known, np.inf))
     np.testing.assert_allclose(bound.floor() - unknown.floor(), known, rtol=1e-6, atol=1e-13)
     if leak == 1.0:
@@ -390,6 +393,13 @@ def test_beyond_one_the_inequality_stays_and_the_words_change():
     assert total[0, 600] == pytest.approx(bound.iterated[0, 600, 0])
     assert total[0, -1] == np.inf
     assert not bound.conditions.applies
+    # Nothing is known of an exact a* then, and nothing added; what outgrows the floats is infinite, not NaN.
+    G, R = bound.conditions.propagation, bound.conditions.resolvent
+    r = (bound.drift + bound.input + bound.potential + bound.rounding[:, None]) / system.v_th @ R.T
+    np.testing.assert_allclose(bound.one_step[:, 1:], bound.error[:, :-1] @ G.T + r[:, 1:], rtol=1e-9)
+    loop = system_of(IF(), [2, 2], [(-1, 0), (0, 1), (0, 0)], np.random.default_rng(0), 50.0, n_steps=400)
+    grown = error_bound(loop.frozen, loop.x, simulate(loop.frozen, loop.x, 400, record=True)).iterated
+    assert np.all(grown[:, -1] == np.inf)
     assert "no condition holds: the theorems do not apply" in bound.conditions.describe()
     assert "a condition holds" not in bound.conditions.describe().replace("no condition", "")
     assert "a condition holds: the theorems apply" in conditions(nilpotent(5.0)).describe()
