@@ -442,9 +442,8 @@ def _averages(times: NDArray, neurons: NDArray, samples: NDArray, tau: float, n:
     """
     out = np.empty((samples.size, n))
     _continuous.weighted_counts(times + delay, neurons, samples, tau, out)
-    since = samples - delay
-    out[since <= 0] = 0
-    return out / np.where(since > 0, kernel_total(np.maximum(since, 0.0), tau), 1.0)[:, None]
+    since = (samples - delay)[:, None]
+    return np.divide(out, kernel_total(np.maximum(since, 0.0), tau), out=np.zeros_like(out), where=since > 0)
 
 
 def _blocks(frozen: Frozen, with_input: bool) -> tuple[tuple[NDArray, NDArray, NDArray, NDArray], NDArray]:

@@ -476,6 +476,21 @@ def test_an_event_storm_stops_and_names_the_neuron():
     assert_same_bits(second, simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=300))
 
 
+def test_a_time_of_one_delay_has_seen_nothing_delayed():
+    run = simulate_continuous(dense(0.5, 1), np.ones(1), np.array([0.25, 0.5, 2.5]), delay=0.5)
+    np.testing.assert_array_equal(run.a_delayed[:, 0] > 0, [False, False, True])
+
+
+@pytest.mark.parametrize(("late", "why"), [(6, "rates are steady"), (7, "had 7 spikes and the first 4: feedback")])
+def test_what_is_called_a_storm(late, why):
+    """More than half as many spikes again in the second half of the time; its middle belongs to the first."""
+    net = dense_network(IF(), [1, 3], [(-1, 0), (0, 1), (1, 0)])
+    times = np.array([1.0, 2.0, 3.0, 5.0, *np.linspace(6, 10, late)])
+    told = continuous._storm(net, times, np.array([0] * (3 + late) + [2]), 10.0, 20.0, 0)
+    assert why in told
+    assert "neuron 1 of 'a2' fired 1 of the last 1;" in told
+
+
 def test_a_budget_too_small_is_told_from_a_storm():
     run = simulate_continuous(dense(0, 1), np.ones(1), np.array([500.0]), max_events=100)
     assert "stopped at t = 101 of 500 after max_events = 100 spikes: neuron 0 of 'a1'" in run.message
