@@ -1,6 +1,7 @@
 """Networks, parameters and structure strings: what is built, and every refusal."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_a_network_prints_as_a_table():
         (ide_ref.Population("a", shape), ide_ref.Population("b", (1200,))),
         (
             Connection(
-                "in", "input", "a", Conv2d.over((1, 6, 6), 4, kernel=3), bias=True, batch_norm=True, dropout=0.25
+                "l.in", "input", "a", Conv2d.over((1, 6, 6), 4, kernel=3), bias=True, batch_norm=True, dropout=0.25
             ),
             Connection("down", "a", "b", Dense(shape, (1200,)), bias=True),
             Connection("pool", "a", "a", AvgPool2d(shape, shape, 3, 1, 1)),
@@ -113,7 +114,7 @@ def test_a_network_prints_as_a_table():
         "",
         "connection  from   to        synapse          kernel                                    parameters  bias  "
         "batch norm  restriction         dropout",
-        "in          input  a         Conv2d           3, stride 1, padding 1                            48  yes   "
+        "l.in        input  a         Conv2d           3, stride 1, padding 1                            48  yes   "
         "yes         -                      0.25",
         "down        a      b         Dense            -                                            174,000  yes   "
         "-           -                         -",
@@ -127,6 +128,14 @@ def test_a_network_prints_as_a_table():
         "1,380 neurons (input included), 176,467 parameters, LIF (leak 0.9, V_th 2)",
     ]
     assert repr(network).startswith("Network(input_shape=(1, 6, 6), populations=(Population(name='a', ")
+    # A connection's name may have dots.
+    assert {f"l.in.{part}" for part in ("weight", "bias", "bn_weight", "bn_bias")} <= set(network.trainable)
+    params = network.init(np.random.default_rng(0))
+    assert np.all(params["l.in.running_var"] == 1)
+    network.check_params(params)
+    for part, value in (("l.in.running_var", np.array([1.0, 1.0, -1.0, 1.0])), ("up.singular_vector", np.zeros(4))):
+        with pytest.raises(ValueError, match=part):
+            network.check_params({**params, part: value})
 
 
 @given(case=cases())
@@ -473,3 +482,19 @@ def test_the_gradient_passes_through_the_batch_of_a_hidden_normalisation_on_requ
         d_z, *_ = equations.normalise_back(delta, z, norm, channel, from_batch)
         np.testing.assert_allclose(found[from_batch], equations.hebb(d_z, pre), atol=1e-12)
     assert not np.allclose(found[True], found[False], atol=1e-2)
+
+
+def test_of_a_batch_s_own_statistics_other_inputs_are_normalised_with_them_too():
+    network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF(), dropout=0.5)
+    network = replace(network, connections=(network.connections[0], replace(network.connections[1], dropout=0.0)))
+    rng = np.random.default_rng(0)
+    params, (x, other) = network.init(rng), rng.normal(size=(2, 5, 3))
+    frozen = freeze(network, params, x, training=True, rng=rng)
+    W, keep = params["input.weight"], frozen.maps[0].keep
+    mean, variance = (x @ W.T).mean(axis=0), (x @ W.T).var(axis=0)
+    for inputs in (x, x.copy(), other):
+        expected = keep * (inputs @ W.T - mean) / np.sqrt(variance + EPSILON)
+        np.testing.assert_allclose(frozen.drive(inputs), expected, atol=1e-13)
+    # One mask where there is dropout, in training alone, whoever brings a generator.
+    assert frozen.maps[1].keep is None
+    assert all(m.keep is None for m in freeze(network, params, rng=rng).maps)

@@ -185,3 +185,17 @@ def test_a_state_of_another_network_has_no_populations_of_this_one():
     network = build("2C3 (F2C3)", input_shape=(1, 2, 2), n_classes=2, neuron=IF())
     with pytest.raises(ValueError, match=r"state has shape \(3, 9\); expected \(..., 8\)"):
         of_population(network, np.zeros((3, 9)), "a1")
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "asked"),
+    [(8, []), (9, [3]), (12, [3, 5]), (30, [3, 5, 8, 13]), (51, [3, 5, 8, 13, 21]), (52, [3, 5, 8, 13, 21, 34])],
+)
+def test_predictions_change_where_that_pays(n_steps, asked):
+    """Of k spikes in t steps the next is one with (k + 1)/(t + 2): to go over saves more events than it costs."""
+    bounds = simulation.prediction_bounds(n_steps)
+    assert np.flatnonzero(np.isfinite(bounds).any(axis=1)).tolist() == asked
+    for t in asked:
+        share = (bounds[t] * t + 1) / (t + 2)
+        np.testing.assert_allclose((n_steps - t) * (share - (1 - share)), [-1, 1], rtol=1e-12)
+    assert not bounds.flags.writeable
