@@ -386,6 +386,10 @@ def test_the_envelope_holds_for_the_slowest_disturbance_it_allows(gamma, ends):
         series.append(e)
     envelope = continuous_envelope(found, system.v_th, R, np.max(series, axis=0), times, delay)
     assert np.all(np.array(series) <= envelope * (1 + 1e-12))
+    for i in (0, 1, 2, 7, 500):
+        start = np.linalg.matrix_power(N, (i + 1) // 2) @ np.max(series, axis=0)
+        falling = np.linalg.solve(np.eye(len(N)) - N, 2 * R / (times[i] * system.v_th))
+        np.testing.assert_allclose(envelope[i], start + falling, rtol=1e-9)
 
 
 def test_beyond_one_nothing_is_promised():
@@ -474,6 +478,44 @@ def test_an_event_storm_stops_and_names_the_neuron():
     assert "after max_events = 200 further spikes" in second.message
     assert (first.times.size, second.times.size) == (1, 2)
     assert_same_bits(second, simulate_continuous(frozen, np.ones(1), times, delay=0.5, max_events=300))
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5])
+@pytest.mark.parametrize(("gamma", "tau"), [(1 - 1e-8, INF), (1 - 1e-8, 3.0), (1.5, INF)])
+def test_bounds_are_sums_of_their_parts(delay, gamma, tau):
+    """So close to 1 what a* is known to is no rounding of them; beyond 1 nothing is known, and nothing added."""
+    system = system_of(IF(), [3, 2], [(-1, 0), (0, 1), (1, 0)], np.random.default_rng(1), gamma)
+    run = simulate_continuous(system.frozen, system.x[0], np.array([1.0, 4.0, 9.0]), tau=tau, delay=delay)
+    bound = continuous_error_bound(system.frozen, system.x[0], run)
+    N = bound.conditions.forward + bound.conditions.feedback
+    known = np.where(np.isfinite(bound.certificate), bound.certificate, 0)
+    assert np.all(known > 1e-11) if gamma < 1 else np.all(np.isinf(bound.certificate))
+    r = (bound.drift + bound.input + bound.potential + bound.rounding) / system.v_th
+    expected = bound.error_delayed @ N.T + r if delay else r @ bound.conditions.stacked_series.T
+    np.testing.assert_allclose(bound.one_step - known, expected, rtol=1e-11)
+    whole = sum(np.linalg.norm(part, axis=1) for part in (bound.drift, bound.input, bound.potential, bound.rounding))
+    stacked, contraction = whole / system.v_th, bound.conditions.stacked.value
+    if delay:
+        stacked = contraction * np.linalg.norm(bound.error_delayed, axis=1) + stacked
+    else:
+        stacked = stacked / (1 - contraction) if contraction < 1 else np.inf
+    np.testing.assert_allclose(bound.stacked - np.linalg.norm(known), stacked, rtol=1e-11)
+    np.testing.assert_allclose(bound.total_error, np.linalg.norm(run.a - bound.equilibrium.a, axis=1), rtol=1e-12)
+    sups = [np.abs(run.u_plus[:, place]).max() for place in system.places]
+    np.testing.assert_allclose(bound.u_plus_sup, sups, rtol=1e-9)
+    floor = bound.floor(tau)
+    if gamma < 1:
+        rest = bound.conditions.stacked_series @ (sups * np.sqrt([3, 2]) / tau / system.v_th)
+        np.testing.assert_allclose(floor - known, rest, rtol=1e-9, atol=1e-20)
+    else:
+        assert np.all(np.isinf(floor))
+
+
+def test_of_a_run_cut_before_its_first_time_there_is_nothing_to_bound():
+    frozen = dense(0.5, 1)
+    bound = continuous_error_bound(frozen, np.ones(1), simulate_continuous(frozen, np.ones(1), [500.0], max_events=1))
+    assert (bound.error.shape, bound.stacked.shape) == ((0, 1), (0,))
+    assert bound.u_plus_sup < 1e-300
 
 
 def test_a_time_of_one_delay_has_seen_nothing_delayed():

@@ -30,6 +30,15 @@ def single_layer(neuron, *, n_batch=5, seed=0, **options):
     return network, params, x, y
 
 
+def test_samples_that_are_not_coupled_have_a_krylov_space_each():
+    network, params, x, y = single_layer(IF(1.0), n_batch=9)
+    frozen = freeze(network, params)
+    state = find_equilibrium(frozen, x)
+    back = backward(frozen, state, loss_gradient(frozen, state, y), solver="gmres", tol=1e-12)
+    assert back.solution.converged
+    assert back.solution.iterations <= network.state_size
+
+
 @given(case=cases(contractive=True))
 def test_recomputed_rates_have_the_gradient_of_one_sweep(case):
     """Masks and sent rates are those of the sweep that begins with a[T] at the feedback sources."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from theorems import System, dense_network, note_tightness, system_of, systems
 
-from ide_ref import IF, LIF, build, equations, find_equilibrium, freeze, simulate, theory
+from ide_ref import IF, LIF, NotConverged, build, certificates, equations, find_equilibrium, freeze, simulate, theory
 from ide_ref import norms as norms_
 from ide_ref.authors import Profile, edited
 from ide_ref.theory import condition, conditions, discrete, error_bound, split
@@ -141,6 +141,11 @@ def test_a_broken_bound_is_reported(system):
         too_small = getattr(bound, name).copy()
         too_small[-1, -1, -1] = bound.error[-1, -1, -1] - 0.25
         assert replace(bound, **{name: too_small}).violation == pytest.approx(0.25)
+
+
+def test_room_for_roundings_is_so_many_and_eight_more():
+    least = certificates.GRAIN
+    np.testing.assert_array_equal(condition.above(np.array([1.0, 0.0]), 10), [1 + 18 * norms_.ROUNDOFF, 8 * least])
 
 
 def test_cond_in_words():
@@ -387,6 +392,11 @@ def test_beyond_one_the_inequality_stays_and_the_words_change():
     a_star = find_equilibrium(system.frozen, system.x, method="newton")
     bound = error_bound(system.frozen, system.x, rates)
     np.testing.assert_allclose(bound.equilibrium.a, a_star.a)
+    # The run's own rates lead to one where zero rates do not.
+    hard = system_of(IF(), [8], [(-1, 0), (0, 0)], np.random.default_rng(6), 2.0, n_steps=200)
+    with pytest.raises(NotConverged):
+        find_equilibrium(hard.frozen, hard.x, method="newton")
+    assert error_bound(hard.frozen, hard.x, simulate(hard.frozen, hard.x, 200, record=True)).violation <= 0
     assert np.all(bound.error <= bound.one_step)
     total = bound.total("iterated")
     assert np.all(np.diff(np.isinf(total).astype(int)) >= 0)
@@ -406,6 +416,8 @@ def test_beyond_one_the_inequality_stays_and_the_words_change():
 
 
 def test_tightness_is_the_median():
+    assert condition.median_ratio(np.array([1.0, 2.0, 0.0]), np.array([2.0, 2.0, 0.0])) == 0.75
+    assert condition.median_ratio(np.zeros(2), np.zeros(2)) == 0.0
     system = system_of(IF(), [5, 4], [(-1, 0), (0, 1), (1, 0)], np.random.default_rng(2), 0.6, n_steps=50)
     rates = simulate(system.frozen, system.x, 50, record=True)
     bound = error_bound(system.frozen, system.x, rates)
