@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -337,3 +338,20 @@ def test_remainders_fall_with_the_second_order_of_a_right_gradient_and_the_first
     off = check_gradient(network, params, x, y, method=method, n_coordinates=0, n_directions=2, gradients=wrong)
     assert off.orders[1] == pytest.approx(1.0, abs=0.1)
     assert off.to_dict()["orders"] == list(off.orders)
+
+
+def test_differences_are_a_hundred_times_as_certain_as_they_are_judged():
+    """Steps of e^h are halved until they are, and no longer."""
+    steps = [0.5 / 2**k for k in range(7)]
+    quotients = [(np.exp(np.longdouble(h)) - np.exp(np.longdouble(-h))) / (2 * h) for h in steps]
+    for n in (3, 4, 5):
+        value, uncertainty = extrapolate(quotients[:n], [0.0] * n, order=2)
+        for share, enough in ((1.01, True), (0.99, False)):
+            problem = Mock(
+                fine_loss=lambda state: np.longdouble(1),
+                along=Mock(side_effect=lambda state, d, h, method: _Point(np.exp(np.longdouble(h)), False, False)),
+            )
+            check = _Check(problem, None, {}, "cell", False, share * 100 * uncertainty / value, 0.0)
+            found = check.difference(_Task((), {}, steps[0], 1e-6))
+            assert problem.along.call_count == 2 * (n if enough else n + 1)
+            assert found.value == pytest.approx(1.0, abs=uncertainty)
