@@ -511,6 +511,14 @@ def test_bounds_are_sums_of_their_parts(delay, gamma, tau):
         assert np.all(np.isinf(floor))
 
 
+@pytest.mark.parametrize("x_star", [np.array([0.1, np.nan, 0.2]), np.array([0.1, 0.2])])
+def test_an_x_star_that_is_none_is_refused(x_star):
+    system = system_of(IF(), [3], [(-1, 0), (0, 0)], np.random.default_rng(1), 0.5)
+    run = simulate_continuous(system.frozen, system.x[0], np.array([1.0]))
+    with pytest.raises(ValueError, match=r"x_star has shape .*; expected \(3,\), finite, one sample"):
+        continuous_error_bound(system.frozen, x_star, run)
+
+
 def test_of_a_run_cut_before_its_first_time_there_is_nothing_to_bound():
     frozen = dense(0.5, 1)
     bound = continuous_error_bound(frozen, np.ones(1), simulate_continuous(frozen, np.ones(1), [500.0], max_events=1))

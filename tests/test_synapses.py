@@ -270,3 +270,9 @@ def test_a_product_is_never_written_into_a_copy(n):
     with pytest.raises(ValueError, match="expected rows whose numbers lie side by side"):
         matmul(np.ones((n, 3)), np.ones((3, 5)), out)
     assert not out.any()
+
+
+def test_windows_are_padded_by_half_of_what_they_reach_beyond_their_middle():
+    for kernel, padding in ((1, 0), (2, 0), (3, 1), (4, 1), (5, 2)):
+        for cls in (Conv2d, ConvTranspose2d):
+            assert cls.over((1, 6, 6), 1, kernel=kernel).padding == padding

@@ -81,7 +81,7 @@ class ContinuousBound:
             return np.full(len(net.populations), np.inf)
         sizes = np.sqrt([p.size for p in net.populations])
         floor = self.conditions.stacked_series @ (self.u_plus_sup * sizes / (tau * net.neuron.v_th))
-        return above(floor, len(sizes) + 16) + np.where(np.isfinite(self.certificate), self.certificate, 0.0)
+        return above(floor, len(sizes) + 16) + self.certificate
 
 
 def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) -> ContinuousBound:
