@@ -7,6 +7,7 @@ layer, the layers of (LAYERS) and any other graph are the same sweep.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -437,7 +438,7 @@ def find_equilibrium(
         # After the other methods one sweep is left, which judges them and brings the other populations.
         most = max_iter if method == "iterate" else 1
         history: list[float] = []
-        for n_sweeps in range(1, most + 1):
+        for n_sweeps in itertools.count(1):
             z = gather_sources(net, a)
             after = sweep(frozen, a, drive, sigma=sigma)
             new = gather_sources(net, after.a)

@@ -111,3 +111,4 @@ def test_the_norm_of_one_row_or_column_is_its_length_at_any_size(shape, size):
     exact = size * np.sqrt(max(shape))
     assert found.value == pytest.approx(exact, rel=1e-13)
     assert exact * (1 - 1e-15) <= found.upper <= exact * (1 + 1e-11)
+    assert matrix_norm(size * np.array([[0.0, -3.0, 4.0]])).value == pytest.approx(5 * size, rel=1e-15)

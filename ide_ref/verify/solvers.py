@@ -23,8 +23,8 @@ from ide_ref.solvers import Matvec
 METHODS = tuple(name for name in solvers.SOLVERS if name != "damped")
 """All solvers of (BETA); ``damped`` solves another equation and is examined on request."""
 
-SINGULAR = 1e-12
-"""I − J counts as singular below this ratio of its smallest to its largest singular value."""
+SINGULAR = 1e12
+"""I − J counts as singular from this condition on."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class System:
             found.append(f"gamma is {self.gamma:.3f}, not below 1: (COND) does not hold, and no error is certified")
         if self.radius >= 1:
             found.append(f"spectral radius of J is {self.radius:.3f}: the fixed-point iteration need not converge")
-        if not self.condition < 1 / SINGULAR and self.examined:
+        if not self.condition < SINGULAR and self.examined:
             found.append("I - J is singular to working precision: beta is not determined")
         if self.smallest <= 0:
             down = f"symmetric part down to {self.smallest:.2e}"
@@ -162,7 +162,7 @@ def examine(
         with np.errstate(divide="ignore"):
             condition = float(np.max(singular[:, 0] / singular[:, -1]))
         smallest = float(np.min(np.linalg.eigvalsh((systems + systems.transpose(0, 2, 1)) / 2)[:, 0]))
-        if condition < 1 / SINGULAR:
+        if condition < SINGULAR:
             truth = np.linalg.solve(systems, b.astype(np.float64)[:, :, None])[:, :, 0]
     rows = []
     for method in methods:
