@@ -61,7 +61,7 @@ class Surrogate:
         _checks.positive("width", self.width)
 
     def hump(self, z: NDArray, v_th: float) -> NDArray:
-        """h at distances z from the threshold, in their dtype, per unit of potential."""
+        """h at distances z from the threshold, in their shape and dtype, per unit of potential."""
         w = float(self.width * v_th)
         if self.name == "rectangle":
             return (np.abs(z) < w / 2) * z.dtype.type(1 / w)
