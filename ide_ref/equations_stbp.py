@@ -172,7 +172,7 @@ def gradient(
     readout: tuple[int, NDArray, NDArray], x: NDArray, y: NDArray, training: bool,
     *, fires: Curve, hump: Curve, through_reset: bool = True, hidden_from_batch: bool = False,
 ) -> tuple[float, State, State, list[dict[str, Any]]]:  # fmt: skip
-    """L, a[T], Σ_t δ[t] and all gradients, the readout's last, for an input (B, T, n_in); as `ide_ref.equations.gradient`.
+    """L, a[T], Σ_t δ[t] and all gradients, the readout's last, for inputs (B, T, n_in), see `equations.gradient`.
 
     ``hidden_from_batch``: gradients of hidden connections pass through statistics, too, as if those were the batch's.
     """
