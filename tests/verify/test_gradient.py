@@ -26,21 +26,24 @@ def row_of(report, parameter):
     return next(row for row in report.rows if row.parameter == parameter)
 
 
-@pytest.mark.parametrize("neuron", [ide_ref.IF(), ide_ref.LIF()], ids=["if", "lif"])
-@pytest.mark.parametrize("name", STRUCTURES)
-def test_directions_in_the_linear_cell(name, neuron):
-    report = passing(*problem(name, neuron), method="cell", n_coordinates=0, n_directions=1, tol=1e-9)
+def neuron_of(i):
+    """Each structure with one of the two neurons in the linear cell, and with the other in central differences."""
+    return (ide_ref.IF(), ide_ref.LIF())[i % 2]
+
+
+@pytest.mark.parametrize(("i", "name"), enumerate(STRUCTURES))
+def test_directions_in_the_linear_cell(i, name):
+    report = passing(*problem(name, neuron_of(i)), method="cell", n_coordinates=0, n_directions=1, tol=1e-9)
     assert report.set_aside == 0
 
 
 def test_central_differences_and_what_they_set_aside():
     fractions = []
-    for name in STRUCTURES:
-        for seed, neuron in enumerate((ide_ref.IF(), ide_ref.LIF())):
-            report = passing(*problem(name, neuron, seed=seed), n_coordinates=2, n_directions=1, tol=1e-7)
-            assert report.max_direction_error <= 1e-7
-            assert report.unresolved <= 0.05 * report.checked, report.table()
-            fractions.append(report.set_aside_fraction)
+    for i, name in enumerate(STRUCTURES):
+        report = passing(*problem(name, neuron_of(i + 1), seed=i), n_coordinates=2, n_directions=1, tol=1e-7)
+        assert report.max_direction_error <= 1e-7
+        assert report.unresolved <= 0.05 * report.checked, report.table()
+        fractions.append(report.set_aside_fraction)
     assert np.median(fractions) < 0.05
 
 
