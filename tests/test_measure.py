@@ -31,7 +31,13 @@ from ide_ref.cli import main
 from ide_ref.datasets import Dataset
 from ide_ref.measure import activity, angles, memory
 from ide_ref.presets import Preset
+from ide_ref.synapses import AvgPool2d
 from ide_ref.training import evaluation, loop
+
+
+def test_a_pooled_neuron_reaches_its_own_channel_alone():
+    found = activity.receivers(AvgPool2d.over((3, 4, 4), kernel=2))
+    np.testing.assert_array_equal(found, np.ones(48))
 
 
 def conv(**changes):
