@@ -123,3 +123,15 @@ def test_the_authors_program_has_every_difference_but_those_said():
         found = {name for name, on in asdict(authors(n_populations)).items() if on}
         expected = set(asdict(PAPER)) - {"batch_statistics_in_gradient"}
         assert found == (expected if n_populations > 1 else expected - {"sweep_first"})
+
+
+@pytest.mark.parametrize("spikes", [False, True])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_simulation_normalises_otherwise_where_that_was_asked_alone(spikes, unbiased):
+    network = build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF())
+    rng = np.random.default_rng(0)
+    x = (rng.random((5, 6, 3) if spikes else (5, 3)) < 0.5).astype(float)
+    profile = Profile(unbiased_spike_statistics=unbiased, one_power_step=True)
+    frozen = freeze(edited(network, profile), network.init(rng), x, training=True)
+    same = np.array_equal(frozen.simulated[0].norm.variance, frozen.maps[0].norm.variance)
+    assert same == (not (spikes and unbiased))

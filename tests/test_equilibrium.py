@@ -1,5 +1,7 @@
 """(FP), its Jacobian and its contraction against dense block matrices."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import apply, cases
@@ -148,3 +150,18 @@ def test_a_search_that_starts_at_the_equilibrium_is_at_its_end(method):
     star = find_equilibrium(frozen, x)
     assert find_equilibrium(frozen, x, method=method).iterations > 1
     assert find_equilibrium(frozen, x, method=method, start=star.a, tol=1e-12).iterations <= 1
+
+
+def test_what_a_linearisation_normalised_is_known_there_and_not_elsewhere():
+    network = build("5-4 (F5)", input_shape=(3,), n_classes=2, neuron=IF())
+    rng = np.random.default_rng(0)
+    frozen, x = freeze(network, network.init(rng)), rng.normal(size=(4, 3))
+    at = linearise(frozen, rng.random((4, 9)), frozen.drive(x))
+    sent = [None, at.forward[:, :5], at.feedback[:, 5:]]
+    for m, rates, cache in zip(frozen.maps, sent, at.caches, strict=True):
+        assert (cache is None) == (rates is None or m.norm is None)
+        if cache is not None:
+            np.testing.assert_allclose(cache.z, m.pre_activation(rates), rtol=1e-14)
+    assert not all(cache is None for cache in at.caches)
+    for moved in (replace(at, forward=at.forward.copy()), replace(at, kept=None)):
+        assert moved.caches == (None, None, None)
