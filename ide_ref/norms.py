@@ -82,9 +82,8 @@ def matrix_norm(W: NDArray) -> Norm:
     if not np.all(np.isfinite(W)):
         return Norm(math.inf, math.inf)
     if m == 1 or n == 1:
-        # One vector: its length, scaled so that no square leaves the range.
-        largest = float(np.abs(W).max())
-        value = largest * math.sqrt(float(np.sum(np.square(W / largest)))) if largest > 0 else 0.0
+        unit, exponent = _unit(W)
+        value = float(np.ldexp(np.sqrt(np.sum(np.square(unit))), exponent))
         return Norm(value, raised(value, W.size + 4 if W.size > 1 else 0))
     if max(m, n) <= EXACT_SIZE:
         value = float(np.linalg.svd(W, compute_uv=False)[0])
@@ -92,13 +91,21 @@ def matrix_norm(W: NDArray) -> Norm:
         return Norm(value, raised(value, _LAPACK * max(m, n) + math.sqrt(min(m, n))))
     from scipy.linalg import eigvalsh
 
-    gram = W @ W.T if m <= n else W.T @ W
+    unit, exponent = _unit(W)
+    gram = unit @ unit.T if m <= n else unit.T @ unit
     k = len(gram)
     largest = max(float(eigvalsh(gram, subset_by_index=[k - 1, k - 1])[0]), 0.0)
     # Each entry of the product is off by max(m, n) roundoffs of |W| |W|ᵀ, whose norm is at most ‖W‖_F².
-    frobenius = float(np.sum(np.square(W)))
+    frobenius = float(np.sum(np.square(unit)))
     off = ROUNDOFF * (_LAPACK * k * largest + 2.0 * (max(m, n) + 4) * frobenius)
-    return Norm(math.sqrt(largest), raised(math.sqrt(largest + off), 8))
+    value, upper = np.ldexp(np.sqrt([largest, largest + off]), exponent)
+    return Norm(float(value), raised(float(upper), 8))
+
+
+def _unit(x: NDArray) -> tuple[NDArray, int]:
+    """x/2^e, whose largest entry is between 1/2 and 1, and e: then no square that counts leaves the range."""
+    exponent = math.frexp(float(np.abs(x).max()))[1]
+    return np.ldexp(x, -exponent), exponent
 
 
 def _searched(synapse: Synapse, taps: NDArray, factors: NDArray | None) -> float:
@@ -124,6 +131,7 @@ def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> flo
     """
     kernel, stride, padding = synapse.kernel, synapse.stride, synapse.padding  # type: ignore[attr-defined]
     weights = taps if scale is None else taps * scale.astype(np.float64)
+    weights, exponent = _unit(weights)
     blocks = weights.reshape(kernel, kernel, *taps.shape[1:])
     if not isinstance(synapse, ConvTranspose2d):  # whose windows are the senders
         blocks = blocks.transpose(0, 1, 3, 2)
@@ -155,4 +163,4 @@ def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> flo
             k = gram.shape[-1]
             slack = ROUNDOFF * (_LAPACK * k * top + 4.0 * (max(matrix.shape[1:]) + 2 * kernel + 8) * frobenius)
             worst = max(worst, top + slack)
-    return raised(math.sqrt(worst) / math.cos(math.pi * degree / n_points), 32)
+    return raised(float(np.ldexp(math.sqrt(worst) / math.cos(math.pi * degree / n_points), exponent)), 32)

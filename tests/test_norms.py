@@ -92,6 +92,15 @@ def test_the_symbols_bound_is_close_on_large_pictures(synapse):
     assert found.value == pytest.approx(truth, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e-160, 1.0, 1e160])
+def test_a_large_norm_is_bounded_at_any_size(size):
+    """Squares of the entries leave the range: the bound of a matrix of 1e-200 would be 0."""
+    found = matrix_norm(np.full((EXACT_SIZE + 1, 2), size))
+    exact = size * np.sqrt(2 * (EXACT_SIZE + 1))
+    assert found.value == pytest.approx(exact, rel=1e-12)
+    assert exact * (1 - 1e-15) <= found.upper <= exact * (1 + 1e-6)
+
+
 @given(taps=st.lists(st.floats(-1, 1), min_size=3, max_size=3))
 def test_the_symbols_bound_is_one_between_the_points_of_its_grid_too(taps):
     row = np.array(taps)

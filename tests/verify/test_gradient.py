@@ -31,7 +31,7 @@ def neuron_of(i):
     return (ide_ref.IF(), ide_ref.LIF())[i % 2]
 
 
-@pytest.mark.parametrize(("i", "name"), enumerate(STRUCTURES))
+@pytest.mark.parametrize(("i", "name"), list(enumerate(STRUCTURES)))
 def test_directions_in_the_linear_cell(i, name):
     report = passing(*problem(name, neuron_of(i)), method="cell", n_coordinates=0, n_directions=1, tol=1e-9)
     assert report.set_aside == 0
