@@ -527,7 +527,7 @@ def _newton(
         slope /= frozen.dtype.type(net.neuron.v_th)
         if matrices is None:
             jacobian = Linearisation(frozen, now.maps, slope, now.a, spread_sources(net, z))
-            step = solvers.gmres(jacobian.jvp, r, tol=0.01 * np.sqrt(np.finfo(r.dtype).eps), max_iter=400).x
+            step = solvers.gmres(jacobian.jvp, r, tol=float(np.sqrt(np.finfo(r.dtype).eps)), max_iter=400).x
         else:
             step = np.zeros_like(r)
             for sample in np.flatnonzero(moving):

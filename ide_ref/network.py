@@ -436,7 +436,7 @@ class Network:
                 raise ValueError(f"parameter {name!r} is zero; expected a vector to start a search from")
             if not finite(array):
                 raise ValueError(f"parameter {name!r} has values that are NaN or infinite")
-        if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+        if dtypes not in ({np.dtype(np.float32)}, {np.dtype(np.float64)}):
             names = ", ".join(sorted(str(d) for d in dtypes))
             raise ValueError(f"parameters have dtypes {names}; expected all float32 or all float64")
 

@@ -135,3 +135,11 @@ def test_simulation_normalises_otherwise_where_that_was_asked_alone(spikes, unbi
     frozen = freeze(edited(network, profile), network.init(rng), x, training=True)
     same = np.array_equal(frozen.simulated[0].norm.variance, frozen.maps[0].norm.variance)
     assert same == (not (spikes and unbiased))
+
+
+def test_parameters_under_a_profile_are_of_the_dtype_that_was_asked_for():
+    network = edited(build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF()), authors(1))
+    for dtype in (np.float32, np.float64):
+        assert {value.dtype for value in network.init(np.random.default_rng(0), dtype=dtype).values()} == {
+            np.dtype(dtype)
+        }

@@ -148,6 +148,18 @@ def test_an_early_stop_tells_its_residual():
     assert pair.value < np.linalg.norm(A, 2)
 
 
+def test_a_power_step_of_nothing_finds_nothing():
+    pair = power_step(lambda v: np.zeros(2), lambda u: np.zeros(3), np.ones(3))
+    assert (pair.value, pair.residual) == (0.0, 0.0)
+
+
+def test_what_is_computed_cell_by_cell_is_not_written_into_a_copy():
+    x, channels = np.ones((3, 4)), np.ones(4)
+    for write in (lambda out: multiply(x, x, out), lambda out: affine(x, channels, channels, None, out)):
+        with pytest.raises(ValueError, match="out has strides"):
+            write(np.zeros((3, 8))[:, ::2])
+
+
 def test_power_steps_arrive_where_the_svd_is():
     rng = np.random.default_rng(1)
     A = matrix(rng, 7, 5, SPECTRA["spread"])
@@ -194,6 +206,7 @@ def test_batch_norm_pulls_back(from_batch):
     for found, known in zip(norm.pull_back(delta, z), expected, strict=True):
         np.testing.assert_allclose(found, known, atol=1e-12)
     # Its derivative is symmetric, so it serves as its own transpose.
+    np.testing.assert_allclose(norm.linear(delta, z), expected[0], atol=1e-12)
     assert np.vdot(v, norm.linear(delta, z)) == pytest.approx(np.vdot(norm.linear(v, z), delta), abs=1e-12)
 
 

@@ -276,3 +276,7 @@ def test_windows_are_padded_by_half_of_what_they_reach_beyond_their_middle():
     for kernel, padding in ((1, 0), (2, 0), (3, 1), (4, 1), (5, 2)):
         for cls in (Conv2d, ConvTranspose2d):
             assert cls.over((1, 6, 6), 1, kernel=kernel).padding == padding
+
+
+def test_tables_that_are_shared_cannot_be_written_to():
+    assert not Dense((2,), (3,)).targets.flags.writeable
