@@ -83,7 +83,7 @@ def matrix_norm(W: NDArray) -> Norm:
         return Norm(math.inf, math.inf)
     if m == 1 or n == 1:
         unit, exponent = _unit(W)
-        value = float(np.ldexp(np.sqrt(np.sum(np.square(unit))), exponent))
+        value = _enlarged(math.sqrt(np.sum(np.square(unit))), exponent)
         return Norm(value, raised(value, W.size + 4 if W.size > 1 else 0))
     if max(m, n) <= EXACT_SIZE:
         value = float(np.linalg.svd(W, compute_uv=False)[0])
@@ -98,14 +98,20 @@ def matrix_norm(W: NDArray) -> Norm:
     # Each entry of the product is off by max(m, n) roundoffs of |W| |W|ᵀ, whose norm is at most ‖W‖_F².
     frobenius = float(np.sum(np.square(unit)))
     off = ROUNDOFF * (_LAPACK * k * largest + 2.0 * (max(m, n) + 4) * frobenius)
-    value, upper = np.ldexp(np.sqrt([largest, largest + off]), exponent)
-    return Norm(float(value), raised(float(upper), 8))
+    upper = _enlarged(math.sqrt(largest + off), exponent)
+    return Norm(_enlarged(math.sqrt(largest), exponent), raised(upper, 8))
 
 
 def _unit(x: NDArray) -> tuple[NDArray, int]:
     """x/2^e, whose largest entry is between 1/2 and 1, and e: then no square that counts leaves the range."""
     exponent = math.frexp(float(np.abs(x).max()))[1]
     return np.ldexp(x, -exponent), exponent
+
+
+def _enlarged(x: float, exponent: int) -> float:
+    """x 2^e; infinite beyond the range."""
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(x, exponent))
 
 
 def _searched(synapse: Synapse, taps: NDArray, factors: NDArray | None) -> float:
@@ -163,4 +169,4 @@ def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> flo
             k = gram.shape[-1]
             slack = ROUNDOFF * (_LAPACK * k * top + 4.0 * (max(matrix.shape[1:]) + 2 * kernel + 8) * frobenius)
             worst = max(worst, top + slack)
-    return raised(float(np.ldexp(math.sqrt(worst) / math.cos(math.pi * degree / n_points), exponent)), 32)
+    return raised(_enlarged(math.sqrt(worst) / math.cos(math.pi * degree / n_points), exponent), 32)

@@ -101,6 +101,11 @@ def test_a_large_norm_is_bounded_at_any_size(size):
     assert exact * (1 - 1e-15) <= found.upper <= exact * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 2), (EXACT_SIZE + 1, 2)])
+def test_a_norm_beyond_the_range_is_infinite_without_a_warning(shape):
+    assert matrix_norm(np.full(shape, 1.7e308)) == (math.inf, math.inf)
+
+
 @given(taps=st.lists(st.floats(-1, 1), min_size=3, max_size=3))
 def test_the_symbols_bound_is_one_between_the_points_of_its_grid_too(taps):
     row = np.array(taps)
