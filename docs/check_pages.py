@@ -9,11 +9,13 @@ in the equation index to the line of the source that states it. Exit status 1 wh
 
 import argparse
 import re
-import shutil
 import sys
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
+
+import chromium
 
 WIDTHS = (1280, 380)
 QUERIES = {"contraction": "glossary.html", "Hebbian": "derivation.html"}
@@ -48,6 +50,15 @@ MATHEMATICS = """async () => {
   if (typeset < formulas) found.push(`${formulas} formulas, of which ${typeset} are typeset`);
   for (const e of document.querySelectorAll('[data-mml-node="merror"]')) found.push('wrong formula: ' + e.textContent);
   return found;
+}"""
+# Links of the search, once it says how many there are; nothing after twenty seconds.
+FOUND = """async () => {
+  for (let i = 0; i < 200; i++) {
+    if (document.querySelector('#search-results p.search-summary')?.textContent.includes('found'))
+      return [...document.querySelectorAll('#search-results a')].map(e => e.getAttribute('href'));
+    await new Promise((done) => setTimeout(done, 100));
+  }
+  return [];
 }"""
 IMAGES = """() => [...document.images].filter(e => e.naturalWidth === 0).map(e => 'not loaded: ' + e.src)"""
 
@@ -114,37 +125,23 @@ def formulas(html: str) -> list[tuple[str, str]]:
 
 def check(site: Path, screenshots: Path | None = None, only: str = "") -> list[str]:
     """A line for each fault."""
-    from playwright.sync_api import sync_playwright
-
     pages = sorted(page for page in site.rglob("*.html") if "_static" not in page.parts and only in str(page))
     faults: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with tempfile.TemporaryDirectory() as profile, chromium.Page(Path(profile)) as tab:
         for width in WIDTHS:
-            tab = browser.new_page(viewport={"width": width, "height": 900})
-            said: list[str] = []  # of the page that is open
-            tab.on("console", lambda m, said=said: m.type == "error" and said.append(f"console: {m.text}"))
-            tab.on("pageerror", lambda error, said=said: said.append(f"error: {error}"))
-            tab.on("requestfailed", lambda request, said=said: said.append(f"not loaded: {request.url}"))
-            tab.on("request", lambda r, said=said: r.url.startswith("http") and said.append(f"network: {r.url}"))
             for page in pages:
-                tab.goto(page.as_uri())
-                for script in (MATHEMATICS, IMAGES, TOO_WIDE):
-                    said += tab.evaluate(script)
-                faults += [f"{page.relative_to(site)} at {width} px: {text}" for text in said]
-                said.clear()
+                tab.open(page.as_uri(), width=width)
+                said = [text for script in (MATHEMATICS, IMAGES, TOO_WIDE) for text in tab.evaluate(f"({script})()")]
+                faults += [f"{page.relative_to(site)} at {width} px: {text}" for text in tab.complaints + said]
                 if screenshots:
                     screenshots.mkdir(parents=True, exist_ok=True)
                     name = str(page.relative_to(site).with_suffix("")).replace("/", "-")
-                    tab.screenshot(path=screenshots / f"{name}-{width}.png", full_page=True)
+                    (screenshots / f"{name}-{width}.png").write_bytes(tab.screenshot())
             for query, expected in QUERIES.items():
-                tab.goto((site / "search.html").as_uri() + f"?q={query}")
-                tab.wait_for_selector("#search-results p.search-summary:has-text('found')", timeout=20_000)
-                links = tab.eval_on_selector_all("#search-results a", "all => all.map(e => e.getAttribute('href'))")
+                tab.open((site / "search.html").as_uri() + f"?q={query}", width=width)
+                links = tab.evaluate(f"({FOUND})()")
                 if not any(link.split("?")[0].split("#")[0].endswith(expected) for link in links):
                     faults.append(f"search for {query} at {width} px does not find {expected}")
-            tab.close()
-        browser.close()
     return faults
 
 

@@ -95,7 +95,6 @@ def test_each_equation_is_stated_where_the_index_says_and_held_by_what_it_names(
 
 def test_links_lead_to_the_line_of_the_formula():
     pytest.importorskip("sphinx")
-    sys.path.insert(0, str(ROOT / "docs"))
     import site_pages
 
     for _, label, _, formula, _, _, _, _, _, _ in ROWS:

@@ -3,7 +3,6 @@
 import ast
 import inspect
 import re
-import sys
 import textwrap
 from pathlib import Path
 
@@ -16,8 +15,7 @@ validate = pytest.importorskip("numpydoc.validate").validate
 pytest.importorskip("sphinx")
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
-import site_pages  # noqa: E402
+site_pages = pytest.importorskip("site_pages")
 
 # Form of the text, a summary that ends in a period, and parameters that are those of the function, each with a type.
 # Left out: capitals at the start (λ, x̄), the mood of verbs, the order where two parameters are told together, and

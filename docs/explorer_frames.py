@@ -1,4 +1,4 @@
-"""Frames a second of the explorer while it plays, in headless Chromium: ``python tests/explorer_frames.py``.
+"""Frames a second of the explorer while it plays, in headless Chromium: ``python docs/explorer_frames.py``.
 
 A screen's clock gives 60 at most. The processor time of the page's main thread per frame, which does not depend on what
 else the machine does, stands beside it: below 16.7 ms it can keep up.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import chromium
 
-INDEX = Path(__file__).parent.parent / "docs/explorer/index.html"
+INDEX = Path(__file__).parent / "explorer/index.html"
 SETTINGS = ["n=32&T=1000", "n=200&T=1000", "n=200&T=1000&hears=50&gamma=0.97", "n=200&T=1000&time=continuous&drive=1"]
 FRAMES = """
 new Promise((done) => {

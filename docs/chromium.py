@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -36,7 +37,10 @@ def _high_pipe() -> tuple[int, int]:
 
 
 class Page:
-    """One page; ``complaints`` gathers its errors and warnings. To be used in a ``with`` statement."""
+    """One page; ``complaints`` gathers its errors and warnings, what it could not load, and requests to a network.
+
+    To be used in a ``with`` statement.
+    """
 
     def __init__(self, profile: Path) -> None:
         given, self._to = _high_pipe()
@@ -57,7 +61,7 @@ class Page:
         self.complaints: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Runtime", "Log", "Page"):
+        for domain in ("Runtime", "Log", "Page", "Network"):
             self.call(f"{domain}.enable")
 
     def __enter__(self) -> Page:
@@ -99,6 +103,10 @@ class Page:
             self.complaints.append(str(params["args"]))
         elif event["method"] == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.complaints.append(str(params["entry"]))
+        elif event["method"] == "Network.loadingFailed":
+            self.complaints.append(f"not loaded: {params['errorText']}")
+        elif event["method"] == "Network.requestWillBeSent" and params["request"]["url"].startswith("http"):
+            self.complaints.append(f"network: {params['request']['url']}")
 
     def open(self, address: str, *, width: int, height: int = 900, reduced_motion: bool = False) -> None:
         """Shows a page from disk and waits until it is loaded."""
@@ -119,3 +127,7 @@ class Page:
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def screenshot(self) -> bytes:
+        """A PNG of the whole page."""
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
