@@ -91,7 +91,7 @@ def _arguments(place: str) -> dict[str, Any]:
     found = make()
     known = set(inspect.signature(check_fixed_point).parameters)
     if not isinstance(found, dict) or not known.issuperset(found):
-        what = sorted(set(found) - known) if isinstance(found, dict) else type(found).__name__
+        what = f"a dict with {sorted(set(found) - known)}" if isinstance(found, dict) else type(found).__name__
         raise ValueError(f"--function {place} returned {what}; expected a dict of {', '.join(sorted(known))}")
     missing = {"f", "z", "theta", "x", "gradient"} - set(found)
     if missing:

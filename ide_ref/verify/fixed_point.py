@@ -223,8 +223,9 @@ def check_fixed_point(
 
     Notes
     -----
-    z* is found by Anderson's acceleration, which follows one branch of solutions; f may be smooth or piecewise so, and
-    need not contract. Kinks further than the shortest step, a millionth or so of θ, do not disturb the extrapolation.
+    z* is found by Anderson's acceleration and then, for up to 400 numbers in z, by Newton's method, which follow one
+    branch of solutions; f may be smooth or piecewise so, and need not contract. Kinks further than the shortest step, a
+    millionth or so of θ, do not disturb the extrapolation.
     """
     if (cotangent is None) == (loss is None):
         raise ValueError("cotangent and loss: expected one of the two")
@@ -376,8 +377,8 @@ class _Problem:
         # Of a z that has grown without end, f(z) - z is lost to rounding.
         if not residual + grain(self.dtype) * float(np.linalg.norm(z)) <= self._allowed(start):
             raise NoFixedPoint(
-                f"f has no fixed point that iteration from z reaches: residual {residual:.1e} where "
-                f"{self._allowed(start):.1e} would do; start closer to one"
+                f"f has no fixed point that iteration from z reaches: residual {residual:.1e} at "
+                f"|z| = {np.linalg.norm(z):.1e}, where {self._allowed(start):.1e} would do; start closer to one"
             )
         return _Point(z, residual, self.loss(z))
 

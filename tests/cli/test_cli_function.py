@@ -68,7 +68,7 @@ def test_a_right_and_a_wrong_gradient(run, layers, tmp_path):
     ("name", "says"),
     [
         ("short", "returned nothing for gradient, theta, x, z"),
-        ("other", "returned ['rate']; expected a dict of cotangent, f, gradient, loss, n_directions"),
+        ("other", "returned a dict with ['rate']; expected a dict of cotangent, f, gradient, loss, n_directions"),
         ("number", "returned int; expected a dict of"),
         ("LIMIT", "is of type int; expected a function"),
         ("missing", "has no 'missing'"),
@@ -86,6 +86,7 @@ def test_what_is_no_such_function_is_refused(run, layers, name, says):
     [
         (["--function", "no_such_module_here:f"], "there is no module 'no_such_module_here' here"),
         (["--function", "no_colon"], "expected module:name"),
+        (["--function", "./layers.py:f"], "expected module:name"),
         (["--function", "a:b", "digits"], "one of the two"),
         ([], "expected a preset or checkpoint, or --function"),
         (["digits", "--figure", "r.png"], "--figure draws the remainders of --function MODULE:NAME; give both"),
