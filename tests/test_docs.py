@@ -228,11 +228,11 @@ def test_check_your_gradient_from_start_to_end(tmp_path, monkeypatch, capsys):
 
 def test_port_to_a_gpu_from_start_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    make, compare = _blocks("port-to-a-gpu.md", "shell")
+    make, compare, _ = _blocks("port-to-a-gpu.md", "shell")
     assert main(make.split()[1:]) == 0
     page = (ROOT / "docs/port-to-a-gpu.md").read_text()
-    cases, megabytes = re.search(r"writes (\d+) cases \((\d+) MB", page).groups()
-    assert capsys.readouterr().out.startswith(f"{cases} cases, {megabytes}.")
+    cases, megabytes = re.search(r"writes (\d+) cases \(([\d.]+) MB", page).groups()
+    assert capsys.readouterr().out.startswith(f"{cases} cases, {megabytes} MB")
     in_process, through_files, conftest, test = _blocks("port-to-a-gpu.md")
     names: dict = {}
     exec(compile(in_process, "port-to-a-gpu.md", "exec"), names)
