@@ -19,7 +19,7 @@ from ide_ref._kernels import layout, memory
 from ide_ref.constraints import BatchNorm, SingularPair
 from ide_ref.network import INPUT, Connection, Network, Params, clamped, finite
 from ide_ref.norms import Norm, operator_norm
-from ide_ref.synapses import Dense, Synapse, accumulate, to_channels_last
+from ide_ref.synapses import Synapse, accumulate, to_channels_last
 
 DROWNED = 0.01
 """Error of normalised values, from the rounding of what is normalised, from which on a warning tells of it."""
@@ -279,11 +279,11 @@ class Pullback:
 
     def norm_gradient(self, pair: SingularPair) -> tuple[NDArray, NDArray]:
         """∂‖W̄‖/∂W̄ as :func:`ide_ref.constraints.restrict_pull_back` takes it."""
-        c = self.connection
-        if c.restriction is not None and c.restriction.norm == "operator" and not isinstance(c.synapse, Dense):
-            whole = c.synapse.from_taps(c.synapse.hebbian(pair.left[None], pair.right[None]))
-            return whole.reshape(-1), np.ones(1, whole.dtype)
-        return pair.left, pair.right
+        if not self.connection.takes_operator_norm:
+            return pair.left, pair.right
+        synapse = self.connection.synapse
+        whole = synapse.from_taps(synapse.hebbian(pair.left[None], pair.right[None]))
+        return whole.reshape(-1), np.ones(1, whole.dtype)
 
 
 class HasRates(Protocol):

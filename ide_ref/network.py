@@ -78,6 +78,12 @@ class Connection:
     restriction: Restriction | None = None
     dropout: float = 0.0
 
+    @property
+    def takes_operator_norm(self) -> bool:
+        """Whether the restriction's norm is that of the map, not of a matrix in which its weights stand once."""
+        operator = self.restriction is not None and self.restriction.norm == "operator"
+        return operator and not isinstance(self.synapse, Dense)
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -89,16 +95,12 @@ class Readout:
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows below their head, each column as wide as it must be, numbers at its right; a dash for nothing."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = [name in ("neurons", "parameters", "dropout") for name in rows[0]]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if at_right else cell.ljust(width)
-            for cell, width, at_right in zip([cell or "-" for cell in row], widths, right, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    columns = []
+    for head, *cells in zip(*rows, strict=True):
+        width = max(map(len, [head, *cells]))
+        align = ">" if head in ("neurons", "parameters", "dropout") else "<"
+        columns.append([f"{cell or '-':{align}{width}}" for cell in (head, *cells)])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -143,16 +145,15 @@ class Network:
             if population.name in shapes:
                 raise ValueError(f"population name {population.name!r} is used twice; names must differ")
             shapes[population.name] = _checks.shape(f"shape of population {population.name!r}", population.shape)
+        names = {"readout"}
         for c in self.connections:
             _checks.kind("connection", c, Connection)
             for part, name in (("name", c.name), ("source", c.source), ("target", c.target)):
                 _checks.kind(f"{part} of connection {c.name!r}", name, str)
             _checks.kind(f"synapse of connection {c.name!r}", c.synapse, Synapse)
-        names = [c.name for c in self.connections]
-        for name in names:
-            if names.count(name) > 1 or name == "readout":
-                raise ValueError(f"connection name {name!r} is used twice or reserved; names must differ")
-        for c in self.connections:
+            if c.name in names:
+                raise ValueError(f"connection name {c.name!r} is used twice or reserved; names must differ")
+            names.add(c.name)
             if c.target not in shapes or c.target == INPUT:
                 raise ValueError(f"connection {c.name!r} ends in {c.target!r}, which is no population")
             self._check_fit(c.name, "from", c.source, c.synapse.in_shape, shapes)
@@ -185,24 +186,10 @@ class Network:
         populations = [("population", "shape", "neurons")]
         for p in (Population(INPUT, self.input_shape), *self.populations):
             populations.append((p.name, "x".join(map(str, p.shape)), f"{p.size:,}"))
-        connections: list[tuple[str, ...]] = [
-            (
-                "connection",
-                "from",
-                "to",
-                "synapse",
-                "kernel",
-                "parameters",
-                "bias",
-                "batch norm",
-                "restriction",
-                "dropout",
-            )
-        ]
+        heads = "connection, from, to, synapse, kernel, parameters, bias, batch norm, restriction, dropout"
+        connections = [tuple(heads.split(", "))]
         # The readout has a bias and is no population.
-        readout = Connection(
-            "readout", self.readout.source, f"{self.n_classes} logits", self.readout.synapse, bias=True
-        )
+        readout = Connection("readout", self.readout.source, f"{self.n_classes} logits", self.readout.synapse, True)
         for c in (*self.connections, readout):
             # What a synapse has besides its shapes: a window and how it moves.
             window = [(part.name.replace("_", " "), getattr(c.synapse, part.name)) for part in fields(c.synapse)[2:]]
@@ -305,14 +292,7 @@ class Network:
 
     def into(self, population: int) -> tuple[tuple[int, int], ...]:
         """(connection, source) of all that ends in a population, places in their orders; source -1 is the input."""
-        return self._into[population]
-
-    @cached_property
-    def _into(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        return tuple(
-            tuple((i, source) for i, (source, end) in enumerate(self.edges) if end == target)
-            for target in range(len(self.populations))
-        )
+        return tuple((i, source) for i, (source, target) in enumerate(self.edges) if target == population)
 
     @cached_property
     def feedback_sources(self) -> tuple[int, ...]:
@@ -322,13 +302,11 @@ class Network:
     @cached_property
     def feedback_slices(self) -> tuple[tuple[int, slice, slice], ...]:
         """(population, its place in a state, its place in a vector of the feedback sources alone)."""
-        result = []
-        offset = 0
+        found, end = [], 0
         for source in self.feedback_sources:
-            columns = self.slice_of(source)
-            result.append((source, columns, slice(offset, offset + columns.stop - columns.start)))
-            offset += columns.stop - columns.start
-        return tuple(result)
+            start, end = end, end + self.populations[source].size
+            found.append((source, self.slice_of(source), slice(start, end)))
+        return tuple(found)
 
     @property
     def feedback_size(self) -> int:
@@ -351,18 +329,12 @@ class Network:
                 for part in ("bn_weight", "bn_bias", "running_mean", "running_var"):
                     shapes[f"{c.name}.{part}"] = channels
             if c.restriction:
-                shapes[f"{c.name}.alpha"] = ()
-                shapes[f"{c.name}.singular_vector"] = (self._singular_size(c),)
+                # The right singular vector is kept as the next search's start.
+                size = c.synapse.n_in if c.takes_operator_norm else math.prod(c.synapse.weight_shape[1:])
+                shapes |= {f"{c.name}.alpha": (), f"{c.name}.singular_vector": (size,)}
         shapes["readout.weight"] = self.readout.synapse.weight_shape
         shapes["readout.bias"] = (self.n_classes,)
         return shapes
-
-    @staticmethod
-    def _singular_size(c: Connection) -> int:
-        """Length of the right singular vector kept as the next search's start."""
-        if c.restriction is not None and c.restriction.norm == "operator":
-            return c.synapse.n_in
-        return math.prod(c.synapse.weight_shape[1:])
 
     @cached_property
     def trainable(self) -> tuple[str, ...]:
@@ -389,24 +361,23 @@ class Network:
         _checks.kind("rng", rng, np.random.Generator)
         dtype = _checks.float_type("dtype", dtype)
         params: Params = {}
+        connections = {c.name: c for c in self.connections}
         for name, shape in self.parameter_shapes.items():
             owner, part = name.rsplit(".", 1)
             if owner == "readout":
                 bound = 1.0 / math.sqrt(self.readout.synapse.n_in)
                 value = rng.uniform(-bound, bound, shape)
             elif part == "weight":
-                synapse = next(c.synapse for c in self.connections if c.name == owner)
                 value = rng.uniform(-1.0, 1.0, shape)
-                others = tuple(i for i in range(value.ndim) if i != synapse.out_axis)
+                others = tuple(i for i in range(value.ndim) if i != connections[owner].synapse.out_axis)
                 value /= np.sqrt(np.sum(np.square(value), axis=others, keepdims=True))
             elif part == "singular_vector":
                 value = rng.standard_normal(shape)
             elif part == "alpha":
-                restriction = next(c.restriction for c in self.connections if c.name == owner)
-                value = np.asarray(0.9 * restriction.c if restriction else 1.0)
+                value = np.array(0.9 * connections[owner].restriction.c)  # type: ignore[union-attr]  # or no α
             else:
                 value = np.full(shape, 1.0 if part in ("bn_weight", "running_var") else 0.0)
-            params[name] = np.asarray(value, dtype=dtype)
+            params[name] = value.astype(dtype)
         return params
 
     def check_params(self, params: Mapping[str, NDArray]) -> None:
@@ -442,14 +413,12 @@ class Network:
 
     def project(self, params: Params) -> Params:
         """Parameters with every α clipped to [−c, c], to follow each step of the optimiser."""
-        clipped = {
-            f"{c.name}.alpha": np.asarray(
-                clamped(params[f"{c.name}.alpha"], c.restriction.c), params[f"{c.name}.alpha"].dtype
-            )
-            for c in self.connections
-            if c.restriction
-        }
-        return {**params, **clipped}
+        projected = dict(params)
+        for c in self.connections:
+            if c.restriction:
+                alpha = params[f"{c.name}.alpha"]
+                projected[f"{c.name}.alpha"] = np.asarray(clamped(alpha, c.restriction.c), alpha.dtype)
+        return projected
 
     # --- input --------------------------------------------------------------------------------------
 
@@ -531,7 +500,7 @@ def _restored(saved: Mapping[str, Any]) -> Synapse:
 
 def restricted_map(c: Connection, weight: NDArray) -> tuple[Callable[[NDArray], NDArray], Callable[[NDArray], NDArray]]:
     """W̄, in the weight's shape, as the map whose norm the restriction takes, and its transpose."""
-    if c.restriction is None or c.restriction.norm == "kernel" or isinstance(c.synapse, Dense):
+    if not c.takes_operator_norm:
         return both_ways(np.ascontiguousarray(c.synapse.kernel_matrix(weight)))
     taps = c.synapse.to_taps(weight)
     return lambda v: c.synapse.apply(taps, v[None])[0], lambda v: c.synapse.adjoint(taps, v[None])[0]

@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,16 +62,13 @@ class Synapse(ABC):
     out_shape: Shape
 
     depthwise = False
+    # Axis of the weight array that counts the receiving channels.
+    out_axis = 0
 
     @property
     @abstractmethod
     def weight_shape(self) -> Shape:
         """Shape of the weight array as it is stored."""
-
-    @property
-    @abstractmethod
-    def out_axis(self) -> int:
-        """Axis of the weight array that counts the receiving channels."""
 
     @abstractmethod
     def to_taps(self, weight: NDArray) -> NDArray:
@@ -160,6 +158,14 @@ class Synapse(ABC):
         """
 
 
+def _output(out: NDArray | None, shape: Shape, dtype: np.dtype) -> tuple[NDArray, NDArray, int]:
+    """``out``, new where there is none, and its memory as the kernels write it; ValueError where it does not fit."""
+    out = memory.empty(shape, dtype) if out is None else out
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"out is {out.dtype} of shape {out.shape}; expected {dtype} of {shape}")
+    return out, *memory.rows(out, written=True)
+
+
 def matmul(x: NDArray, w: NDArray, out: NDArray | None = None) -> NDArray:
     """x @ w in an order of summation that does not depend on the number of rows; added to ``out`` where it is given.
 
@@ -167,12 +173,8 @@ def matmul(x: NDArray, w: NDArray, out: NDArray | None = None) -> NDArray:
     """
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; expected (B, n) and (n, m)")
-    shape, dtype = (x.shape[0], w.shape[1]), np.result_type(x, w)
-    add = out is not None
-    out = memory.empty(shape, dtype) if out is None else out
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(f"out is {out.dtype} of shape {out.shape}; expected {dtype} of {shape}")
-    written, out_row = memory.rows(out, written=True)
+    dtype, add = np.result_type(x, w), out is not None
+    out, written, out_row = _output(out, (x.shape[0], w.shape[1]), dtype)
     x = x.astype(dtype, copy=False)
     if x.shape[0] < TILE:
         _dense.matmul_few(np.ascontiguousarray(x), np.ascontiguousarray(w, dtype), add, written, out_row)
@@ -230,10 +232,6 @@ class Dense(Synapse):
         return self.n_out, self.n_in
 
     @property
-    def out_axis(self) -> int:
-        return 0
-
-    @property
     def channels(self) -> tuple[int, int]:
         return self.n_in, self.n_out
 
@@ -246,25 +244,21 @@ class Dense(Synapse):
         return _ONE_RUN
 
     @cached_property
-    def _cell_order(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        order_in, order_out = (
-            to_channels_last(np.arange(math.prod(shape)).reshape(1, *shape), shape)[0]
-            for shape in (self.in_shape, self.out_shape)
-        )
-        return order_in, order_out
+    def _cells(self) -> tuple[Any, ...]:
+        """Index of the weight by which its rows and columns are in cell order; that of flat ones makes no copy."""
+        if len(self.in_shape) == len(self.out_shape) == 1:
+            return (...,)
+        orders = (np.arange(math.prod(shape)).reshape(1, *shape) for shape in (self.out_shape, self.in_shape))
+        return np.ix_(*(to_channels_last(order, order.shape[1:])[0] for order in orders))
 
     def to_taps(self, weight: NDArray) -> NDArray:
-        if len(self.in_shape) == len(self.out_shape) == 1:
-            return weight.T[None]
-        order_in, order_out = self._cell_order
-        return weight[np.ix_(order_out, order_in)].T[None]
+        return weight[self._cells].T[None]
 
     def from_taps(self, taps: NDArray) -> NDArray:
-        if len(self.in_shape) == len(self.out_shape) == 1:
+        if len(self._cells) == 1:
             return np.ascontiguousarray(taps[0].T)
-        order_in, order_out = self._cell_order
         weight = np.empty(self.weight_shape, taps.dtype)
-        weight[np.ix_(order_out, order_in)] = taps[0].T
+        weight[self._cells] = taps[0].T
         return weight
 
     def apply(self, taps: NDArray, x: NDArray) -> NDArray:
@@ -301,17 +295,6 @@ def _invert(table: NDArray[np.int32], n: int) -> NDArray[np.int32]:
     return inverse
 
 
-def _check_windows(cls: type, in_shape: Shape, kernel: int, stride: int, padding: int) -> None:
-    """Raise unless windows can slide over a picture of that shape."""
-    if len(_checks.shape(f"in_shape of {cls.__name__}", in_shape)) != 3:
-        raise ValueError(f"{cls.__name__} has in_shape {in_shape}; expected (channels, rows, columns)")
-    if not all(map(_checks.is_whole, (kernel, stride, padding), (1, 1, 0))):
-        raise ValueError(
-            f"{cls.__name__} has kernel {kernel!r}, stride {stride!r}, padding {padding!r}; expected whole numbers: "
-            "kernel and stride of at least 1, padding of at least 0"
-        )
-
-
 @dataclass(frozen=True)
 class _Windowed(Synapse):
     """A synapse whose kernel windows slide over one of its two pictures, one window per position of the other."""
@@ -323,19 +306,46 @@ class _Windowed(Synapse):
     # Which picture that is cannot be told from the shapes: they may be the same, whatever the stride.
     windows_over_input = True
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         """Raise unless both shapes are pictures and the kernel maps one to the other."""
-        name = type(self).__name__
-        _check_windows(type(self), self.in_shape, self.kernel, self.stride, self.padding)
-        if len(_checks.shape(f"out_shape of {name}", self.out_shape)) != 3:
-            raise ValueError(f"{name} has out_shape {self.out_shape}; expected (channels, rows, columns)")
-        fits = tuple(self._size(n) for n in self.in_shape[1:])
+        window = astuple(self)[2:]
+        self._check_windows(self.in_shape, *window)
+        self._check_picture("out_shape", self.out_shape)
+        fits = tuple(self._size(n, *window) for n in self.in_shape[1:])
         if self.out_shape[1:] != fits:
+            name = type(self).__name__
             raise ValueError(f"{name} maps {self.in_shape[1:]} to {fits}, but out_shape is {self.out_shape}")
 
-    def _size(self, n: int) -> int:
+    @classmethod
+    def _check_windows(cls, in_shape: Shape, kernel: int, stride: int, padding: int, output_padding: int = 0) -> None:
+        """Raise unless windows can slide over a picture of that shape."""
+        cls._check_picture("in_shape", in_shape)
+        if not all(map(_checks.is_whole, (kernel, stride, padding), (1, 1, 0))):
+            raise ValueError(
+                f"{cls.__name__} has kernel {kernel!r}, stride {stride!r}, padding {padding!r}; "
+                "expected whole numbers: kernel and stride of at least 1, padding of at least 0"
+            )
+        if not (_checks.is_whole(output_padding, 0) and output_padding < stride):
+            raise ValueError(f"output_padding is {output_padding!r}; expected 0 to stride - 1 = {stride - 1}")
+
+    @classmethod
+    def _check_picture(cls, name: str, shape: Shape) -> None:
+        if len(_checks.shape(f"{name} of {cls.__name__}", shape)) != 3:
+            raise ValueError(f"{cls.__name__} has {name} {shape}; expected (channels, rows, columns)")
+
+    @staticmethod
+    def _size(n: int, kernel: int, stride: int, padding: int) -> int:
         """Positions of the output along an axis with n."""
-        return (n + 2 * self.padding - self.kernel) // self.stride + 1
+        return (n + 2 * padding - kernel) // stride + 1
+
+    @classmethod
+    def _fitting(
+        cls, in_shape: Shape, channels: int, kernel: int, stride: int, padding: int | None, *output_padding: int
+    ) -> tuple[Any, ...]:
+        """Arguments of the synapse with all the windows that fit; padding (k − 1)/2 unless given."""
+        cls._check_windows(in_shape, kernel, stride, 0 if padding is None else padding, *output_padding)
+        window = kernel, stride, (kernel - 1) // 2 if padding is None else padding, *output_padding
+        return in_shape, (channels, *(cls._size(n, *window) for n in in_shape[1:])), *window
 
     @cached_property
     def targets(self) -> NDArray[np.int32]:
@@ -361,6 +371,19 @@ class _Windowed(Synapse):
 class _Convolution(_Windowed):
     """A windowed synapse with one matrix per tap."""
 
+    @property
+    def weight_shape(self) -> Shape:
+        channels = self.channels if self.out_axis else self.channels[::-1]
+        return *channels, self.kernel, self.kernel
+
+    def to_taps(self, weight: NDArray) -> NDArray:
+        by_tap = weight.transpose(2, 3, 1 - self.out_axis, self.out_axis)
+        return memory.aligned(by_tap).reshape(-1, *self.channels)
+
+    def from_taps(self, taps: NDArray) -> NDArray:
+        by_tap = taps.reshape(self.kernel, self.kernel, *self.channels)
+        return np.ascontiguousarray(by_tap.transpose(3 - self.out_axis, 2 + self.out_axis, 0, 1))
+
     def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray:
         return in_blocks(taps.transpose(0, 2, 1) if reverse else taps, taps.dtype)
 
@@ -369,13 +392,9 @@ class _Convolution(_Windowed):
         c_in, c_out = self.channels[::-1] if reverse else self.channels
         runs, n_out = (self.runs_back, self.n_in) if reverse else (self.runs, self.n_out)
         n_batch, n_positions = len(x), x.shape[1] // c_in
-        dtype = np.result_type(x, taps)
-        add = out is not None
-        out = memory.empty((n_batch, n_out), dtype) if out is None else out
-        if out.shape != (n_batch, n_out) or out.dtype != dtype:
-            raise ValueError(f"out is {out.dtype} of shape {out.shape}; expected {dtype} of {n_batch, n_out}")
+        dtype, add = np.result_type(x, taps), out is not None
+        out, written, out_row = _output(out, (n_batch, n_out), dtype)
         read, row = memory.rows(x.astype(dtype, copy=False))
-        written, out_row = memory.rows(out, written=True)
         weights = taps.astype(dtype, copy=False)
         if weights.ndim > 1:
             weights = self.lay_out(weights, reverse=reverse)
@@ -440,34 +459,12 @@ class _Convolution(_Windowed):
 class Conv2d(_Convolution):
     """Convolution (cross-correlation, as the field has it); weight (out, in, k, k). See :meth:`over`."""
 
-    def __post_init__(self) -> None:
-        self._check()
-
     @classmethod
     def over(
         cls, in_shape: Shape, channels: int, *, kernel: int, stride: int = 1, padding: int | None = None
     ) -> Conv2d:
         """The convolution of a picture; padding (k − 1)/2 unless given."""
-        _check_windows(cls, in_shape, kernel, stride, 0 if padding is None else padding)
-        padding = (kernel - 1) // 2 if padding is None else padding
-        size = [(n + 2 * padding - kernel) // stride + 1 for n in in_shape[1:]]
-        return cls(in_shape, (channels, *size), kernel, stride, padding)
-
-    @property
-    def weight_shape(self) -> Shape:
-        return self.out_shape[0], self.in_shape[0], self.kernel, self.kernel
-
-    @property
-    def out_axis(self) -> int:
-        return 0
-
-    def to_taps(self, weight: NDArray) -> NDArray:
-        c_in, c_out = self.channels
-        return memory.aligned(weight.transpose(2, 3, 1, 0)).reshape(-1, c_in, c_out)
-
-    def from_taps(self, taps: NDArray) -> NDArray:
-        c_in, c_out = self.channels
-        return np.ascontiguousarray(taps.reshape(self.kernel, self.kernel, c_in, c_out).transpose(3, 2, 0, 1))
+        return cls(*cls._fitting(in_shape, channels, kernel, stride, padding))
 
 
 @dataclass(frozen=True)
@@ -477,18 +474,11 @@ class ConvTranspose2d(_Convolution):
     output_padding: int = 0
 
     windows_over_input = False
-
-    def __post_init__(self) -> None:
-        self._check_output_padding(self.output_padding, self.stride)
-        self._check()
+    out_axis = 1
 
     @staticmethod
-    def _check_output_padding(output_padding: int, stride: int) -> None:
-        if not (_checks.is_whole(output_padding, 0) and output_padding < stride):
-            raise ValueError(f"output_padding is {output_padding!r}; expected 0 to stride - 1 = {stride - 1}")
-
-    def _size(self, n: int) -> int:
-        return (n - 1) * self.stride - 2 * self.padding + self.kernel + self.output_padding
+    def _size(n: int, kernel: int, stride: int, padding: int, output_padding: int = 0) -> int:
+        return (n - 1) * stride - 2 * padding + kernel + output_padding
 
     @classmethod
     def over(
@@ -502,31 +492,11 @@ class ConvTranspose2d(_Convolution):
         output_padding: int = 1,
     ) -> ConvTranspose2d:
         """The transposed convolution of a picture; padding (k − 1)/2 unless given."""
-        _check_windows(cls, in_shape, kernel, stride, 0 if padding is None else padding)
-        cls._check_output_padding(output_padding, stride)
-        padding = (kernel - 1) // 2 if padding is None else padding
-        size = [(n - 1) * stride - 2 * padding + kernel + output_padding for n in in_shape[1:]]
-        return cls(in_shape, (channels, *size), kernel, stride, padding, output_padding)
-
-    @property
-    def weight_shape(self) -> Shape:
-        return self.in_shape[0], self.out_shape[0], self.kernel, self.kernel
-
-    @property
-    def out_axis(self) -> int:
-        return 1
+        return cls(*cls._fitting(in_shape, channels, kernel, stride, padding, output_padding))
 
     @cached_property
     def targets(self) -> NDArray[np.int32]:
         return _windows(self.out_shape, self.in_shape, self.kernel, self.stride, self.padding)
-
-    def to_taps(self, weight: NDArray) -> NDArray:
-        c_in, c_out = self.channels
-        return memory.aligned(weight.transpose(2, 3, 0, 1)).reshape(-1, c_in, c_out)
-
-    def from_taps(self, taps: NDArray) -> NDArray:
-        c_in, c_out = self.channels
-        return np.ascontiguousarray(taps.reshape(self.kernel, self.kernel, c_in, c_out).transpose(2, 3, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -536,7 +506,7 @@ class AvgPool2d(_Windowed):
     depthwise = True
 
     def __post_init__(self) -> None:
-        self._check()
+        super().__post_init__()
         if self.in_shape[0] != self.out_shape[0]:
             raise ValueError(f"AvgPool2d from {self.in_shape} to {self.out_shape}: the channels must be the same")
 
@@ -544,17 +514,12 @@ class AvgPool2d(_Windowed):
     def over(cls, in_shape: Shape, *, kernel: int, stride: int | None = None, padding: int = 0) -> AvgPool2d:
         """The pooling of a picture; stride k unless given."""
         stride = kernel if stride is None else stride
-        _check_windows(cls, in_shape, kernel, stride, padding)
-        size = [(n + 2 * padding - kernel) // stride + 1 for n in in_shape[1:]]
-        return cls(in_shape, (in_shape[0], *size), kernel, stride, padding)
+        cls._check_windows(in_shape, kernel, stride, padding)
+        return cls(*cls._fitting(in_shape, in_shape[0], kernel, stride, padding))
 
     @property
     def weight_shape(self) -> Shape:
         return ()
-
-    @property
-    def out_axis(self) -> int:
-        return 0
 
     def to_taps(self, weight: NDArray) -> NDArray:
         """(k², 1, C) factors, all 1/k²; the argument tells the dtype alone."""
