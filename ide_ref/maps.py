@@ -115,10 +115,7 @@ class AffineMap:
         """Output of the connection from its z: keep ⊙ BN(z); added to ``out``, (B, n_to), where it is given."""
         if self.norm is not None:
             return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, out)
-        if self.keep is None:
-            return accumulate(z, out)
-        n_channels = self.synapse.out_shape[0]
-        return constraints.affine(z, np.ones(n_channels, z.dtype), np.zeros(n_channels, z.dtype), self.keep, out)
+        return accumulate(z if self.keep is None else constraints.multiply(self.keep, z), out)
 
     def apply_at(self, s: NDArray, out: NDArray) -> tuple[AffineMap, NDArray]:
         """Add the output for given rates to ``out``, (B, n_to); the map as it is linearised there, and z."""
@@ -144,13 +141,9 @@ class AffineMap:
 
     def add_constant(self, out: NDArray) -> None:
         """Add what arrives without any spike, keep ⊙ shift, to ``out``, (B, n_to)."""
-        if self.shift is None:
-            return
-        if self.keep is None:
-            out += self.synapse.out_channels(self.shift)
-        else:
-            # Of no spike, 0 times what is there.
-            constraints.affine(out, np.zeros_like(self.shift), self.shift, self.keep, out)
+        if self.shift is not None:
+            constant = self.synapse.out_channels(self.shift)
+            out += constant if self.keep is None else self.keep * constant
 
     @cached_property
     def folded_taps(self) -> NDArray:
@@ -247,21 +240,29 @@ class Pullback:
         statistics: Params = {}
         if m.keep is not None:
             delta = constraints.multiply(m.keep, delta)
-        cache = m.cache(s) if cache is None else cache
-        if m.norm is not None and cache is not None:
-            norm = m.norm
-            if self.through_statistics:
-                norm = replace(norm, mean=cache.mean, variance=cache.variance, from_batch=True)
-            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, cache.z)
-            for part, value in (("running_mean", cache.mean), ("running_var", cache.variance)):
-                name = f"{c.name}.{part}"
-                statistics[name] = constraints.running_update(self.params[name], value, self.momentum)
+        if (normalisation := self.normalisation(m, s, cache)) is not None:
+            norm, z, statistics = normalisation
+            delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, z)
         if c.bias:
             sums = constraints.channel_sums(delta, c.synapse.out_shape[0])
             grads[f"{c.name}.bias"] = sums.astype(delta.dtype)
         if c.synapse.weight_shape:
             grads.update(self.of_weight(c.synapse.from_taps(c.synapse.hebbian(delta, s))))
         return grads, statistics
+
+    def normalisation(
+        self, m: AffineMap, s: NDArray, cache: BatchNormCache | None = None
+    ) -> tuple[BatchNorm, NDArray, Params] | None:
+        """Of rates (B, n_from): what the gradient passes through, its z, and the running statistics after them."""
+        cache = m.cache(s) if cache is None else cache
+        if m.norm is None or cache is None:
+            return None
+        norm, name, statistics = m.norm, self.connection.name, {}
+        if self.through_statistics:
+            norm = replace(norm, mean=cache.mean, variance=cache.variance, from_batch=True)
+        for part, value in ((f"{name}.running_mean", cache.mean), (f"{name}.running_var", cache.variance)):
+            statistics[part] = constraints.running_update(self.params[part], value, self.momentum)
+        return norm, cache.z, statistics
 
     def of_weight(self, d_weight: NDArray) -> Params:
         """From ∂L/∂W, in the weight's shape, to the gradients in W̄ and α."""
@@ -365,28 +366,21 @@ class Frozen:
 
     def check_state(self, name: str, state: NDArray, n_batch: int | None = None) -> NDArray:
         """A state (B, n) as an array of this dtype; ValueError, by name, for another shape, kind or value."""
-        array = np.asarray(state)
-        size = self.network.state_size
+        return self._checked(name, state, n_batch, self.network.state_size, "a state")
+
+    def check_d_logits(self, d_logits: NDArray, n_batch: int) -> NDArray:
+        """∂L/∂o, (B, n_classes), as an array of this dtype; ValueError for a wrong shape, kind or value."""
+        return self._checked("d_logits", d_logits, n_batch, self.network.n_classes, "a row per sample")
+
+    def _checked(self, name: str, value: NDArray, n_batch: int | None, size: int, what: str) -> NDArray:
+        array = np.asarray(value)
         if array.ndim != 2 or array.shape != (len(array) if n_batch is None else n_batch, size):
-            raise ValueError(f"{name} has shape {array.shape}; expected ({n_batch or 'batch'}, {size}), a state")
+            raise ValueError(f"{name} has shape {array.shape}; expected ({n_batch or 'batch'}, {size}), {what}")
         if array.dtype.kind not in "fiub":
             raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
         if not finite(array):
             raise ValueError(f"{name} has values that are NaN or infinite; expected finite ones")
         return _checks.converted(name, array, self.dtype)
-
-    def check_d_logits(self, d_logits: NDArray, n_batch: int) -> NDArray:
-        """∂L/∂o as an array of this dtype; ValueError for a wrong shape, kind or value."""
-        d_logits = np.asarray(d_logits)
-        expected = (n_batch, self.network.n_classes)
-        if d_logits.shape != expected or d_logits.dtype.kind not in "fiu":
-            raise ValueError(
-                f"d_logits has shape {d_logits.shape} and dtype {d_logits.dtype}; expected {expected}, a row per "
-                "sample, of real numbers"
-            )
-        if not np.all(np.isfinite(d_logits)):
-            raise ValueError("d_logits has values that are NaN or infinite; expected finite derivatives")
-        return d_logits.astype(self.dtype, copy=False)
 
     def mean_input(self, x: NDArray) -> NDArray:
         """x̄ of (RATE), (B, *input_shape)."""

@@ -90,11 +90,8 @@ class Neuron:
         H(0) = 0).
         """
         _check_rule(rule)
-        if rule == "closed":
-            return (p >= 0.0) & (p <= self.v_th)
-        if rule == "open":
-            return (p > 0.0) & (p < self.v_th)
-        return (p > 0.0) & (p <= self.v_th)
+        above = p >= 0.0 if rule == "closed" else p > 0.0
+        return above & (p < self.v_th if rule == "open" else p <= self.v_th)
 
     def slope(self, p: NDArray, rule: MaskRule = "closed") -> NDArray:
         """M / V_th: σ's slope at p (B, n), 1/V_th where :meth:`mask` is and 0 elsewhere."""

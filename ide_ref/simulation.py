@@ -138,13 +138,12 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     n_batch = x.shape[0]
     x_mean = frozen.mean_input(x)
     drive = frozen.constants(n_batch, with_input=is_spike_input)
-    if not is_spike_input:
-        frozen.drive(x_mean, drive)
+    train = np.empty((n_batch, 0, 0), dtype)
     if is_spike_input:
         merged = x.reshape(n_batch * n_steps, *net.input_shape)
         train = to_channels_last(merged, net.input_shape).reshape(n_batch, n_steps, -1)
     else:
-        train = np.empty((n_batch, 0, 0), dtype)
+        frozen.drive(x_mean, drive)
 
     plan = frozen.plan_with_input if is_spike_input else frozen.plan
     weights_of_rate = net.neuron.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
@@ -154,39 +153,17 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     n_spikes, n_events = np.empty((2, n_batch, len(net.populations)), np.int64)
     margin = np.empty(n_batch, dtype)
     steps = n_steps if record else 0
-    spikes = np.zeros((n_batch, steps, n if record else 0), np.uint8)
-    potentials = np.empty((n_batch, steps, n if record else 0), dtype)
+    spikes = np.zeros((n_batch, steps, n), np.uint8)
+    potentials = np.empty((n_batch, steps, n), dtype)
     _rollout.rollout(
-        drive,
-        train,
-        dtype.type(net.neuron.leak),
-        dtype.type(net.neuron.v_th),
-        weights_of_rate.astype(dtype),
-        prediction_bounds(n_steps).astype(dtype),
-        net.offsets,
-        *plan,
-        u,
-        a,
-        n_spikes,
-        n_events,
-        margin,
-        spikes,
-        potentials,
-        block_of(n_batch, plan.table[:, N_OUT].max(initial=1)),
-    )
+        drive, train, dtype.type(net.neuron.leak), dtype.type(net.neuron.v_th), weights_of_rate.astype(dtype),
+        prediction_bounds(n_steps).astype(dtype), net.offsets, *plan, u, a, n_spikes, n_events, margin, spikes,
+        potentials, block_of(n_batch, plan.table[:, N_OUT].max(initial=1)),
+    )  # fmt: skip
     # Divided last: for IF the sum is a whole number, so the rate is correctly rounded.
     a /= dtype.type(net.neuron.total_weight(n_steps))
-    return Rates(
-        net,
-        a,
-        u,
-        x_mean,
-        n_steps,
-        n_spikes,
-        n_events,
-        margin,
-        Recording(net, spikes, potentials) if record else None,
-    )
+    recording = Recording(net, spikes, potentials) if record else None
+    return Rates(net, a, u, x_mean, n_steps, n_spikes, n_events, margin, recording)
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ with T. `ide_ref.equations_stbp` is its specification.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ide_ref._kernels import memory
 from ide_ref.maps import AffineMap, Frozen, Pullback
 from ide_ref.network import Params
 from ide_ref.neurons import Neuron
-from ide_ref.simulation import Rates, Recording
+from ide_ref.simulation import Rates
 from ide_ref.synapses import accumulate, to_channels_last
 
 SURROGATES = ("rectangle", "triangle", "sigmoid", "arctangent")
@@ -180,7 +180,8 @@ def backward_through_time(
         for target in range(len(net.populations) - 1, -1, -1):
             columns = net.slice_of(target)
             there = delta[:, columns]
-            _through_neuron(net.neuron, surrogate, through_reset, recording, t, columns, d_s[:, columns], there)
+            u, s = recording.u[:, t - 1, columns], recording.s[:, t - 1, columns]
+            _through_neuron(net.neuron, surrogate, through_reset, u, s, d_s[:, columns], there)
             for i, source in net.into(target):
                 m = frozen.simulated[i]
                 # Feedback brought the spikes of the step before; s[0] = 0.
@@ -212,23 +213,15 @@ def backward_through_time(
 
 
 def _through_neuron(
-    neuron: Neuron,
-    surrogate: Surrogate,
-    through_reset: bool,
-    recording: Recording,
-    t: int,
-    columns: slice,
-    d_s: NDArray,
-    delta: NDArray,
+    neuron: Neuron, surrogate: Surrogate, through_reset: bool, u: NDArray, s: NDArray, d_s: NDArray, delta: NDArray
 ) -> None:
     """(BPTT) of one population: δ[t+1] becomes δ[t], in place; d_s = ∂L/∂s[t] is used up and becomes 0."""
     share = max(1, BLOCK // delta.shape[1])
     for first in range(0, len(delta), share):
         rows = slice(first, first + share)
         d_u, d_spike = delta[rows], d_s[rows]
-        u, s = recording.u[rows, t - 1, columns], recording.s[rows, t - 1, columns]
         # u is v after the reset: V_th less where a spike was.
-        z = np.where(s, u, u - u.dtype.type(neuron.v_th))
+        z = np.where(s[rows], u[rows], u[rows] - u.dtype.type(neuron.v_th))
         d_u *= d_u.dtype.type(neuron.leak)
         if through_reset:
             d_spike -= d_u.dtype.type(neuron.v_th) * d_u
@@ -278,25 +271,19 @@ def _pull_back(
     if m.keep is not None:
         delta = constraints.multiply(m.keep, delta)
     sums = constraints.channel_sums(delta, n_channels)
-    cache = m.cache(mean)
-    if m.norm is not None and cache is not None:
-        norm = m.norm
-        if pullback.through_statistics:
-            norm = replace(norm, mean=cache.mean, variance=cache.variance, from_batch=True)
+    if (normalisation := pullback.normalisation(m, mean)) is not None:
+        norm, z, statistics = normalisation
         centre = norm.mean.astype(np.float64) - (0.0 if m.bias is None else m.bias)
         along = (m.taps * product).reshape(-1, n_channels).sum(axis=0, dtype=np.float64)
         d_weight = (along - centre * sums) / norm.deviation
         gradients[f"{c.name}.bn_weight"] = d_weight.astype(delta.dtype)
         gradients[f"{c.name}.bn_bias"] = sums.astype(delta.dtype)
-        for part, value in (("running_mean", cache.mean), ("running_var", cache.variance)):
-            name = f"{c.name}.{part}"
-            statistics[name] = constraints.running_update(pullback.params[name], value, pullback.momentum)
         product = product * np.tile(norm.scale, product.shape[-1] // n_channels)
         sums = norm.scale * sums
         if norm.from_batch:
-            per_z = -norm.scale / (cache.z.size // n_channels) * d_weight / norm.deviation
-            constant = -sums / (cache.z.size // n_channels) - norm.mean * per_z
-            d_z = constraints.affine(cache.z, per_z.astype(delta.dtype), constant.astype(delta.dtype), None)
+            per_z = -norm.scale / (z.size // n_channels) * d_weight / norm.deviation
+            constant = -sums / (z.size // n_channels) - norm.mean * per_z
+            d_z = constraints.affine(z, per_z.astype(delta.dtype), constant.astype(delta.dtype), None)
             product = product + m.synapse.hebbian(d_z, mean)
             sums = sums + constraints.channel_sums(d_z, n_channels)
     if c.bias:

@@ -12,7 +12,7 @@ from ide_ref.synapses import Conv2d, ConvTranspose2d, Dense, Shape, Synapse
 
 _LAYER = re.compile(r"(?P<size>[0-9]+)(?:C(?P<kernel>[0-9]+)(?P<mode>[su]?))?")
 _LAYERS = "'400', '64C5', '64C5s' (stride 2) or '96C3u'"
-_WORD = re.compile(r"[^-()\s]*")
+_TOKEN = re.compile(r"[-()F]|[^-()\s]+")
 
 
 def _synapse(token: str, source: Shape, text: str, at: int) -> Synapse:
@@ -39,46 +39,29 @@ def _point(text: str, at: int, message: str) -> str:
 
 def _parse(text: str) -> tuple[list[tuple[str, int]], tuple[str, int] | None]:
     """Layers and feedback of a structure string, each with its place in it."""
-    at = 0
+    tokens = [(found[0], found.start()) for found in _TOKEN.finditer(text)] + [("", len(text))]
 
-    def skip_spaces() -> str:
-        """The next character after any spaces; empty at the end."""
-        nonlocal at
-        while text[at : at + 1].isspace():
-            at += 1
-        return text[at : at + 1]
+    def take(wanted: str, expected: str) -> tuple[str, int]:
+        """The next token, which must match ``wanted``, and its place; at the end it is empty."""
+        token, at = tokens.pop(0)
+        if not re.fullmatch(wanted, token):
+            found = repr(token) if token else "the end"
+            raise ValueError(_point(text, at, f"found {found}; expected {expected}"))
+        return token, at
 
-    def found() -> str:
-        return repr(text[at]) if at < len(text) else "the end"
-
-    def layer() -> tuple[str, int]:
-        nonlocal at
-        skip_spaces()
-        start = at
-        at = start + len(_WORD.match(text, start)[0])  # type: ignore[index]  # matches nothing, too
-        if at == start:
-            raise ValueError(_point(text, start, f"found {found()}; expected a layer like {_LAYERS}"))
-        return text[start:at], start
-
-    def expect(character: str, wanted: str) -> None:
-        nonlocal at
-        if skip_spaces() != character:
-            raise ValueError(_point(text, at, f"found {found()}; expected {wanted}"))
-        at += 1
-
-    layers = [layer()]
-    while skip_spaces() == "-":
-        at += 1
-        layers.append(layer())
-    if at == len(text):
+    layer = "[^-()F].*", f"a layer like {_LAYERS}"
+    layers = [take(*layer)]
+    while tokens[0][0] == "-":
+        tokens.pop(0)
+        layers.append(take(*layer))
+    if not tokens[0][0]:
         return layers, None
-    expect("(", "'-' and another layer, or the feedback connection in brackets, as in '400 (F400)'")
-    expect("F", "'F', which begins the feedback connection, as in '400 (F400)'")
-    feedback = layer()
-    expect(")", "')', which ends the feedback connection, one layer")
-    if skip_spaces():
-        expected = "the end (several feedback paths, skips and pooling are written as an ide_ref.Network)"
-        raise ValueError(_point(text, at, f"found {found()} after the feedback connection; expected {expected}"))
+    take(r"\(", "'-' and another layer, or the feedback connection in brackets, as in '400 (F400)'")
+    take("F", "'F', which begins the feedback connection, as in '400 (F400)'")
+    feedback = take(*layer)
+    take(r"\)", "')', which ends the feedback connection, one layer")
+    others = "several feedback paths, skips and pooling are written as an ide_ref.Network"
+    take("", f"the end after the feedback connection ({others})")
     return layers, feedback
 
 

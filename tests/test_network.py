@@ -384,7 +384,7 @@ def test_a_structure_string_is_the_network():
         ("4 (F4-4)", "position 6: found '-'; expected ')'"),
         ("4 (F)", "position 5: found ')'; expected a layer"),
         ("4) (F4)", "position 2: found ')'; expected '-'"),
-        ("4 (F4) (F4)", "position 8: found '(' after the feedback connection; expected the end (several feedback"),
+        ("4 (F4) (F4)", "position 8: found '('; expected the end after the feedback connection (several feedback"),
         ("-4 (F4)", "position 1: found '-'; expected a layer"),
         ("4-x4 (F4)", "position 3: 'x4' is no layer"),
         ("4-0 (F4)", "position 3: '0' is no layer"),
