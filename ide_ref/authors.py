@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks, constraints
 from ide_ref.constraints import MOMENTUM, SingularPair
-from ide_ref.maps import AffineMap, BatchNormCache, Frozen
+from ide_ref.maps import AffineMap, Frozen
 from ide_ref.network import INPUT, Connection, Network, Params, check_norm, restricted_map
 
 
@@ -103,10 +103,7 @@ class CoupledMap(AffineMap):
 
     def apply_at(self, s: NDArray, out: NDArray) -> tuple[AffineMap, NDArray]:
         z = self.pre_activation(s)
-        here: AffineMap = self
-        if self.norm is not None:
-            _, mean, variance = BatchNormCache.of(self.name, z, self.synapse.out_shape[0])
-            here = replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
+        here = self.normalised_by(z)
         here.normalise(z, out)
         return here, z
 
@@ -137,13 +134,11 @@ class EditedNetwork(Network):
 
     def init(self, rng: np.random.Generator, *, dtype: DTypeLike = np.float64) -> Params:
         params = super().init(rng, dtype=dtype)
-        if self.profile.clamp_alpha:
-            for c in self.connections:
-                if c.restriction:
-                    weight, start = params[f"{c.name}.weight"], params[f"{c.name}.singular_vector"]
-                    tol = constraints.singular_tolerance(weight.dtype)
-                    norm = super().leading_pair(c, weight, start, tol).value
-                    params[f"{c.name}.alpha"] = np.asarray(norm, weight.dtype)
+        for c in self.connections:
+            if c.restriction and self.profile.clamp_alpha:
+                weight, start = params[f"{c.name}.weight"], params[f"{c.name}.singular_vector"]
+                norm = super().leading_pair(c, weight, start, constraints.singular_tolerance(weight.dtype)).value
+                params[f"{c.name}.alpha"] = np.asarray(norm, weight.dtype)
         return params
 
     def project(self, params: Params) -> Params:

@@ -117,6 +117,13 @@ class AffineMap:
             return constraints.affine(z, self.norm.scale, self.norm.shift, self.keep, out)
         return accumulate(z if self.keep is None else constraints.multiply(self.keep, z), out)
 
+    def normalised_by(self, z: NDArray) -> AffineMap:
+        """The map with the statistics of a batch's own z, (B, n_to); this one where nothing is normalised."""
+        if self.norm is None:
+            return self
+        _, mean, variance = BatchNormCache.of(self.name, z, self.synapse.out_shape[0])
+        return replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
+
     def apply_at(self, s: NDArray, out: NDArray) -> tuple[AffineMap, NDArray]:
         """Add the output for given rates to ``out``, (B, n_to); the map as it is linearised there, and z."""
         z = self.pre_activation(s)
@@ -523,9 +530,8 @@ def freeze(
             scale, shift, mean, variance = (theta[f"{c.name}.{part}"] for part in parts)
             norm = BatchNorm(scale, shift, mean, variance, from_batch=False)
         m = AffineMap(c.name, c.synapse, c.synapse.to_taps(weight), theta.get(f"{c.name}.bias"), norm, keep)
-        if norm is not None and inputs is not None and c.source == INPUT:
-            z, mean, variance = BatchNormCache.of(c.name, m.pre_activation(inputs), c.synapse.out_shape[0])
-            m = replace(m, norm=replace(norm, mean=mean, variance=variance, from_batch=True), z=z)
+        if c.batch_norm and inputs is not None and c.source == INPUT:
+            m = m.normalised_by(m.pre_activation(inputs))
         maps.append(m)
         pullbacks.append(Pullback(c, theta, singular))
     readout = network.readout.synapse.to_taps(theta["readout.weight"])

@@ -66,7 +66,7 @@ def test_rates_loss_beta_and_every_gradient_are_the_equations(case):
 @given(case=cases(contractive=True))
 def test_a_sweep_and_its_equilibrium_are_the_equations(case):
     state = find_equilibrium(case.frozen, case.x)
-    a_star = np.concatenate(equations.equilibrium(case.spec.net, case.x_mean, 400), axis=1)
+    a_star = np.concatenate(equations.equilibrium(case.spec.net, case.x_mean, 200), axis=1)
     np.testing.assert_allclose(state.a, a_star, rtol=0, atol=1e-11)
     z = np.random.default_rng(0).random((len(case.x), case.network.feedback_size))
     swept, p = case.sweep(z)

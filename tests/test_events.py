@@ -23,13 +23,10 @@ def sparse(rng, shape, share):
 
 
 def plain(cells, weights, targets, n_out):
-    """The plain twin: every position, tap and channel in turn."""
+    """The plain twin: every position and tap in turn."""
     out = np.zeros((n_out, weights.shape[2]))
-    for p in range(cells.shape[0]):
-        for k in range(weights.shape[0]):
-            if targets[p, k] >= 0:
-                for c in range(cells.shape[1]):
-                    out[targets[p, k]] += cells[p, c] * weights[k, c]
+    for p, k in zip(*np.nonzero(targets >= 0), strict=True):
+        out[targets[p, k]] += cells[p] @ weights[k]
     return out
 
 

@@ -41,27 +41,6 @@ def test_spikes_do_not_depend_on_what_is_predicted(case, data):
         np.testing.assert_array_equal(rates.n_events[:, i], n_events[:, place].sum(axis=1))
 
 
-def test_predictions_are_revised_when_there_is_something_to_judge_by():
-    asked = {}
-    for n_steps in (1, 8, 9, 30, 100):
-        bounds = simulation.prediction_bounds(n_steps)
-        assert bounds.shape == (n_steps, 2)
-        asked[n_steps] = np.flatnonzero(~np.isnan(bounds[:, 0])).tolist()
-    assert asked == {1: [], 8: [], 9: [3], 30: [3, 5, 8, 13], 100: [3, 5, 8, 13, 21, 34, 55]}
-
-
-@given(n_steps=st.integers(1, 200))
-def test_a_change_of_what_is_predicted_saves_more_than_it_costs(n_steps):
-    bounds = simulation.prediction_bounds(n_steps)
-    for t in np.flatnonzero(~np.isnan(bounds[:, 0])):
-        spikes = np.arange(t + 1)
-        likely = (spikes + 1) / (t + 2)
-        saved = (n_steps - t) * (2 * likely - 1)  # events, if the neuron is predicted to fire from t on
-        rates, clear = spikes / t, np.abs(np.abs(saved) - 1) > 1e-9
-        np.testing.assert_array_equal((rates > bounds[t, 1])[clear], (saved > 1)[clear])
-        np.testing.assert_array_equal((rates < bounds[t, 0])[clear], (saved < -1)[clear])
-
-
 @given(case=cases())
 def test_rates_agree_with_the_loops(case):
     """(BALANCE) too: it says the same as (STEP) at every step, of which the potentials are what is left over."""
@@ -188,12 +167,13 @@ def test_a_state_of_another_network_has_no_populations_of_this_one():
 
 
 @pytest.mark.parametrize(
-    ("n_steps", "asked"),
-    [(8, []), (9, [3]), (12, [3, 5]), (30, [3, 5, 8, 13]), (51, [3, 5, 8, 13, 21]), (52, [3, 5, 8, 13, 21, 34])],
+    ("n_steps", "times"), [(1, 0), (8, 0), (9, 1), (10, 1), (11, 2), (14, 3), (30, 4), (51, 5), (52, 6), (100, 7)]
 )
-def test_predictions_change_where_that_pays(n_steps, asked):
+def test_predictions_change_where_that_pays(n_steps, times):
     """Of k spikes in t steps the next is one with (k + 1)/(t + 2): to go over saves more events than it costs."""
     bounds = simulation.prediction_bounds(n_steps)
+    assert bounds.shape == (n_steps, 2)
+    asked = [3, 5, 8, 13, 21, 34, 55][:times]
     assert np.flatnonzero(np.isfinite(bounds).any(axis=1)).tolist() == asked
     for t in asked:
         share = (bounds[t] * t + 1) / (t + 2)

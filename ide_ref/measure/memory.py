@@ -123,7 +123,9 @@ def _measure(about: dict[str, Any]) -> dict[str, int]:
             idle = _peak()
             if about["count_arrays"]:
                 gc.collect()
-                others = tracemalloc.get_traced_memory()[0] - _array_bytes()
+                only = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+                arrays = tracemalloc.take_snapshot().filter_traces([only]).traces
+                others = tracemalloc.get_traced_memory()[0] - sum(trace.size for trace in arrays)
                 tracemalloc.reset_peak()
     if about["count_arrays"]:
         return {"arrays": tracemalloc.get_traced_memory()[1] - others}
@@ -134,12 +136,6 @@ def _peak() -> int:
     """The largest resident size of this process so far, in bytes."""
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _array_bytes() -> int:
-    """Of all arrays now."""
-    only = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
-    return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([only]).traces)
 
 
 def to_dict(found: Sequence[StepMemory]) -> list[dict[str, Any]]:
