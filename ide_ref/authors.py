@@ -9,12 +9,13 @@ allow_unconverged=True``) and the norm of the restriction (``Restriction(norm="k
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks, constraints
-from ide_ref.constraints import MOMENTUM, SingularPair
+from ide_ref.constraints import MOMENTUM, BatchNorm, SingularPair
 from ide_ref.maps import AffineMap, Frozen
 from ide_ref.network import INPUT, Connection, Network, Params, check_norm, restricted_map
 
@@ -61,6 +62,8 @@ class Profile:
 
 
 PAPER = Profile()
+
+Kind = TypeVar("Kind", bound=AffineMap)
 
 
 def authors(n_populations: int) -> Profile:
@@ -110,18 +113,16 @@ class CoupledMap(AffineMap):
 
 @dataclass(frozen=True)
 class UnbiasedMap(AffineMap):
-    """A map of spike input whose statistics in simulation have the unbiased variance and 1e-8 inside the root."""
+    """A map that is normalised otherwise in simulation."""
+
+    norm_in_rollout: BatchNorm | None = None
 
     @property
     def in_rollout(self) -> AffineMap:
-        if self.norm is None or self.z is None:
-            return self
-        n = self.z.size // self.norm.mean.size
-        variance = self.norm.variance * self.z.dtype.type(n / (n - 1))
-        return replace(as_kind(AffineMap, self), norm=replace(self.norm, variance=variance, epsilon=1e-8))
+        return replace(as_kind(AffineMap, self), norm=self.norm_in_rollout)
 
 
-def as_kind(kind: type[AffineMap], m: AffineMap) -> AffineMap:
+def as_kind(kind: type[Kind], m: AffineMap) -> Kind:
     """The same map as one of another class."""
     return kind(**{part.name: getattr(m, part.name) for part in fields(AffineMap)})
 
@@ -159,13 +160,13 @@ class EditedNetwork(Network):
         return pair
 
     def edited(self, frozen: Frozen, x: NDArray | None) -> Frozen:
-        """The maps as the profile has them, from the batch x, (B, *input_shape) or None.
+        """The maps as the profile has them, from the batch x, (B, *input_shape), or from none.
 
         ValueError for one sample where the profile's variance is unbiased.
         """
         profile = self.profile
         frozen = replace(frozen, further_sweeps=int(profile.sweep_first))
-        if frozen.batch_size is None or x is None:
+        if x is None:
             return frozen
         is_spike_input = self.is_spike_input(x)
         maps, pullbacks = list(frozen.maps), list(frozen.pullbacks)
@@ -179,7 +180,9 @@ class EditedNetwork(Network):
             elif profile.statistics_twice and not is_spike_input:
                 pullbacks[i] = replace(pullbacks[i], momentum=1.0 - (1.0 - MOMENTUM) ** 2)
             elif profile.unbiased_spike_statistics and is_spike_input and m.z is not None:
-                if m.z.size // m.norm.mean.size < 2:
+                n = m.z.size // m.norm.mean.size
+                if n < 2:
                     raise ValueError("x has 1 sample; the profile's unbiased variance takes 2 values per channel")
-                maps[i] = as_kind(UnbiasedMap, m)
+                norm = replace(m.norm, variance=m.norm.variance * m.z.dtype.type(n / (n - 1)), epsilon=1e-8)
+                maps[i] = replace(as_kind(UnbiasedMap, m), norm_in_rollout=norm)
         return replace(frozen, maps=tuple(maps), pullbacks=tuple(pullbacks))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,11 +118,10 @@ class AffineMap:
         return accumulate(z if self.keep is None else constraints.multiply(self.keep, z), out)
 
     def normalised_by(self, z: NDArray) -> AffineMap:
-        """The map with the statistics of a batch's own z, (B, n_to); this one where nothing is normalised."""
-        if self.norm is None:
-            return self
+        """A map with normalisation, with the statistics of a batch's own z, (B, n_to)."""
         _, mean, variance = BatchNormCache.of(self.name, z, self.synapse.out_shape[0])
-        return replace(self, norm=replace(self.norm, mean=mean, variance=variance, from_batch=True), z=z)
+        norm = replace(self.norm, mean=mean, variance=variance, from_batch=True)  # type: ignore[type-var]  # it has one
+        return replace(self, norm=norm, z=z)
 
     def apply_at(self, s: NDArray, out: NDArray) -> tuple[AffineMap, NDArray]:
         """Add the output for given rates to ``out``, (B, n_to); the map as it is linearised there, and z."""
@@ -132,19 +131,19 @@ class AffineMap:
 
     def linear(self, s: NDArray) -> NDArray:
         """The linear part of the output, without any constant: keep ⊙ scale ⊙ W s, (B, n_from) to (B, n_to)."""
-        if self.norm is None or self.z is None:
+        if self.z is None:
             out = self.synapse.apply(self.laid_out, s)
         else:
-            out = self.norm.linear(self.synapse.apply(self.taps, s), self.z)
+            out = self.norm.linear(self.synapse.apply(self.taps, s), self.z)  # type: ignore[union-attr]  # whose z it is
         return out if self.keep is None else constraints.multiply(self.keep, out)
 
     def adjoint(self, v: NDArray, out: NDArray | None = None) -> NDArray:
         """Transpose of ``linear``, (B, n_to) to (B, n_from); added to ``out`` as by :meth:`Synapse.adjoint`."""
         if self.keep is not None:
             v = constraints.multiply(self.keep, v)
-        if self.norm is None or self.z is None:
+        if self.z is None:
             return self.synapse.adjoint(self.laid_out_in_reverse, v, out)
-        return self.synapse.adjoint(self.taps, self.norm.linear(v, self.z), out)
+        return self.synapse.adjoint(self.taps, self.norm.linear(v, self.z), out)  # type: ignore[union-attr]  # as above
 
     def add_constant(self, out: NDArray) -> None:
         """Add what arrives without any spike, keep ⊙ shift, to ``out``, (B, n_to)."""
@@ -164,7 +163,7 @@ class AffineMap:
     @cached_property
     def laid_out(self) -> NDArray:
         """``folded_taps`` in the shape in which the kernels read them, for ``linear``."""
-        return self.synapse.lay_out(self.folded_taps)
+        return self.synapse.lay_out(self.folded_taps, reverse=False)
 
     @cached_property
     def laid_out_in_reverse(self) -> NDArray:
@@ -262,9 +261,10 @@ class Pullback:
     ) -> tuple[BatchNorm, NDArray, Params] | None:
         """Of rates (B, n_from): what the gradient passes through, its z, and the running statistics after them."""
         cache = m.cache(s) if cache is None else cache
-        if m.norm is None or cache is None:
+        if cache is None:
             return None
-        norm, name, statistics = m.norm, self.connection.name, {}
+        norm: Any = m.norm
+        name, statistics = self.connection.name, {}
         if self.through_statistics:
             norm = replace(norm, mean=cache.mean, variance=cache.variance, from_batch=True)
         for part, value in ((f"{name}.running_mean", cache.mean), (f"{name}.running_var", cache.variance)):
@@ -274,10 +274,10 @@ class Pullback:
     def of_weight(self, d_weight: NDArray) -> Params:
         """From ∂L/∂W, in the weight's shape, to the gradients in W̄ and α."""
         c = self.connection
-        if self.singular is None or c.restriction is None:
+        if self.singular is None:
             return {f"{c.name}.weight": d_weight}
         given = self.params[f"{c.name}.alpha"]
-        alpha = clamped(given, c.restriction.c)
+        alpha = clamped(given, c.restriction.c)  # type: ignore[union-attr]  # whose pair it is
         d_raw, d_alpha = constraints.restrict_pull_back(
             d_weight, self.params[f"{c.name}.weight"], alpha, self.singular.value, self.norm_gradient(self.singular)
         )
@@ -291,7 +291,7 @@ class Pullback:
             return pair.left, pair.right
         synapse = self.connection.synapse
         whole = synapse.from_taps(synapse.hebbian(pair.left[None], pair.right[None]))
-        return whole.reshape(-1), np.ones(1, whole.dtype)
+        return whole.ravel(), np.ones(1, whole.dtype)
 
 
 class HasRates(Protocol):
@@ -381,7 +381,7 @@ class Frozen:
 
     def _checked(self, name: str, value: NDArray, n_batch: int | None, size: int, what: str) -> NDArray:
         array = np.asarray(value)
-        if array.ndim != 2 or array.shape != (len(array) if n_batch is None else n_batch, size):
+        if array.shape != (*(array.shape[:1] if n_batch is None else (n_batch,)), size):
             raise ValueError(f"{name} has shape {array.shape}; expected ({n_batch or 'batch'}, {size}), {what}")
         if array.dtype.kind not in "fiub":
             raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
@@ -399,7 +399,7 @@ class Frozen:
         x = to_channels_last(x_mean, net.input_shape)
         out = memory.zeros((x_mean.shape[0], net.state_size), self.dtype) if out is None else out
         # The batch's own z was computed when its statistics were taken.
-        known = self.batch is not None and (x_mean is self.batch or np.array_equal(x_mean, self.batch))
+        known = self.batch is not None and np.array_equal(x_mean, self.batch)
         for m, (source, target) in zip(self.maps, net.edges, strict=True):
             if source < 0:
                 m.normalise(m.z if known and m.z is not None else m.pre_activation(x), out[:, net.slice_of(target)])
@@ -536,4 +536,4 @@ def freeze(
         pullbacks.append(Pullback(c, theta, singular))
     readout = network.readout.synapse.to_taps(theta["readout.weight"])
     frozen = Frozen(network, theta, tuple(maps), tuple(pullbacks), readout, n_batch, statistics, x_mean)
-    return network.edited(frozen, x)
+    return network.edited(frozen, x if training else None)

@@ -437,13 +437,12 @@ class Network:
         x = np.asarray(x)
         if x.dtype.kind not in "fiub":
             raise ValueError(f"x has dtype {x.dtype}; expected real numbers")
-        ok = x.shape[1:] == self.input_shape or (self.is_spike_input(x) and x.shape[2:] == self.input_shape)
-        if not ok or 0 in x.shape:
+        if self.input_shape not in (x.shape[1:], x.shape[2:]) or 0 in x.shape:
             raise ValueError(
                 f"x has shape {x.shape}; expected (batch, *{self.input_shape}) for static input or "
                 f"(batch, steps, *{self.input_shape}) for a spike train, of at least one sample and step"
             )
-        if np.issubdtype(x.dtype, np.floating) and not finite(x):
+        if not finite(x):
             raise ValueError("x has values that are NaN or infinite; expected finite inputs")
         return _checks.converted("x", x, dtype)
 
@@ -524,8 +523,6 @@ def of_population(network: Network, state: NDArray, population: str) -> NDArray:
     columns = network.slice_of(population)
     if population == INPUT:
         raise ValueError(f"population is {INPUT!r}; expected one of {', '.join(p.name for p in network.populations)}")
-    if state.ndim < 1 or state.shape[-1] != network.state_size:
+    if state.shape[-1:] != (network.state_size,):
         raise ValueError(f"state has shape {state.shape}; expected (..., {network.state_size})")
-    shape = network.populations[network.index(population)].shape
-    part = state[..., columns]
-    return from_channels_last(part.reshape(-1, part.shape[-1]), shape).reshape(*part.shape[:-1], *shape)
+    return from_channels_last(state[..., columns], network.populations[network.index(population)].shape)

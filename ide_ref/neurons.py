@@ -51,9 +51,8 @@ class Neuron:
         """S_t = Σ_{i<t} λ^i of (RATE), the weight of t steps together."""
         if self.leak == 1.0:
             return float(t)
-        # 1 − λ is exact from 1/2 on; below, where 1 − λ rounds, nothing cancels.
-        log_leak = math.log1p(self.leak - 1.0) if self.leak >= 0.5 else math.log(self.leak)
-        return math.expm1(t * log_leak) / (self.leak - 1.0)
+        # λ − 1 is exact from 1/2 on; below, where it rounds, nothing cancels.
+        return math.expm1(t * math.log(self.leak)) / (self.leak - 1.0)
 
     def time_average(self, x: NDArray) -> NDArray:
         """Weighted average over time of (RATE).
@@ -75,7 +74,7 @@ class Neuron:
         if x.ndim < 2 or x.shape[1] == 0:
             raise ValueError(f"x has shape {x.shape}; expected (batch, steps, ...) with at least one step")
         n_steps = x.shape[1]
-        weights = self.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64) / self.total_weight(n_steps)
+        weights = self.leak ** np.arange(n_steps)[::-1] / self.total_weight(n_steps)
         dtype = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float64)
         return np.einsum("bt...,t->b...", x, weights.astype(dtype))
 
@@ -98,8 +97,8 @@ class Neuron:
         _check_rule(rule)
         out = memory.empty(p.shape, p.dtype)
         v_th = p.dtype.type(self.v_th)
-        flat = np.ascontiguousarray(p).reshape(-1)
-        _elementwise.slope(flat, rule == "closed", rule != "open", v_th, 1 / v_th, out.reshape(-1))
+        flat = np.ascontiguousarray(p).ravel()
+        _elementwise.slope(flat, rule == "closed", rule != "open", v_th, 1 / v_th, out.ravel())
         return out
 
 

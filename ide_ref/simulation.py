@@ -146,14 +146,14 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         frozen.drive(x_mean, drive)
 
     plan = frozen.plan_with_input if is_spike_input else frozen.plan
-    weights_of_rate = net.neuron.leak ** np.arange(n_steps - 1, -1, -1, dtype=np.float64)
+    weights_of_rate = net.neuron.leak ** np.arange(n_steps)[::-1]
     n = net.state_size
     u = memory.empty((n_batch, n), dtype)
     a = memory.empty((n_batch, n), dtype)
     n_spikes, n_events = np.empty((2, n_batch, len(net.populations)), np.int64)
     margin = np.empty(n_batch, dtype)
     steps = n_steps if record else 0
-    spikes = np.zeros((n_batch, steps, n), np.uint8)
+    spikes = np.empty((n_batch, steps, n), np.uint8)
     potentials = np.empty((n_batch, steps, n), dtype)
     _rollout.rollout(
         drive, train, dtype.type(net.neuron.leak), dtype.type(net.neuron.v_th), weights_of_rate.astype(dtype),

@@ -37,15 +37,15 @@ def to_channels_last(x: NDArray, shape: Shape) -> NDArray:
     """(B, *shape) to channels-last order (B, n): channels last, contiguous."""
     if len(shape) == 3:
         x = x.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(x).reshape(x.shape[0], -1)
+    return np.ascontiguousarray(x).reshape(x.shape[0], math.prod(shape))
 
 
 def from_channels_last(x: NDArray, shape: Shape) -> NDArray:
-    """Cell order (B, n) to (B, *shape); a view, so images come channels-last in memory."""
+    """Cell order (..., n) to (..., *shape); a view, so images come channels-last in memory."""
     if len(shape) == 3:
         channels, rows, columns = shape
-        return x.reshape(-1, rows, columns, channels).transpose(0, 3, 1, 2)
-    return x.reshape(-1, *shape)
+        return np.moveaxis(x.reshape(*x.shape[:-1], rows, columns, channels), -1, -3)
+    return x.reshape(*x.shape[:-1], *shape)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Synapse(ABC):
         """The weight array as the matrix (first axis, rest) whose norm the authors restrict."""
         return weight.reshape(weight.shape[0], -1)
 
-    def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray:
+    def lay_out(self, taps: NDArray, *, reverse: bool) -> NDArray:
         """Taps in the shape in which the kernel of ``apply``, or in reverse of ``adjoint``, reads them many times."""
         return taps
 
@@ -343,8 +343,10 @@ class _Windowed(Synapse):
         cls, in_shape: Shape, channels: int, kernel: int, stride: int, padding: int | None, *output_padding: int
     ) -> tuple[Any, ...]:
         """Arguments of the synapse with all the windows that fit; padding (k − 1)/2 unless given."""
-        cls._check_windows(in_shape, kernel, stride, 0 if padding is None else padding, *output_padding)
-        window = kernel, stride, (kernel - 1) // 2 if padding is None else padding, *output_padding
+        if padding is None and _checks.is_whole(kernel):
+            padding = (kernel - 1) // 2
+        window: Any = kernel, stride, padding, *output_padding
+        cls._check_windows(in_shape, *window)
         return in_shape, (channels, *(cls._size(n, *window) for n in in_shape[1:])), *window
 
     @cached_property
@@ -378,13 +380,13 @@ class _Convolution(_Windowed):
 
     def to_taps(self, weight: NDArray) -> NDArray:
         by_tap = weight.transpose(2, 3, 1 - self.out_axis, self.out_axis)
-        return memory.aligned(by_tap).reshape(-1, *self.channels)
+        return memory.aligned(by_tap).reshape(self.kernel**2, *self.channels)
 
     def from_taps(self, taps: NDArray) -> NDArray:
         by_tap = taps.reshape(self.kernel, self.kernel, *self.channels)
         return np.ascontiguousarray(by_tap.transpose(3 - self.out_axis, 2 + self.out_axis, 0, 1))
 
-    def lay_out(self, taps: NDArray, *, reverse: bool = False) -> NDArray:
+    def lay_out(self, taps: NDArray, *, reverse: bool) -> NDArray:
         return in_blocks(taps.transpose(0, 2, 1) if reverse else taps, taps.dtype)
 
     def _apply(self, taps: NDArray, x: NDArray, out: NDArray | None = None, *, reverse: bool = False) -> NDArray:
@@ -396,7 +398,7 @@ class _Convolution(_Windowed):
         out, written, out_row = _output(out, (n_batch, n_out), dtype)
         read, row = memory.rows(x.astype(dtype, copy=False))
         weights = taps.astype(dtype, copy=False)
-        if weights.ndim > 1:
+        if weights.ndim == 3:
             weights = self.lay_out(weights, reverse=reverse)
         if n_batch == 1:
             _products.apply_one(
@@ -439,11 +441,9 @@ class _Convolution(_Windowed):
         With a stride, a tap meets only those positions of the picture under the windows that are congruent to it.
         """
         partners = np.ascontiguousarray(np.where(table < 0, n_others, table).T, np.uint32)
-        if not under_windows or self.stride == 1:
-            return partners, np.zeros(table.shape[0], np.int64), np.zeros(table.shape[1], np.int64)
         y, x = np.divmod(np.arange(table.shape[0]), shape[2])
         r, c = np.divmod(np.arange(table.shape[1]), self.kernel) - np.int64(self.padding)
-        s = self.stride
+        s = self.stride if under_windows else 1
         return partners, y % s * s + x % s, r % s * s + c % s
 
     @cached_property
@@ -477,7 +477,7 @@ class ConvTranspose2d(_Convolution):
     out_axis = 1
 
     @staticmethod
-    def _size(n: int, kernel: int, stride: int, padding: int, output_padding: int = 0) -> int:
+    def _size(n: int, kernel: int, stride: int, padding: int, output_padding: int) -> int:  # type: ignore[override]
         return (n - 1) * stride - 2 * padding + kernel + output_padding
 
     @classmethod
@@ -523,7 +523,7 @@ class AvgPool2d(_Windowed):
 
     def to_taps(self, weight: NDArray) -> NDArray:
         """(k², 1, C) factors, all 1/k²; the argument tells the dtype alone."""
-        n_taps = self.kernel * self.kernel
+        n_taps = self.kernel**2
         return np.full((n_taps, 1, self.in_shape[0]), 1.0 / n_taps, weight.dtype)
 
     def from_taps(self, taps: NDArray) -> NDArray:
@@ -533,7 +533,7 @@ class AvgPool2d(_Windowed):
         n_channels = self.in_shape[0]
         x = np.ascontiguousarray(x).reshape(len(x), x.shape[1] // n_channels, n_channels)
         out = np.empty((x.shape[0], n_out // n_channels, n_channels), np.result_type(x, taps))
-        factors = np.ascontiguousarray(taps).reshape(-1, n_channels)
+        factors = np.ascontiguousarray(taps).reshape(self.kernel**2, n_channels)
         _products.depthwise(x.astype(out.dtype, copy=False), factors, runs.fine, out)
         return out.reshape(x.shape[0], n_out)
 
@@ -545,8 +545,8 @@ class AvgPool2d(_Windowed):
 
     def hebbian(self, post: NDArray, pre: NDArray) -> NDArray:
         n_channels = self.in_shape[0]
-        senders = pre.reshape(pre.shape[0], -1, n_channels)
-        receivers = post.reshape(post.shape[0], -1, n_channels)
+        senders = pre.reshape(len(pre), len(self.targets), n_channels)
+        receivers = post.reshape(len(post), len(self.sources), n_channels)
         taps = []
         for partner in self.sources.T:
             seen = partner >= 0
