@@ -183,7 +183,17 @@ def test_init_is_the_seed(dtype):
         assert value.dtype == dtype
         np.testing.assert_array_equal(value, two[name])
     assert (one["input.weight"] != other["input.weight"]).all()
-    assert np.abs(one["readout.weight"]).max() <= 0.5 + 1e-7
+
+
+def test_weights_and_readouts_are_uniform_around_zero():
+    network = build("50 (F50)", input_shape=(400,), n_classes=40, neuron=IF(), restriction=Restriction(0.5))
+    params = network.init(np.random.default_rng(0))
+    for part, bound in (("input.weight", np.sqrt(3 / 400)), ("readout.weight", 1 / np.sqrt(50))):
+        np.testing.assert_allclose(
+            np.quantile(params[part] / bound, [0.01, 0.25, 0.75, 0.99]), [-0.98, -0.5, 0.5, 0.98], atol=0.05
+        )
+    assert np.abs(params["readout.weight"]).max() <= 1 / np.sqrt(50)
+    assert params["feedback.alpha"] == 0.45
 
 
 def test_project_clips_alpha_alone():
@@ -223,6 +233,11 @@ def test_parameters_that_do_not_fit_are_named(change, message):
     for refuse in (layer().check_params, lambda changed: freeze(layer(), changed)):
         with pytest.raises(ValueError, match=re.escape(message)):
             refuse({**params, **change})
+
+
+def test_variances_and_parts_of_a_start_may_be_zero():
+    params = layer().init(np.random.default_rng(0))
+    layer().check_params({**params, "input.running_var": np.zeros(4), "feedback.singular_vector": np.eye(4)[0]})
 
 
 def test_missing_parameters_are_named():
@@ -344,14 +359,20 @@ def test_a_norm_that_is_not_positive_and_finite_is_refused(network, factor, norm
         freeze(edited(network, profile), params)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "training", "tol"),
+    [(np.float64, True, "1e-12"), (np.float32, True, "1e-03"), (np.float32, False, "1e-05")],
+)
 @pytest.mark.parametrize("network", [layer(), picture()])
-def test_a_norm_that_was_not_found_to_its_tolerance_is_told(network, monkeypatch):
-    params = network.init(np.random.default_rng(0))
+def test_a_norm_that_was_not_found_to_its_tolerance_is_told(network, dtype, training, tol, monkeypatch):
+    params = network.init(np.random.default_rng(0), dtype=dtype)
     search = partial(constraints.leading_singular_pair, max_restarts=1, n_vectors=2)
     monkeypatch.setattr(constraints, "leading_singular_pair", search)
-    message = "norm of connection 'feedback': .* residual of .*, tolerance 1e-12"
+    message = f"norm of connection 'feedback': .* residual of .*, tolerance {tol}"
     with pytest.warns(RuntimeWarning, match=message) as told:
-        frozen = freeze(network, params)
+        frozen = freeze(
+            network, params, np.random.default_rng(0).normal(size=(3, *network.input_shape)), training=training
+        )
     assert f"{frozen.pullbacks[1].singular.residual:.1e}" in str(told[0].message)
     assert told[0].filename == __file__
 

@@ -10,6 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ide_ref import equations
+from ide_ref._kernels import dense, products
+from ide_ref._kernels.vector import TILE
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Dense, from_channels_last, matmul, to_channels_last
 from ide_ref.verify.specification import tie
 
@@ -137,8 +139,10 @@ def test_taps_hold_the_weights(kind, data):
     assert (taps.transpose(0, 2, 1) if kind == "dense" else taps).flags.c_contiguous
     assert taps.shape == (synapse.targets.shape[1], *synapse.channels)
     np.testing.assert_array_equal(synapse.from_taps(taps), weight)
-    kernel = synapse.kernel_matrix(weight)
-    np.testing.assert_array_equal(kernel, weight.reshape(len(weight), -1))
+    np.testing.assert_array_equal(synapse.kernel_matrix(weight), weight.reshape(len(weight), -1))
+    if kind == "dense" and len(synapse.in_shape) == len(synapse.out_shape) == 1:
+        assert np.shares_memory(taps, weight)
+        assert np.shares_memory(synapse.from_taps(taps), weight)
 
 
 @kinds
@@ -208,7 +212,15 @@ def test_counts_and_channels(kind, data):
             lambda: ConvTranspose2d.over((2, 4, 4), 3, kernel=3, output_padding=2),
             "output_padding is 2; expected 0 to stride - 1 = 1",
         ),
+        (
+            lambda: ConvTranspose2d((2, 4, 4), (3, 9, 9), 3, 2, 1, 2),
+            "output_padding is 2; expected 0 to stride - 1 = 1",
+        ),
         (lambda: ConvTranspose2d((2, 4, 4), (3, 8, 9), 3, 2, 1, 1), r"ConvTranspose2d maps \(4, 4\) to \(8, 8\)"),
+        (
+            lambda: Conv2d((2, 4, 4), (4,), 3, 1, 1),
+            r"Conv2d has out_shape \(4,\); expected \(channels, rows, columns\)",
+        ),
         (lambda: AvgPool2d((2, 4, 4), (3, 2, 2), 2, 2, 0), "the channels must be the same"),
         (lambda: AvgPool2d((2, 4, 4), (2, 3, 2), 2, 2, 0), r"AvgPool2d maps \(4, 4\) to \(2, 2\)"),
     ],
@@ -261,6 +273,35 @@ def test_matmul_is_the_product_to_rounding_and_keeps_its_bits(rows, depth, colum
     transposed = matmul(np.asfortranarray(x), w.astype(np.float64))
     assert transposed.dtype == np.float64
     np.testing.assert_allclose(transposed, x.astype(float) @ w.astype(float), rtol=0, atol=1e-9)
+
+
+def test_products_take_the_way_for_their_number_of_samples_and_copy_nothing(monkeypatch):
+    """Few rows on the calling thread, more by blocks, whose factors are read as they lie; one sample in shares."""
+    taken = []
+
+    def listen(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: taken.append((name, given)) or original(*given))
+
+    for module, name in ((dense, "matmul_few"), (dense, "matmul"), (products, "apply_one"), (products, "apply")):
+        listen(module, name)
+    w = np.ones((40, 3))
+    for rows, way in ((1, "matmul_few"), (TILE - 1, "matmul_few"), (TILE, "matmul"), (50, "matmul")):
+        wide = np.ones((rows, 60))
+        for x in (np.ones((rows, 40)), np.ones((40, rows)).T, wide[:, 5:45]):
+            for weights in (w, np.asfortranarray(w)):
+                matmul(x, weights)
+                name, (read, *_, transposed, _, _, _) = taken[-1]
+                assert name == way
+                if way == "matmul":
+                    assert np.shares_memory(read, x)
+                    matrix = taken[-1][1][4]
+                    assert np.shares_memory(matrix, weights)
+                    assert transposed == (weights is not w)
+    synapse = Conv2d.over((2, 3, 3), 2, kernel=3)
+    for rows in (1, 2):
+        synapse.apply(np.ones((9, 2, 2)), np.ones((rows, 18)))
+        assert taken[-1][0] == ("apply_one" if rows == 1 else "apply")
 
 
 @pytest.mark.parametrize("n", [2, 40])
