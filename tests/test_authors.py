@@ -137,9 +137,25 @@ def test_simulation_normalises_otherwise_where_that_was_asked_alone(spikes, unbi
     assert same == (not (spikes and unbiased))
 
 
-def test_parameters_under_a_profile_are_of_the_dtype_that_was_asked_for():
-    network = edited(build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF()), authors(1))
+@pytest.mark.parametrize("profile", [authors(1), Profile(statistics_twice=True)])
+def test_parameters_under_a_profile_start_at_the_norm_if_they_are_clamped_later(profile):
+    network = edited(build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF()), profile)
     for dtype in (np.float32, np.float64):
-        assert {value.dtype for value in network.init(np.random.default_rng(0), dtype=dtype).values()} == {
-            np.dtype(dtype)
-        }
+        params = network.init(np.random.default_rng(0), dtype=dtype)
+        assert {value.dtype for value in params.values()} == {np.dtype(dtype)}
+        start = np.linalg.norm(params["feedback.weight"], 2) if profile.clamp_alpha else 0.9
+        assert params["feedback.alpha"] == pytest.approx(start, rel=1e-6)
+
+
+@pytest.mark.parametrize("spikes", [False, True])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_batch_of_static_input_enters_the_running_statistics_twice_on_request(spikes, twice):
+    network = edited(build("4 (F4)", input_shape=(3,), n_classes=2, neuron=IF()), Profile(statistics_twice=twice))
+    rng = np.random.default_rng(0)
+    x, params = rng.normal(size=(5, 6, 3) if spikes else (5, 3)), network.init(rng)
+    frozen = freeze(network, params, x, training=True)
+    found = backward(frozen, simulate(frozen, x, 6), np.ones((5, 2))).statistics
+    share = 0.19 if twice and not spikes else 0.1
+    for part, start in (("running_mean", 0.0), ("running_var", 1.0)):
+        batch = getattr(frozen.maps[0].norm, "mean" if start == 0 else "variance")
+        np.testing.assert_allclose(found[f"input.{part}"], (1 - share) * start + share * batch, rtol=1e-12)

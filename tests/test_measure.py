@@ -83,7 +83,21 @@ def test_operations_are_the_spikes_times_what_they_reach(neuron, monkeypatch):
     assert found.energy["synapses"] == pytest.approx(0.9 * additions + 4.6 * products)
     assert found.energy["neurons"] == pytest.approx((0.9 if neuron.leak == 1 else 4.6) * 4 * net.state_size)
     assert found.energy["dense"] == pytest.approx(4.6 * found.dense_multiplications)
-    assert f"{found.energy['synapses'] / 1e6:.3f} uJ of synapses" in found.table()
+    name = "IF" if neuron.leak == 1 else "LIF"
+    energy = [f"{found.energy[part] / 1e6:.3f} uJ of" for part in ("synapses", "neurons", "dense")]
+    assert found.table().splitlines() == [
+        f"tiny-conv ({name}, gradient by ide), T = 4, 20 samples; spikes per neuron and step",
+        *(f"  {p:<8} {rate:.4f}" for p, rate in [*found.firing_rates.items(), ("total", found.firing_rate)]),
+        "per sample, in millions",
+        *(f"  {c:<12} {count / 1e6:>10.3f} additions" for c, count in found.operations.items()),
+        *(f"  {c:<12} {count / 1e6:>10.3f} multiply-adds" for c, count in found.multiplications.items()),
+        f"  neurons      {found.neuron_updates / 1e6:>10.3f} updates",
+        f"  dense pass   {found.dense_multiplications / 1e6:>10.3f} multiply-adds",
+        f"energy in 45 nm: {energy[0]} synapses, {energy[1]} neurons; {energy[2]} the dense pass",
+    ]
+    assert found.to_dict()["energy"] == found.energy
+    fewer = replace(data, x_train=data.x_test[:9], y_train=data.y_test[:9])
+    assert activity.measure_activity(preset, params, fewer, split="train").n_samples == 9
 
 
 def test_events_of_an_input_are_operations_too():
@@ -111,6 +125,12 @@ def test_angles_of_known_gradients():
     assert angles._angle(right, back) == pytest.approx(135)
     assert angles._angle(right, {"a": -right["a"], "b": np.zeros(1)}) == pytest.approx(180)
     assert np.isnan(angles._angle({"b": np.zeros(1)}, {"b": np.ones(1)}))
+    # Neither the size nor its rounding matters.
+    small = {name: 1e-3 * value for name, value in slightly.items()}
+    assert angles._angle(small, {"a": right["a"] / 1e6, "b": np.zeros(1)}) == pytest.approx(np.degrees(1e-9))
+    for u in np.random.default_rng(0).normal(size=(50, 3)):
+        assert angles._angle({"a": u}, {"a": -3 * u}) == pytest.approx(180)
+        assert angles._angle({"a": u}, {"a": 3 * u}) == pytest.approx(0, abs=1e-13)
 
 
 SURROGATES = (Surrogate("triangle", 0.7), Surrogate("sigmoid"))
@@ -143,7 +163,7 @@ def test_angles_are_between_the_gradients_of_the_public_functions():
     flat = {name: np.concatenate([g.ravel() for g in parts.values()]) for name, parts in gradients.items()}
     assert list(found.norms) == list(flat)
     for a, u in flat.items():
-        assert found.norms[a] == pytest.approx(np.linalg.norm(u))
+        assert found.norms[a] == pytest.approx(np.linalg.norm(u), rel=1e-11)
         for b, v in flat.items():
             if a != b:
                 v = np.concatenate([gradients[b][part].ravel() for part in gradients[a]])
@@ -153,7 +173,11 @@ def test_angles_are_between_the_gradients_of_the_public_functions():
     cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
     assert found.by_parameter["ide"]["feedback.weight"] == pytest.approx(np.degrees(np.arccos(cosine)), abs=1e-5)
     assert np.isnan(found.by_parameter["stbp sigmoid"]["input.bias"])  # before a normalisation by the batch
-    assert "stbp triangle" in angles.table([found])
+    head, *rows = angles.table([found]).splitlines()
+    assert head == "after 0 batches: degrees to exact, to ide; norm"
+    for name, row in zip(flat, rows, strict=True):
+        told = [f"{found.degrees[other][name]:.2f}" for other in ("exact", "ide") if other != name]
+        assert row.split() == [*name.split(), *told, f"{found.norms[name]:.3e}"]
 
 
 def test_without_an_equilibrium_there_is_no_exact_gradient(monkeypatch):
@@ -165,7 +189,7 @@ def test_without_an_equilibrium_there_is_no_exact_gradient(monkeypatch):
     *_, found = measured(preset, loop.begin(preset, 0).params)
     assert found.problem == "nowhere"
     assert list(found.norms) == ["ide", "stbp triangle", "stbp sigmoid"]
-    assert "nowhere" in angles.table([found])
+    assert angles.table([found]).splitlines()[-1] == "  nowhere"
 
 
 @pytest.mark.parametrize("method", ["ide", "stbp"])
@@ -183,6 +207,12 @@ def test_angles_over_training_are_those_of_its_states(tmp_path, method):
     for one in found:
         other = measured(preset, states[one.batches].params, batches=one.batches)[2]
         assert one.to_dict() == other.to_dict()
+
+
+def test_before_a_training_none_is_begun(monkeypatch):
+    monkeypatch.setattr(angles, "train", lambda *given, **options: pytest.fail("a training"))
+    (found,) = angles.angles_over_training(tiny.preset(), tiny.data(), [0], n_samples=6)
+    assert list(found.norms) == ["exact", "ide", "stbp rectangle"]
 
 
 @pytest.mark.parametrize("after", [[], [13], [-1], [0.5]])
@@ -214,9 +244,22 @@ def test_memory_is_that_of_another_process():
         memory._in_its_own_process({})
 
 
-def test_methods_that_there_are_not_are_refused():
-    with pytest.raises(ValueError, match="methods is"):
-        memory.step_memory(tiny.preset(), [3], methods=["bptt"])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: memory.step_memory(p, [3], methods=["bptt"]), "methods is"),
+        (lambda p: memory.step_memory(p, [3], methods=[]), "methods is"),
+        (lambda p: activity.measure_activity(p, {}, tiny.data(), split="all"), "split is 'all'; expected"),
+        (lambda p: activity.measure_activity(p, {}, None), "data is of type NoneType; expected Dataset"),
+        (lambda p: activity.measure_activity(None, {}, tiny.data()), "preset is of type NoneType; expected Preset"),
+        (lambda p: angles.measure_angles(None, {}, None, None), "preset is of type NoneType; expected Preset"),
+        (lambda p: angles.measure_angles(p, {}, None, None), "missing"),
+        (lambda p: angles.measure_angles(p, {}, None, None, surrogates=["x"]), "surrogate is of type str; expected"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny.preset())
 
 
 def test_the_three_commands(monkeypatch, capsys):

@@ -47,6 +47,25 @@ def curves(name, width):
     return partial(found.hump, w=width), partial(found.smooth_step, w=width)
 
 
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_hump_is_the_derivative_of_a_step_from_0_to_1(name):
+    """Of every width, in either dtype, and 1/w high at the threshold; the rectangle ends where it says."""
+    for width in (0.37, 1.0, 4.0):
+        hump, smooth_step = curves(name, width)
+        z = np.linspace(-3, 3, 1201) * width + 1e-3
+        slope = (smooth_step(z + 1e-6) - smooth_step(z - 1e-6)) / 2e-6
+        np.testing.assert_allclose(hump(z), slope, atol=1e-6 / width)
+        ends = np.array([-1e9, 1e9]) * width
+        np.testing.assert_allclose([*smooth_step(ends), smooth_step(np.zeros(1))[0]], [0, 1, 0.5], atol=1e-9)
+        assert hump(np.zeros(1)) == pytest.approx(1 / width)
+        z = np.append(z, [-width / 2, 0, width / 2, -width, width])
+        for dtype in (np.float32, np.float64):
+            found = Surrogate(name, width / 2).hump(z.astype(dtype), 2.0)
+            assert found.dtype == dtype
+            tolerance = 1e-6 if dtype == np.float32 else 1e-14
+            np.testing.assert_allclose(found, hump(z.astype(dtype).astype(float)), rtol=tolerance, atol=tolerance)
+
+
 def specified(case, params, **options):
     """By the page of equations with these parameters."""
     masks = {m.name: m.keep for m in case.frozen.maps if m.keep is not None}

@@ -54,16 +54,14 @@ class Angles:
 
 def _angle(u: Mapping[str, NDArray], v: Mapping[str, NDArray]) -> float:
     """Between two gradients, in degrees."""
-    along, of_u, of_v = (sum(float(np.vdot(a[n], b[n])) for n in u) for a, b in ((u, v), (u, u), (v, v)))
+    of_u, of_v = (np.sqrt(sum(float(np.vdot(a[n], a[n])) for n in u)) for a in (u, v))
     if not (of_u > 0 and of_v > 0):
         return float("nan")
-    # Near 0 the cosine is blind: half the angle is told by the difference of the unit vectors.
-    apart = np.sqrt(sum(float(np.sum((u[n] / np.sqrt(of_u) - v[n] / np.sqrt(of_v)) ** 2)) for n in u))
-    return float(
-        np.degrees(
-            2 * np.arcsin(min(apart / 2, 1.0)) if along > 0 else np.arccos(max(along / np.sqrt(of_u * of_v), -1.0))
-        )
+    # The cosine is blind near 0 and 180 degrees; the unit vectors' difference and sum are not.
+    apart, together = (
+        np.sqrt(sum(float(np.sum((u[n] / of_u + sign * v[n] / of_v) ** 2)) for n in u)) for sign in (-1, 1)
     )
+    return float(np.degrees(2 * np.arctan2(apart, together)))
 
 
 def measure_angles(
