@@ -39,7 +39,7 @@ class BatchNormCache(NamedTuple):
         ValueError where these are beyond the dtype; warns where rounding of z drowns what tells its samples apart.
         """
         mean, variance = constraints.batch_statistics(z, n_channels)
-        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+        if not np.isfinite(variance).all():
             raise ValueError(
                 f"batch normalisation of connection {name!r}: the batch's mean or variance is beyond {z.dtype}; "
                 "expected smaller weights or inputs (normalise these, or compute in float64)"

@@ -1,6 +1,7 @@
 """Networks, parameters and structure strings: what is built, and every refusal."""
 
 import re
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -310,6 +311,24 @@ def test_a_network_frozen_on_one_batch_may_be_used_for_another(case, seed):
                 expected[:, case.places()[m.target]] += equations.output(m, cells)
         size = 1e-12 * (1 + np.abs(expected).max())
         np.testing.assert_allclose(case.frozen.drive(x_mean), expected, rtol=0, atol=size)
+
+
+def test_a_batch_in_which_one_channel_is_lost_is_told_and_one_that_is_beyond_the_dtype_is_refused():
+    network, rng = layer(), np.random.default_rng(0)
+    params, x = network.init(rng), rng.normal(size=(9, 3))
+    deviation = (x @ params["input.weight"][1]).std()
+    for rounding in (0.008, 0.013):
+        bias = np.array([0, -rounding / np.finfo(np.float64).eps * deviation, 0, 0])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            freeze(network, {**params, "input.bias": bias}, x, training=True)
+        told = "connection 'input': the batch's mean is so far from 0 .* float64 moves normalised values by 0.01;"
+        assert [bool(re.search(told, str(w.message))) for w in caught] == [True] * (rounding > 0.01)
+    weight = params["input.weight"] * np.array([[1], [1], [1e200], [1]])
+    with pytest.raises(
+        ValueError, match="connection 'input': the batch's mean or variance is beyond float64; expected"
+    ):
+        freeze(network, {**params, "input.weight": weight}, x, training=True)
 
 
 def test_masks_come_from_the_generator():
