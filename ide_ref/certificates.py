@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 
 from ide_ref.maps import AffineMap, Frozen
 from ide_ref.network import Network
-from ide_ref.norms import ROUNDOFF, raised
+from ide_ref.norms import GRAIN as GRAIN
+from ide_ref.norms import ROUNDOFF, lowered, raised
 from ide_ref.synapses import to_channels_last
-
-GRAIN = 2.0**-1074
-"""The smallest positive float64: what a product may lose to underflow."""
 
 _CHUNK = 2**21  # numbers of one array while samples are certified, some at a time
 
@@ -139,8 +137,8 @@ def resolved(N: NDArray, d: NDArray) -> NDArray:
     others = N - np.diag(np.diag(N))
 
     def from_below(v: NDArray) -> NDArray:
-        """(I − N) v for v ≥ 0, rows."""
-        return diagonal * v * (1.0 - 8.0 * ROUNDOFF) - v @ others.T * (1.0 + (n + 8.0) * ROUNDOFF) - n * GRAIN
+        """(I − N) v for v ≥ 0, rows; the roundings are those of 1 − N_ll, of the products and of the difference."""
+        return lowered(diagonal * v, 4) - raised(v @ others.T, n + 4)
 
     M = np.diag(diagonal) - others
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -155,10 +153,9 @@ def resolved(N: NDArray, d: NDArray) -> NDArray:
         reach = from_below(v)
         if not (np.all(v > 0) and np.all(reach > 0)):
             return infinite
-        wanted = d / size * (1.0 + 4.0 * ROUNDOFF) + 4.0 * GRAIN
-        missing = np.maximum(wanted - from_below(e) * (1.0 - 4.0 * ROUNDOFF), 0.0) + 4.0 * GRAIN
-        along = np.max(missing / reach, axis=1, keepdims=True) * (1.0 + 8.0 * ROUNDOFF)
-        bound = (e + along * v) * size * (1.0 + 16.0 * ROUNDOFF) + 16.0 * GRAIN
+        missing = np.maximum(raised(d / size, 1) - from_below(e), 0.0)
+        along = raised(np.max(missing / reach, axis=1, keepdims=True), 4)
+        bound = raised((e + along * v) * size, 12)
         bound = np.where(np.all(d == 0, axis=1, keepdims=True), 0.0, bound)
         return np.where(np.isfinite(d).all(axis=1, keepdims=True) & np.isfinite(bound), bound, np.inf)
 
@@ -200,19 +197,17 @@ class Near(NamedTuple):
     def plus(self, other: Near) -> Near:
         """The sum, with its rounding."""
         value = self.value + other.value
-        return Near(value, (self.error + other.error + ROUNDOFF * np.abs(value)) * (1.0 + 8.0 * ROUNDOFF))
+        return Near(value, raised(self.error + other.error + ROUNDOFF * np.abs(value), 4))
 
     def times(self, factor: NDArray | float) -> Near:
         """The product with a given factor, a number or an array of fitting shape, with its rounding."""
         value = self.value * factor
-        error = self.error * np.abs(factor) + ROUNDOFF * np.abs(value) + GRAIN
-        return Near(value, error * (1.0 + 8.0 * ROUNDOFF))
+        return Near(value, raised(self.error * np.abs(factor) + ROUNDOFF * np.abs(value), 4))
 
     def over(self, divisor: float) -> Near:
         """The quotient by a given divisor, with its rounding."""
         value = self.value / divisor
-        error = self.error / abs(divisor) + ROUNDOFF * np.abs(value) + GRAIN
-        return Near(value, error * (1.0 + 8.0 * ROUNDOFF))
+        return Near(value, raised(self.error / abs(divisor) + ROUNDOFF * np.abs(value), 4))
 
     def norm(self) -> NDArray:
         """(B,) upper bounds of the exact rows' Euclidean norms; infinite where the range was left."""
@@ -225,7 +220,7 @@ def norm_above(size: NDArray) -> NDArray:
     with np.errstate(over="ignore", invalid="ignore"):
         largest = size.max(axis=-1)
         total = np.sum(np.square(size / largest[..., None]), axis=-1)
-        bound = largest * np.sqrt(total) * (1.0 + (size.shape[-1] + 16.0) * ROUNDOFF) + np.sqrt(size.shape[-1]) * GRAIN
+        bound = raised(largest * np.sqrt(total), size.shape[-1] + 12)
         return np.where(largest == 0, 0.0, np.where(np.isfinite(bound), bound, np.inf))
 
 
@@ -286,7 +281,7 @@ class Map:
         # A sum of K products is off by at most K u/(1 − K u) times the sum of their sizes; 2 more for safety in K.
         share = (terms + 2.0) * ROUNDOFF / (1.0 - (terms + 2.0) * ROUNDOFF)
         error = product(self.sizes, np.ascontiguousarray(s.error + share * np.abs(s.value)))
-        return Near(value, error * (1.0 + 2.0 * (terms + 8.0) * ROUNDOFF) + (terms + 2.0) * GRAIN)
+        return Near(value, raised(error, 2 * terms + 12))
 
 
 def chunks(frozen: Frozen, n_batch: int) -> list[slice]:

@@ -8,7 +8,7 @@ symbol over all frequencies. ``docs/derivations.md``, "In floating point", has t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,15 @@ EXACT_SIZE = 1024
 ROUNDOFF = 2.0**-53
 """Unit roundoff of float64."""
 
+GRAIN = 2.0**-1074
+"""The smallest positive float64: what a product may lose to underflow."""
+
 _LAPACK = (
     8.0  # singular and eigenvalues are off by at most so many roundoffs per row or column, relative to the largest
 )
 _PER_DEGREE = 16  # frequencies of the grid for each degree of the symbol
+
+Bounded = TypeVar("Bounded", float, NDArray)
 
 
 class Norm(NamedTuple):
@@ -47,9 +52,14 @@ class Norm(NamedTuple):
         return Norm(self.value * factor, raised(self.upper * factor, 1))
 
 
-def raised(x: float, n: float) -> float:
-    """x ≥ 0 with room for n roundings, and for those of doing so."""
-    return x * (1.0 + (n + 4.0) * ROUNDOFF) + (n + 4.0) * 2.0**-1074
+def raised(x: Bounded, n: float) -> Bounded:
+    """x ≥ 0, a number or an array, from above: with room for n roundings, each of which may underflow, and its own."""
+    return x * (1.0 + (n + 4.0) * ROUNDOFF) + (n + 4.0) * GRAIN
+
+
+def lowered(x: Bounded, n: float) -> Bounded:
+    """x ≥ 0 from below, as ``raised`` from above; what n roundings may have made of 0 is below 0."""
+    return x * (1.0 - (n + 4.0) * ROUNDOFF) - (n + 4.0) * GRAIN
 
 
 def operator_norm(synapse: Synapse, taps: NDArray, scale: NDArray | None, *, bound: bool = True) -> Norm:

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from graphs import synapses_between
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ide_ref import norms
@@ -35,9 +35,16 @@ def test_no_vector_is_stretched_by_more_than_a_matrix_norm(m, n, seed, size):
     assert norm.value <= norm.upper <= norm.value * (1 + 1e-13) + 1e-300
 
 
-def test_what_is_raised_has_room_for_so_many_roundings_and_four():
-    assert norms.raised(1.0, 100) == 1 + 104 * norms.ROUNDOFF
-    assert norms.raised(0.0, 2) == 6 * 2.0**-1074
+@given(x=st.floats(0, 1e308), n=st.integers(0, 200))
+@example(x=1.0, n=100)
+@example(x=0.0, n=100)
+def test_what_is_raised_or_lowered_has_room_for_so_many_roundings(x, n):
+    """Whatever n roundings made x of, with underflow or without; and little more than that is given away."""
+    exact, u, grain = Fraction(x), Fraction(1, 2**53), Fraction(1, 2**1074)
+    for array in (x, np.array([x])):
+        up, down = (Fraction(float(np.max(moved(array, n)))) for moved in (norms.raised, norms.lowered))
+        assert exact / (1 - u) ** n + n * grain <= up <= exact * (1 + (n + 7) * u) + (n + 5) * grain
+        assert exact / (1 + u) ** n - n * grain >= down >= exact * (1 - (n + 7) * u) - (n + 5) * grain
 
 
 def test_the_norm_of_nothing_and_of_what_is_not_finite():
@@ -106,6 +113,12 @@ def test_a_norm_beyond_the_range_is_infinite_without_a_warning(shape):
     assert matrix_norm(np.full(shape, 1.7e308)) == (math.inf, math.inf)
 
 
+def test_a_kernel_of_ones_is_largest_on_the_grid():
+    """Sixteen points for each degree: on one of them lies its largest."""
+    found = norms._symbol_bound(Conv2d.over((1, 8, 8), 1, kernel=3), np.ones((9, 1, 1)), None)
+    assert found == pytest.approx(9 / math.cos(math.pi / 16), rel=1e-12)
+
+
 @given(taps=st.lists(st.floats(-1, 1), min_size=3, max_size=3))
 def test_the_symbols_bound_is_one_between_the_points_of_its_grid_too(taps):
     row = np.array(taps)
@@ -113,9 +126,6 @@ def test_the_symbols_bound_is_one_between_the_points_of_its_grid_too(taps):
     bound = norms._symbol_bound(Conv2d.over((1, 8, 8), 1, kernel=3), kernel.reshape(9, 1, 1), None)
     finely = np.abs(np.fft.fft(row, 4096)).max() ** 2
     assert finely * (1 - 1e-12) <= bound <= finely * 1.02 + 1e-150
-    # Sixteen points for each degree: on one of them lies the largest of a kernel of ones.
-    ones = norms._symbol_bound(Conv2d.over((1, 8, 8), 1, kernel=3), np.ones((9, 1, 1)), None)
-    assert ones == pytest.approx(9 / math.cos(math.pi / 16), rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (1, EXACT_SIZE + 1), (EXACT_SIZE + 1, 1)])

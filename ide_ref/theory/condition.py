@@ -15,7 +15,7 @@ from ide_ref.certificates import inverse
 from ide_ref.constraints import leading_singular_pair
 from ide_ref.maps import AffineMap, Frozen
 from ide_ref.network import Network
-from ide_ref.norms import EXACT_SIZE, ROUNDOFF, matrix_norm, raised
+from ide_ref.norms import EXACT_SIZE, matrix_norm, raised
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,14 @@ class Conditions:
         return inverse(self.forward)
 
     @cached_property
+    def both(self) -> NDArray:
+        """N = L + U, (N, N), from above: what reaches a population after one delay in continuous time."""
+        return raised(self.forward + self.feedback, 5)
+
+    @cached_property
     def propagation(self) -> NDArray:
         """G = (I − L)⁻¹ U, (N, N), from above."""
-        return above(self.resolvent @ self.feedback, len(self.forward))
+        return raised(self.resolvent @ self.feedback, len(self.forward) + 4)
 
     @cached_property
     def series(self) -> NDArray:
@@ -101,7 +106,7 @@ class Conditions:
     @cached_property
     def stacked_series(self) -> NDArray:
         """(I − N)⁻¹ with N = L + U, (N, N), from above; infinite where the block condition is not verified."""
-        return inverse(above(self.forward + self.feedback, 1))
+        return inverse(self.both)
 
     def describe(self) -> str:
         """One line: the numbers, and whether the theorems speak of this network."""
@@ -142,8 +147,9 @@ def conditions(frozen: Frozen) -> Conditions:
         parts = np.abs(np.stack([block_matrix(frozen, part) for part in ("forward", "feedback")])) / net.neuron.v_th
         once = np.linalg.solve(np.eye(net.state_size) - parts[0], parts[1])
         elementwise = float(np.max(np.abs(np.linalg.eigvals(once))))
-        # A weight is off by a few roundings at most.
-        whole = (parts[0] + parts[1]) * (1.0 + 16.0 * ROUNDOFF)
+        # A weight is off by a few roundings at most; where there is none, nothing is lost.
+        whole = parts[0] + parts[1]
+        whole = raised(whole, 12) * (whole > 0)
         by_weights = bool(np.all(np.isfinite(certificates.resolved(whole, np.ones((1, len(whole)))))))
     stacked = _stacked_norm(frozen, forward + feedback)
     return Conditions(norms, paper, block, elementwise, stacked, forward, feedback, by_weights)
@@ -241,11 +247,6 @@ def check_run(frozen: Frozen, name: str, run: Any, kind: type) -> Frozen:
     if run.network != frozen.network:
         raise ValueError(f"{name} is a run of another network than frozen; expected one of the same")
     return of_rollout(frozen)
-
-
-def above(x: NDArray, n: float) -> NDArray:
-    """An array ≥ 0 of any shape with room for n roundings of each number."""
-    return x * (1.0 + (n + 8.0) * ROUNDOFF) + 8.0 * certificates.GRAIN
 
 
 def population_norms(net: Network, state: NDArray) -> NDArray:

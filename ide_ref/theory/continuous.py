@@ -14,7 +14,7 @@ from ide_ref.equilibrium import Equilibrium, find_equilibrium
 from ide_ref.maps import Frozen
 from ide_ref.norms import ROUNDOFF, raised
 from ide_ref.synapses import to_channels_last
-from ide_ref.theory.condition import Conditions, above, check_run, conditions, median_ratio, population_norms
+from ide_ref.theory.condition import Conditions, check_run, conditions, median_ratio, population_norms
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,10 @@ class ContinuousBound:
         """(N,) limit of the bound: (I − N)⁻¹ c √n/(τ_m V_th), 0 for IF (infinite τ_m)."""
         tau = time_constant("tau", tau)
         net = self.equilibrium.network
-        if not np.all(np.isfinite(self.conditions.stacked_series)):
-            return np.full(len(net.populations), np.inf)
         sizes = np.sqrt([p.size for p in net.populations])
-        floor = self.conditions.stacked_series @ (self.u_plus_sup * sizes / (tau * net.neuron.v_th))
-        return above(floor, len(sizes) + 16) + self.certificate
+        # Raised above 0, for the series is infinite beyond (COND).
+        rest = raised(self.u_plus_sup * sizes / (tau * net.neuron.v_th), 8)
+        return raised(self.conditions.stacked_series @ rest, len(sizes) + 8) + self.certificate
 
 
 def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) -> ContinuousBound:
@@ -126,25 +125,21 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     known = np.where(np.isfinite(certificate), certificate, 0.0)
     rounding = v_th * defect + lost
     n = len(net.populations)
-    slack = 4 * net.state_size + 4 * n + 32
-    r = above((drift_ + input_ + potential_ + rounding) / v_th, slack)
-    N = above(conditions_.forward + conditions_.feedback, 1)
+    slack = 4 * net.state_size + 4 * n + 36
+    r = raised((drift_ + input_ + potential_ + rounding) / v_th, slack)
     gamma = raised(conditions_.stacked.value + conditions_.stacked.error, 1)
     whole = sum(np.linalg.norm(part, axis=1) for part in (drift, of_input, potential, rounding)) / v_th
-    whole = above(whole, slack)
+    whole = raised(whole, slack)
     all_known = float(certificates.norm_above(known[None])[0])
     if run.delay > 0:
-        one_step = above(delayed @ N.T + r, slack)
-        stacked = above(gamma * np.linalg.norm(errors[1], axis=1) + whole, slack)
+        one_step = raised(delayed @ conditions_.both.T + r, slack)
+        stacked = raised(gamma * np.linalg.norm(errors[1], axis=1) + whole, slack)
     else:
-        # Without delay the error stands on both sides.
-        if np.all(np.isfinite(conditions_.stacked_series)):
-            one_step = above(r @ conditions_.stacked_series.T, slack)
-        else:
-            one_step = np.full_like(r, np.inf)
+        # Without delay the error stands on both sides. No r is 0, so an infinite series makes this infinite.
+        one_step = raised(r @ conditions_.stacked_series.T, slack)
         stacked = certificates.certified(whole, gamma)
     c = np.array([np.abs(run.u_plus[:, net.slice_of(i)]).max(initial=0.0) for i in range(n)])
-    c = above(c + float(run.kernel_total.max(initial=0.0)) * lost.max(axis=0, initial=0.0), 8)
+    c = raised(c + float(run.kernel_total.max(initial=0.0)) * lost.max(axis=0, initial=0.0), 12)
     return ContinuousBound(
         error,
         delayed,
@@ -193,14 +188,13 @@ def continuous_envelope(
     (M, N) array, infinite where the block condition does not hold.
     """
     times = np.asarray(times, np.float64)
-    N = above(conditions_.forward + conditions_.feedback, 1)
+    N = conditions_.both
     if not np.all(np.isfinite(conditions_.stacked_series)):
         return np.full((times.size, len(N)), np.inf)
-    sum_ = above(conditions_.stacked_series @ (disturbance / v_th), len(N) + 4)
+    sum_ = raised(conditions_.stacked_series @ (disturbance / v_th), len(N) + 8)
     if delay == 0:
-        return above(sum_ / times[:, None], 4)
+        return raised(sum_ / times[:, None], 8)
     steps = np.floor(times / (2 * delay)).astype(int)
-    start = np.stack([np.linalg.matrix_power(N, int(m)) @ largest for m in steps])
     # m products with N, by squaring or not, of len(N) terms each.
-    start = start * (1.0 + (steps[:, None] + 2.0) * (len(N) + 4.0) * ROUNDOFF)
-    return above(start + 2.0 * sum_ / times[:, None], 8)
+    start = np.stack([raised(np.linalg.matrix_power(N, m) @ largest, (m + 2) * (len(N) + 4)) for m in steps])
+    return raised(start + 2.0 * sum_ / times[:, None], 12)

@@ -13,12 +13,11 @@ from ide_ref.certificates import Map, Near
 from ide_ref.equilibrium import Equilibrium, find_equilibrium, sweep
 from ide_ref.maps import Frozen
 from ide_ref.network import Network
-from ide_ref.norms import ROUNDOFF
+from ide_ref.norms import ROUNDOFF, raised
 from ide_ref.simulation import Rates
 from ide_ref.synapses import to_channels_last
 from ide_ref.theory.condition import (
     Conditions,
-    above,
     along,
     check_run,
     conditions,
@@ -42,6 +41,7 @@ class _Stretch:
     p: NDArray  # p[t]
     feedback: NDArray  # Σ over feedback of W a[t]
     inputs: NDArray  # F x̄[t], without constants
+    u: NDArray  # as recorded
 
 
 def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
@@ -53,29 +53,25 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
     n_batch, n_steps, n = rates.recording.s.shape
     if x.shape[0] != n_batch or (net.is_spike_input(x) and x.shape[1] != n_steps):
         raise ValueError(f"x has shape {x.shape}; expected the input of the run, {n_batch} samples and {n_steps} steps")
-    constant = _constants(frozen, n_batch)[:, None]
+    nothing = np.zeros((n_batch, *net.input_shape)), np.zeros((n_batch, n))
+    constants = certificates.pre_activations(frozen, *nothing, slice(None))
+    constant = np.concatenate([p.value for p in constants], axis=1)[:, None]
     n_in = int(np.prod(net.input_shape))
-    weight = np.zeros((n_batch, n))
-    weight_x = np.zeros((n_batch, n_in))
+    a = sums = np.zeros((n_batch, 1, n))
+    x_sums = np.zeros((n_batch, 1, n_in))
     still = None if net.is_spike_input(x) else _input_part(frozen, to_channels_last(x, net.input_shape)[:, None])
     size = max(1, _CHUNK // (n_batch * max(n, n_in)))
     for lo in range(0, n_steps, size):
         hi = min(lo + size, n_steps)
-        total = np.array([neuron.total_weight(t + 1) for t in range(lo, hi)])[:, None]
-        before_total = np.array([neuron.total_weight(t) for t in range(lo, hi)])[:, None]
-        a = np.empty((n_batch, hi - lo, n))
-        before = np.empty_like(a)
-        for t in range(lo, hi):
-            before[:, t - lo] = weight / max(neuron.total_weight(t), 1.0)
-            weight = neuron.leak * weight + rates.recording.s[:, t]
-            a[:, t - lo] = weight
-        a /= total
+        total = np.array([neuron.total_weight(t) for t in range(lo, hi + 1)])[:, None]
+        last = a[:, -1:]
+        sums = _sums(rates.recording.s[:, lo:hi], sums[:, -1], neuron.leak)
+        a = sums / total[1:]
+        before = np.concatenate([last, a[:, :-1]], axis=1)
         if still is None:
-            x_mean = np.empty((n_batch, hi - lo, n_in))
-            for t in range(lo, hi):
-                weight_x = neuron.leak * weight_x + to_channels_last(x[:, t], net.input_shape)
-                x_mean[:, t - lo] = weight_x
-            inputs = _input_part(frozen, x_mean / total)
+            cells = to_channels_last(x[:, lo:hi].reshape(-1, *net.input_shape), net.input_shape)
+            x_sums = _sums(cells.reshape(n_batch, -1, n_in), x_sums[:, -1], neuron.leak)
+            inputs = _input_part(frozen, x_sums / total[1:])
         else:
             inputs = np.broadcast_to(still, a.shape)
         forward = np.zeros_like(a)
@@ -83,17 +79,17 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
         for m, (source, target) in inner(frozen):
             into, sent = (forward, a) if source < target else (feedback, before)
             into[:, :, net.slice_of(target)] += along(m, sent[:, :, net.slice_of(source)])
-        ratio = before_total / total
-        yield _Stretch(lo, hi, total, ratio, a, forward + ratio * feedback + inputs + constant, feedback, inputs)
+        ratio = total[:-1] / total[1:]
+        p = forward + ratio * feedback + inputs + constant
+        yield _Stretch(lo, hi, total[1:], ratio, a, p, feedback, inputs, rates.recording.u[:, lo:hi])
 
 
-def _constants(frozen: Frozen, n_batch: int) -> NDArray:
-    """What arrives without any spike or input, (B, n), in float64."""
-    net = frozen.network
-    out = np.zeros((n_batch, net.state_size))
-    for m, (_, target) in zip(frozen.maps, net.edges, strict=True):
-        none = Near.exactly(np.zeros((n_batch, m.synapse.n_in)))
-        out[:, net.slice_of(target)] += Map(m, slice(None)).output(none).value
+def _sums(steps: NDArray, before: NDArray, leak: float) -> NDArray:
+    """Σ λ^(t−τ) x[τ] after each of some steps (B, k, n), going on from the sum before them, (B, n)."""
+    out = np.empty(steps.shape)
+    for t in range(steps.shape[1]):
+        before = leak * before + steps[:, t]
+        out[:, t] = before
     return out
 
 
@@ -171,7 +167,7 @@ def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
     parts = []
     balance = of_split = 0.0
     for s in _replay(frozen, x, rates):
-        u = _potentials(rates, s)
+        u = s.u.astype(np.float64)
         u_plus = u - s.total * (s.p - np.clip(s.p, 0.0, v_th))
         balance = max(balance, float(np.abs(v_th * s.a - (s.p - u / s.total)).max()))
         right = np.clip(s.p, 0.0, v_th) - u_plus / s.total
@@ -179,12 +175,6 @@ def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
         parts.append((s.a, s.p, u_plus))
     a, p, u_plus = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     return Split(a, p, u_plus, balance, of_split)
-
-
-def _potentials(rates: Rates, s: _Stretch) -> NDArray:
-    if rates.recording is None:
-        raise ValueError("rates has no recording of every step; expected one from simulate(..., record=True)")
-    return rates.recording.u[:, s.lo : s.hi].astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -272,7 +262,7 @@ class ErrorBound:
             raise ValueError(f"leak is {leak}; the O(1/t) envelope is for IF, expected leak 1 (see floor)")
         times = self.times[:, None]
         r = self.drift + self.input + self.potential + self.rounding[:, None]
-        disturbance = above((times * r).max(axis=1), 8)
+        disturbance = raised((times * r).max(axis=1), 12)
         envelope = if_envelope(self.conditions, self._v_th, disturbance, self._start, self.times)
         return envelope + self._known[:, None]
 
@@ -291,13 +281,13 @@ class ErrorBound:
         total = np.array([net.neuron.total_weight(int(t)) for t in self.times])[:, None]
         rest = self.drift + self.input + self.u_plus_sup[:, None] * sizes * (1.0 / total - (1.0 - net.neuron.leak))
         rest = np.maximum(rest, 0.0) + self.rounding[:, None]
-        return _iterate(self.conditions, above(rest / self._v_th, 8), self._start)
+        return _iterate(self.conditions, raised(rest / self._v_th, 12), self._start)
 
     @property
     def _start(self) -> NDArray:
         """(B, N) E[0] = ‖a*‖ of each population, from above."""
         norms = population_norms(self.equilibrium.network, self.equilibrium.a[:, None].astype(np.float64))[:, 0]
-        return above(norms, self.equilibrium.a.shape[1])
+        return raised(norms, self.equilibrium.a.shape[1] + 4)
 
     @property
     def _known(self) -> NDArray:
@@ -370,7 +360,7 @@ def error_bound(
     error, drift, of_input, potential = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
     n_steps = rates.n_steps
     lost = _rounding_of_p(frozen, frozen.check_input(x), n_steps) + _rounding_of_p(frozen, star, 1)
-    c = above(c + net.neuron.total_weight(n_steps) * lost, 8)
+    c = raised(c + net.neuron.total_weight(n_steps) * lost, 12)
     defect = certificates.defects(frozen, star, equilibrium.a)
     certificate = certificates.equilibrium_error(frozen, star, equilibrium.a)
     # Norms of n numbers, averages of T steps: relative to parts of r of at most this size.
@@ -379,11 +369,11 @@ def error_bound(
     rounding = v_th * defect + 3.0 * lost + (net.state_size + 32.0) * ROUNDOFF * sizes + 2.0 * v_th * of_averages
     known_to = np.where(np.isfinite(certificate), certificate, 0.0)[:, None]
     norms = population_norms(net, a_star)
-    before = above(np.concatenate([norms, error[:, :-1]], axis=1), net.state_size) + of_averages
-    r = above((drift + of_input + potential + rounding[:, None]) / v_th, 8)
+    before = raised(np.concatenate([norms, error[:, :-1]], axis=1), net.state_size + 4) + of_averages
+    r = raised((drift + of_input + potential + rounding[:, None]) / v_th, 12)
     n = len(net.populations)
-    one_step = above(before @ conditions_.propagation.T + r @ conditions_.resolvent.T, 2 * n + 4) + known_to
-    iterated = _iterate(conditions_, r, above(norms[:, 0], net.state_size)) + known_to
+    one_step = raised(before @ conditions_.propagation.T + r @ conditions_.resolvent.T, 2 * n + 8) + known_to
+    iterated = _iterate(conditions_, r, raised(norms[:, 0], net.state_size + 4)) + known_to
     return ErrorBound(
         error, one_step, iterated, drift, of_input, potential, rounding, certificate, c, equilibrium, conditions_
     )
@@ -432,13 +422,13 @@ def fixed_point_residual(frozen: Frozen, x: NDArray, rates: Rates, times: ArrayL
 def _iterate(conditions_: Conditions, r: NDArray, start: NDArray) -> NDArray:
     """b[t] = G b[t−1] + (I − L)⁻¹ r[t−1], (B, T, N), from b[0] = ``start``; ``r`` is over V_th already."""
     n = len(conditions_.forward)
-    given = above(r @ conditions_.resolvent.T, n)
+    given = raised(r @ conditions_.resolvent.T, n + 4)
     out = np.empty_like(given)
     b = start
     # Where no condition holds the sum outgrows the floats: infinity is the bound then.
     with np.errstate(over="ignore", invalid="ignore"):
         for t in range(given.shape[1]):
-            b = above(b @ conditions_.propagation.T + given[:, t], n + 1)
+            b = raised(b @ conditions_.propagation.T + given[:, t], n + 5)
             out[:, t] = b
     out[np.isnan(out)] = np.inf
     return out
@@ -466,10 +456,10 @@ def if_envelope(
     (B, T, N) array, infinite where the block condition does not hold.
     """
     times = np.asarray(times, np.float64)[:, None]
-    if not np.all(np.isfinite(conditions_.series)):
-        return np.full((len(start), len(times), start.shape[1]), np.inf)
-    constant = (start + disturbance @ conditions_.resolvent.T / v_th) @ (conditions_.series @ conditions_.series).T
-    return above(constant[:, None] / times, 4 * len(conditions_.forward) + 8)
+    # Raised above 0, for the series is infinite where the condition does not hold.
+    total = raised(start + disturbance @ conditions_.resolvent.T / v_th, len(conditions_.forward) + 2)
+    constant = total @ (conditions_.series @ conditions_.series).T
+    return raised(constant[:, None] / times, 3 * len(conditions_.forward) + 10)
 
 
 def lif_floor(conditions_: Conditions, net: Network, c: NDArray) -> NDArray:
@@ -486,8 +476,7 @@ def lif_floor(conditions_: Conditions, net: Network, c: NDArray) -> NDArray:
     -------
     (B, N) array, infinite where the block condition does not hold; 0 for IF.
     """
-    if not np.all(np.isfinite(conditions_.series)):
-        return np.full(c.shape, np.inf)
     sizes = np.sqrt([p.size for p in net.populations])
-    rest = (1.0 - net.neuron.leak) * c * sizes / net.neuron.v_th
-    return above(rest @ (conditions_.series @ conditions_.resolvent).T, 2 * len(sizes) + 16)
+    # Raised above 0, for the series is infinite where the condition does not hold.
+    rest = raised((1.0 - net.neuron.leak) * c * sizes / net.neuron.v_th, 4)
+    return raised(rest @ (conditions_.series @ conditions_.resolvent).T, 2 * len(sizes) + 16)
