@@ -130,23 +130,21 @@ def resolved(N: NDArray, d: NDArray) -> NDArray:
     """
     n = len(N)
     infinite = np.full(d.shape, np.inf)
-    if not np.all(np.isfinite(N)):
-        return infinite
     # 1 − N_ll is exact or off by one rounding, so that one population's γ close to 1 loses nothing.
     diagonal = 1.0 - np.diag(N)
-    others = N - np.diag(np.diag(N))
+    others = np.where(np.eye(n, dtype=bool), 0.0, N)
 
     def from_below(v: NDArray) -> NDArray:
         """(I − N) v for v ≥ 0, rows; the roundings are those of 1 − N_ll, of the products and of the difference."""
         return lowered(diagonal * v, 4) - raised(v @ others.T, n + 4)
 
-    M = np.diag(diagonal) - others
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        # A bound of the size that is wanted, to be raised along v until it is one. Of what is 0 or not finite nothing
+        # comes of it; that is told at the end.
+        size = np.max(d, axis=1, keepdims=True)
+        M = np.diag(diagonal) - others
         try:
             v = np.linalg.solve(M, np.ones(n))
-            # A bound of the size that is wanted, to be raised along v until it is one. Of what is 0 or not finite
-            # nothing comes of it; that is told at the end.
-            size = np.max(d, axis=1, keepdims=True)
             e = np.maximum(np.linalg.solve(M, (d / size).T).T, 0.0)
         except np.linalg.LinAlgError:
             return infinite
@@ -190,10 +188,6 @@ class Near(NamedTuple):
         value = np.asarray(value, np.float64)
         return cls(value, np.zeros_like(value))
 
-    def part(self, where: slice) -> Near:
-        """Some of its columns."""
-        return Near(self.value[:, where], self.error[:, where])
-
     def plus(self, other: Near) -> Near:
         """The sum, with its rounding."""
         value = self.value + other.value
@@ -230,34 +224,31 @@ class Map:
     def __init__(self, c: AffineMap, rows: slice) -> None:
         self.synapse = c.synapse
         self.taps = c.taps.astype(np.float64)
-        self.sizes = np.abs(self.taps)
         n_taps, c_in, c_out = self.taps.shape
         self.fan_in = n_taps * c_in
         self.fan_out = n_taps * (1 if c.synapse.depthwise else c_out)
         self.keep = None if c.keep is None else c.keep[rows].astype(np.float64)
-        self.bias = self._spread(c.bias)
-        self.scale = self.mean = self.shift = None
+        self.bias = None if c.bias is None else self._spread(c.bias)
+        self.norm: tuple[NDArray, ...] | None = None
         if c.norm is not None:
-            self.scale, self.mean, self.shift = (self._spread(v) for v in (c.norm.scale, c.norm.mean, c.norm.bias))
+            self.norm = tuple(self._spread(values) for values in (-c.norm.mean, c.norm.scale, c.norm.bias))
 
-    def _spread(self, values: NDArray | None) -> NDArray | None:
+    def _spread(self, values: NDArray) -> NDArray:
         """Values of the receiving channels, (1, n_to)."""
-        return None if values is None else self.synapse.out_channels(values.astype(np.float64))[None]
+        return self.synapse.out_channels(values.astype(np.float64))[None]
 
     def linear(self, s: Near) -> Near:
         """keep ⊙ scale ⊙ W s."""
         out = self._product(self.synapse.apply, self.fan_in, s)
-        out = out if self.scale is None else out.times(self.scale)
+        out = out if self.norm is None else out.times(self.norm[1])
         return out if self.keep is None else out.times(self.keep)
 
     def absolute(self) -> Map:
         """The map of all sizes: its output and rounding at |s| are no smaller than this one's anywhere within."""
         made = copy.copy(self)
-        made.taps = self.sizes
-        for name in ("keep", "bias", "scale", "shift"):
-            value = getattr(self, name)
-            setattr(made, name, None if value is None else np.abs(value))
-        made.mean = None if self.mean is None else -np.abs(self.mean)
+        made.taps = np.abs(self.taps)
+        made.keep, made.bias = (None if value is None else np.abs(value) for value in (self.keep, self.bias))
+        made.norm = None if self.norm is None else tuple(np.abs(values) for values in self.norm)
         return made
 
     def output(self, s: Near) -> Near:
@@ -265,14 +256,15 @@ class Map:
         out = self._product(self.synapse.apply, self.fan_in, s)
         if self.bias is not None:
             out = out.plus(Near.exactly(self.bias))
-        if self.scale is not None and self.mean is not None and self.shift is not None:
-            out = out.plus(Near.exactly(-self.mean)).times(self.scale).plus(Near.exactly(self.shift))
+        if self.norm is not None:
+            minus_mean, scale, shift = self.norm
+            out = out.plus(Near.exactly(minus_mean)).times(scale).plus(Near.exactly(shift))
         return out if self.keep is None else out.times(self.keep)
 
     def adjoint(self, v: Near) -> Near:
         """Transpose of ``linear``."""
         v = v if self.keep is None else v.times(self.keep)
-        v = v if self.scale is None else v.times(self.scale)
+        v = v if self.norm is None else v.times(self.norm[1])
         return self._product(self.synapse.adjoint, self.fan_out, v)
 
     def _product(self, product: Callable[[NDArray, NDArray], NDArray], terms: int, s: Near) -> Near:
@@ -280,7 +272,7 @@ class Map:
         value = product(self.taps, np.ascontiguousarray(s.value))
         # A sum of K products is off by at most K u/(1 − K u) times the sum of their sizes; 2 more for safety in K.
         share = (terms + 2.0) * ROUNDOFF / (1.0 - (terms + 2.0) * ROUNDOFF)
-        error = product(self.sizes, np.ascontiguousarray(s.error + share * np.abs(s.value)))
+        error = product(np.abs(self.taps), np.ascontiguousarray(s.error + share * np.abs(s.value)))
         return Near(value, raised(error, 2 * terms + 12))
 
 
@@ -295,7 +287,9 @@ def coupled(maps: Sequence[AffineMap], net: Network) -> bool:
     return any(m.coupled and source >= 0 for m, (source, _) in zip(maps, net.edges, strict=True))
 
 
-def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice) -> list[Near]:
+def pre_activations(
+    frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice = slice(None), *, absolute: bool = False
+) -> list[Near]:
     """p_l = Σ W_lk a_k + F_l x + b_l of every population at given rates, for some samples.
 
     Parameters
@@ -305,14 +299,16 @@ def pre_activations(frozen: Frozen, x_mean: NDArray, a: NDArray, rows: slice) ->
         Rates that all connections read.
     rows : slice
         Of samples.
+    absolute : bool
+        Whether to sum the sizes of all terms, for x and a that are not negative.
     """
     net = frozen.network
-    x = Near.exactly(to_channels_last(x_mean[rows], net.input_shape))
-    rates = Near.exactly(a[rows])
-    found = [Near.exactly(np.zeros((len(rates.value), population.size))) for population in net.populations]
+    x = to_channels_last(x_mean[rows], net.input_shape)
+    found = [Near.exactly(np.zeros((len(a[rows]), population.size))) for population in net.populations]
     for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
-        sent = x if source < 0 else rates.part(net.slice_of(source))
-        found[target] = found[target].plus(Map(m, rows).output(sent))
+        sent = Near.exactly(x if source < 0 else a[rows, net.slice_of(source)])
+        map_ = Map(m, rows).absolute() if absolute else Map(m, rows)
+        found[target] = found[target].plus(map_.output(sent))
     return found
 
 

@@ -226,39 +226,34 @@ def simulate_continuous(
     Potentials and times are right to rounding for any τ; as it grows, the run tends to that of (IF-C).
     """
     times, tau, delay, max_events = _checked(frozen, times, tau, delay, max_events)
-    if resume is not None:
-        _checks.kind("resume", resume, ContinuousRun)
     net = frozen.network
-    edges, drives, input_times, input_sources = _inputs(frozen, x)
+    edges, drives, input_times, input_cells = given = _inputs(frozen, x)
     blocks, weights = _blocks(frozen, input_times.size > 0)
     n, v_th = net.state_size, float(net.neuron.v_th)
+    u_samples, u = np.empty((times.size, n)), np.empty(n)
     if resume is None:
         sizes = (n, n, n, n, _continuous.N_CLOCK, _continuous.N_COUNTS)
         arrays = tuple(np.empty(size, dtype) for size, dtype in zip(sizes, "dddqdq", strict=True))
         _continuous.begin(drives[0], tau, v_th, *arrays)
-        n_sampled = 0
+        n_sampled, spike_times, spike_neurons = 0, np.empty(0), np.empty(0, np.int64)
     else:
         n_sampled = _check_resumed(resume, net, tau, delay, times)
         arrays = tuple(array.copy() for array in resume.state.arrays)
-        if resume.state.digest != _digest(arrays[-1], weights, edges, drives, input_times, input_sources):
+        spike_times, spike_neurons = resume.spike_times, resume.spike_neurons
+        u_samples[:n_sampled] = resume.u[np.searchsorted(resume.times, times[:n_sampled])]
+        if resume.state.digest != _digest(arrays[-1], weights, *given):
             raise ValueError(
                 f"frozen or x is not that of the run to resume; expected its weights, and its input up to t = "
                 f"{resume.t_end:.6g}"
             )
     clock, counts = arrays[-2:]
     n_before = int(counts[_continuous.SPIKES])
-    u_samples = np.empty((times.size, n))
-    spike_times, spike_neurons = np.empty(0), np.empty(0, np.int64)
-    if resume is not None:
-        spike_times, spike_neurons = resume.spike_times, resume.spike_neurons
-        u_samples[:n_sampled] = resume.u[np.searchsorted(resume.times, times[:n_sampled])]
-    u = np.empty(n)
     budget, room = n_before + max_events, n_before
     while True:
         room = min(budget, max(2 * room, _ROOM))
         spike_times, spike_neurons = _with_room(spike_times, room), _with_room(spike_neurons, room)
         _continuous.run(
-            blocks, weights, drives, edges, input_times, input_sources + n, tau, v_th, delay, times[n_sampled:],
+            blocks, weights, drives, edges, input_times, input_cells + n, tau, v_th, delay, times[n_sampled:],
             spike_times, spike_neurons, u_samples[n_sampled:], u, *arrays,
         )  # fmt: skip
         if counts[_continuous.STATUS] == _continuous.DONE or room == budget:
@@ -266,56 +261,29 @@ def simulate_continuous(
         # At the instant where the room ended spikes are still to come, so a sample there has not been taken.
         n_sampled = int(np.searchsorted(times, clock[_continuous.NOW]))
     t_end = float(clock[_continuous.NOW])
-    n_spikes = int(counts[_continuous.SPIKES])
-    spike_times, spike_neurons = spike_times[:n_spikes].copy(), spike_neurons[:n_spikes].copy()
+    spike_times, spike_neurons = (array[: counts[_continuous.SPIKES]].copy() for array in (spike_times, spike_neurons))
     completed = bool(counts[_continuous.STATUS] == _continuous.DONE)
     # At the instant of the stop itself spikes are still to come.
     reached = times if completed else times[times < t_end]
-    a, a_delayed, drive, recurrent = _sums(frozen, x, reached, spike_times, spike_neurons, tau, delay)
+    a, a_delayed = (_averages(spike_times, spike_neurons, reached, tau, n, late) for late in (0.0, delay))
+    drive, recurrent = _drives(frozen, _mean_input(net, x, given, reached, tau), a_delayed)
     message = "" if completed else _storm(net, spike_times, spike_neurons, t_end, times[-1], n_before)
-    digest = _digest(counts, weights, edges, drives, input_times, input_sources)
+    n_deliveries, n_inputs = int(counts[_continuous.DELIVERIES]), int(counts[_continuous.INPUTS])
     return ContinuousRun(
-        net,
-        tau,
-        delay,
-        reached,
-        spike_times,
-        spike_neurons,
-        a,
-        a_delayed,
-        drive,
-        recurrent,
-        u_samples[: reached.size],
-        u,
-        t_end,
-        int(counts[_continuous.DELIVERIES]),
-        int(counts[_continuous.INPUTS]),
-        completed,
-        message,
-        SimulatorState(arrays, digest),
-    )
+        net, tau, delay, reached, spike_times, spike_neurons, a, a_delayed, drive, recurrent, u_samples[: reached.size],
+        u, t_end, n_deliveries, n_inputs, completed, message, SimulatorState(arrays, _digest(counts, weights, *given)),
+    )  # fmt: skip
 
 
-def _sums(
-    frozen: Frozen,
-    x: NDArray | PiecewiseInput | Pulses,
-    times: NDArray,
-    spike_times: NDArray,
-    spike_neurons: NDArray,
-    tau: float,
-    delay: float,
-) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Average rates, those of the spikes that have arrived, F x̄ + b and W a of the latter, (M, n) each."""
+def _drives(frozen: Frozen, x_mean: NDArray, a_delayed: NDArray) -> tuple[NDArray, NDArray]:
+    """F x̄ + b and W a, (M, n) each, of average inputs and of the average rates that have arrived."""
     net = frozen.network
-    a = _averages(spike_times, spike_neurons, times, tau, net.state_size)
-    a_delayed = _averages(spike_times, spike_neurons, times, tau, net.state_size, delay)
-    recurrent = np.zeros_like(a)
-    drive = np.repeat(frozen.constants(1, with_input=True), times.size, axis=0)
-    x_mean = _mean_input(net, x, times, tau)
+    recurrent = np.zeros_like(a_delayed)
+    drive = np.repeat(frozen.constants(1, with_input=True), len(x_mean), axis=0)
     for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
         into, sent = (drive, x_mean) if source < 0 else (recurrent, a_delayed[:, net.slice_of(source)])
         into[:, net.slice_of(target)] += m.linear(sent)
-    return a, a_delayed, drive, recurrent
+    return drive, recurrent
 
 
 def _checked(
@@ -356,6 +324,7 @@ def _with_room(array: NDArray, n: int) -> NDArray:
 
 def _check_resumed(run: ContinuousRun, net: Network, tau: float, delay: float, times: NDArray) -> int:
     """How many of the times the run to resume has been at; refuses what does not go on from it."""
+    _checks.kind("resume", run, ContinuousRun)
     if net != run.network:
         raise ValueError("frozen has another network than the run to resume; expected the same")
     for name, given, before in (("tau", tau, run.tau), ("delay", delay, run.delay)):
@@ -379,7 +348,6 @@ def _digest(counts: NDArray, weights: NDArray, edges: NDArray, drives: NDArray, 
 def _inputs(frozen: Frozen, x: NDArray | PiecewiseInput | Pulses) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Edges and drives of the piecewise constant part, times and cells of the input spikes."""
     net = frozen.network
-    none = np.empty(0), np.empty(0, np.int64)
     if isinstance(x, Pulses):
         times, neurons = _checks.reals("times of x", x.times), np.asarray(x.neurons)
         n_in = int(np.prod(net.input_shape))
@@ -389,7 +357,9 @@ def _inputs(frozen: Frozen, x: NDArray | PiecewiseInput | Pulses) -> tuple[NDArr
             raise ValueError("x has times that are negative, infinite or not in order; expected them ascending from 0")
         if times.size and not (np.issubdtype(neurons.dtype, np.integer) and 0 <= neurons.min() <= neurons.max() < n_in):
             raise ValueError(f"x has neurons outside the input; expected whole numbers from 0 to {n_in - 1}")
-        return np.zeros(1), frozen.constants(1, with_input=True), times, _cell_of_input(net)[neurons.astype(np.int64)]
+        order = to_channels_last(np.arange(n_in).reshape(1, *net.input_shape), net.input_shape)[0]
+        cells = np.argsort(order)[neurons.astype(np.int64)]
+        return np.zeros(1), frozen.constants(1, with_input=True), times, cells
     if isinstance(x, PiecewiseInput):
         edges = _checks.reals("times of x", x.times)
         values = _checks.reals("values of x", x.values)
@@ -397,13 +367,14 @@ def _inputs(frozen: Frozen, x: NDArray | PiecewiseInput | Pulses) -> tuple[NDArr
             raise ValueError("x has times that do not begin at 0 or do not ascend; expected 0 = t_0 < t_1 < ...")
         if values.shape != (edges.size, *net.input_shape):
             raise ValueError(f"x has values of shape {values.shape}; expected {(edges.size, *net.input_shape)}")
-        return edges, constant_drive(frozen, values), *none
-    x = _checks.reals("x", x)
-    if x.shape != net.input_shape:
-        raise ValueError(
-            f"x has shape {x.shape}; expected {net.input_shape}, one sample (or PiecewiseInput, or Pulses)"
-        )
-    return np.zeros(1), constant_drive(frozen, x[None]), *none
+    else:
+        x = _checks.reals("x", x)
+        if x.shape != net.input_shape:
+            raise ValueError(
+                f"x has shape {x.shape}; expected {net.input_shape}, one sample (or PiecewiseInput, or Pulses)"
+            )
+        edges, values = np.zeros(1), x[None]
+    return edges, constant_drive(frozen, values), np.empty(0), np.empty(0, np.int64)
 
 
 def constant_drive(frozen: Frozen, x: NDArray) -> NDArray:
@@ -411,23 +382,16 @@ def constant_drive(frozen: Frozen, x: NDArray) -> NDArray:
     return frozen.drive(frozen.check_input(x)) + frozen.constants(1, with_input=False)
 
 
-def _cell_of_input(net: Network) -> NDArray[np.int64]:
-    """(n_in,) the cell of each input along the flattened input_shape."""
-    n_in = int(np.prod(net.input_shape))
-    order = to_channels_last(np.arange(n_in).reshape(1, *net.input_shape), net.input_shape)[0]
-    cells = np.empty(n_in, np.int64)
-    cells[order] = np.arange(n_in)
-    return cells
-
-
-def _mean_input(net: Network, x: NDArray | PiecewiseInput | Pulses, times: NDArray, tau: float) -> NDArray:
-    """x̄(t) = (1/K(t)) ∫ κ(t−τ) x(τ) dτ as cells, (M, n_in)."""
+def _mean_input(
+    net: Network, x: NDArray | PiecewiseInput | Pulses, given: tuple[NDArray, ...], times: NDArray, tau: float
+) -> NDArray:
+    """x̄(t) = (1/K(t)) ∫ κ(t−τ) x(τ) dτ as cells, (M, n_in), of x as given and as :func:`_inputs` has it."""
+    edges, _, input_times, input_cells = given
     if isinstance(x, Pulses):
-        neurons = _cell_of_input(net)[np.asarray(x.neurons, np.int64)]
-        return _averages(np.asarray(x.times, np.float64), neurons, times, tau, int(np.prod(net.input_shape)))
+        return _averages(input_times, input_cells, times, tau, int(np.prod(net.input_shape)))
     if isinstance(x, PiecewiseInput):
         cells = to_channels_last(np.asarray(x.values, np.float64), net.input_shape)
-        ends = np.append(np.asarray(x.times, np.float64), np.inf)
+        ends = np.append(edges, np.inf)
         # ∫ κ over a piece that lies between t − hi and t − lo ago.
         ago = kernel_total(np.maximum(times[:, None] - np.minimum(ends, times[:, None]), 0.0), tau)
         return (ago[:, :-1] - ago[:, 1:]) @ cells / kernel_total(times, tau)[:, None]

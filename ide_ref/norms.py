@@ -171,9 +171,9 @@ def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> flo
                 symbol[:, phase[t]] += wave[j, t] * rows[:, t]
             # (batch, windows' channels, phases · picture's channels)
             matrix = symbol.transpose(2, 3, 0, 1, 4).reshape(blocks.shape[2], blocks.shape[3], -1)
-            gram = matrix @ matrix.conj().transpose(0, 2, 1)
             if matrix.shape[1] > matrix.shape[2]:
-                gram = matrix.conj().transpose(0, 2, 1) @ matrix
+                matrix = matrix.transpose(0, 2, 1)
+            gram = matrix @ matrix.conj().transpose(0, 2, 1)
             frobenius = float(np.max(np.sum(np.abs(matrix) ** 2, axis=(1, 2))))
             top = float(np.max(np.linalg.eigvalsh(gram)[:, -1]))
             k = gram.shape[-1]

@@ -10,7 +10,7 @@ import pytest
 from graphs import cases
 from hypothesis import given
 from hypothesis import strategies as st
-from theorems import dense_network
+from theorems import dense_network, system_of
 from trust import HONEST, Exact, judge_network, judge_system, solve_exactly
 
 from ide_ref import IF, backward, build, certificates, find_equilibrium, freeze, simulate
@@ -156,7 +156,7 @@ def test_the_running_error_of_a_sweep_covers_its_rounding(case, seed):
     """p of every neuron at any rates, through every synapse, normalisation and mask, against rational arithmetic."""
     state = find_equilibrium(case.frozen, case.x, max_iter=1, allow_unconverged=True)
     a = np.random.default_rng(seed).random(state.a.shape)
-    near = certificates.pre_activations(case.frozen, state.x_mean, a, slice(None))
+    near = certificates.pre_activations(case.frozen, state.x_mean, a)
     value, error = (np.concatenate(part, axis=1) for part in zip(*near, strict=True))
     assert_covered(value[0], error[0], Exact(case.frozen, state.x_mean, 0).p([Fraction(float(v)) for v in a[0]]))
     # Of the order of the rounding, not a bound for its own sake.
@@ -323,16 +323,23 @@ def test_beta_of_a_network_that_left_the_range_is_no_solution():
         backward(frozen, rates, np.ones((1, 2), np.float32))
 
 
-@given(case=cases(), seed=st.integers(0, 2**32 - 1))
-def test_a_map_of_all_sizes_is_nowhere_smaller(case, seed):
-    rng = np.random.default_rng(seed)
-    for m in case.frozen.maps:
-        s = rng.normal(size=(len(case.x), m.synapse.n_in))
-        made = certificates.Map(m, slice(None))
-        value, error = made.output(certificates.Near.exactly(s))
-        size, more = made.absolute().output(certificates.Near.exactly(np.abs(s)))
-        assert np.all(np.abs(value) <= size * (1 + 1e-12))
-        assert np.all(error <= more * (1 + 1e-12))
+@given(case=cases(), seed=seeds)
+def test_the_sizes_of_all_terms_are_nowhere_smaller_than_their_sum(case, seed):
+    x_mean = find_equilibrium(case.frozen, case.x, max_iter=1, allow_unconverged=True).x_mean
+    a = np.random.default_rng(seed).normal(size=(len(case.x), case.network.state_size))
+    found = certificates.pre_activations(case.frozen, x_mean, a)
+    sizes = certificates.pre_activations(case.frozen, np.abs(x_mean), np.abs(a), absolute=True)
+    for p, size in zip(found, sizes, strict=True):
+        assert np.all(np.abs(p.value) <= size.value * (1 + 1e-12))
+        assert np.all(p.error <= size.error * (1 + 1e-12))
+
+
+def test_the_sizes_of_all_terms_are_no_larger_than_they_are():
+    system = system_of(IF(), [3, 2], [(-1, 0), (0, 1), (1, 0)], np.random.default_rng(1), 0.9)
+    x, a = np.abs(system.x), np.random.default_rng(0).random((2, 5))
+    sizes = certificates.pre_activations(system.frozen, x, a, absolute=True)
+    F, b, B = (np.abs(part) for part in (system.F, system.b, system.forward + system.feedback))
+    np.testing.assert_allclose(np.concatenate([p.value for p in sizes], axis=1), x @ F.T + b + a @ B.T, rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [1e308, np.inf, np.nan])

@@ -22,7 +22,6 @@ from ide_ref import (
     continuous,
     freeze,
     simulate,
-    theory,
 )
 from ide_ref.continuous import PiecewiseInput, Pulses, kernel_total, simulate_continuous
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d
@@ -514,12 +513,6 @@ def test_bounds_are_sums_of_their_parts(delay, gamma, tau):
         stacked = stacked / (1 - contraction) if contraction < 1 else np.inf
     np.testing.assert_allclose(bound.stacked - np.linalg.norm(known), stacked, rtol=1e-11)
     np.testing.assert_allclose(bound.total_error, np.linalg.norm(run.a - bound.equilibrium.a, axis=1), rtol=1e-12)
-    # What rounding is relative to: all that p and its parts are sums of, without signs, beside what is given.
-    given, B = np.ones_like(run.a), np.abs(system.forward + system.feedback)
-    sizes = given + np.abs(system.x[0]) @ np.abs(system.F).T + (run.a + run.a_delayed) @ B.T
-    sizes[:, :3] += np.abs(system.b[:3])
-    found = theory.continuous._sizes_of_p(system.frozen, system.x[0], run, given)
-    np.testing.assert_allclose(found, sizes, rtol=1e-12)
     sups = [np.abs(run.u_plus[:, place]).max() for place in system.places]
     np.testing.assert_allclose(bound.u_plus_sup, sups, rtol=1e-9)
     floor = bound.floor(tau)

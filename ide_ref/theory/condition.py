@@ -88,10 +88,10 @@ class Conditions:
         """(I − L)⁻¹, (N, N), from above: how a disturbance of a population reaches the later ones in the same step."""
         return inverse(self.forward)
 
-    @cached_property
+    @property
     def both(self) -> NDArray:
-        """N = L + U, (N, N), from above: what reaches a population after one delay in continuous time."""
-        return raised(self.forward + self.feedback, 5)
+        """N = L + U, (N, N), from above: a connection is either forward or feedback, so nothing is rounded."""
+        return self.forward + self.feedback
 
     @cached_property
     def propagation(self) -> NDArray:
@@ -250,8 +250,9 @@ def check_run(frozen: Frozen, name: str, run: Any, kind: type) -> Frozen:
 
 
 def population_norms(net: Network, state: NDArray) -> NDArray:
-    """(B, m, n) to (B, m, N)."""
-    return np.stack([np.linalg.norm(state[:, :, net.slice_of(i)], axis=2) for i in range(len(net.populations))], axis=2)
+    """(..., n) to (..., N)."""
+    parts = (state[..., net.slice_of(i)] for i in range(len(net.populations)))
+    return np.stack([np.linalg.norm(part, axis=-1) for part in parts], axis=-1)
 
 
 def median_ratio(error: NDArray, bound: NDArray) -> float:

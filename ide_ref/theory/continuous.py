@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import _checks, certificates
-from ide_ref.certificates import Map, Near
 from ide_ref.continuous import ContinuousRun, constant_drive, time_constant
 from ide_ref.equilibrium import Equilibrium, find_equilibrium
 from ide_ref.maps import Frozen
 from ide_ref.norms import ROUNDOFF, raised
-from ide_ref.synapses import to_channels_last
 from ide_ref.theory.condition import Conditions, check_run, conditions, median_ratio, population_norms
 
 
@@ -108,32 +106,30 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
         raise ValueError(f"x_star has shape {star.shape}; expected {net.input_shape}, finite, one sample")
     conditions_ = conditions(frozen)
     equilibrium = find_equilibrium(frozen, star[None], method="newton", sigma="relu")
-    drift = (1.0 - run.ratio)[:, None] * run.recurrent
-    of_input = run.drive - constant_drive(frozen, equilibrium.x_mean)
-    potential = run.u_plus / run.kernel_total[:, None]
-    errors = (run.a - equilibrium.a, run.a_delayed - equilibrium.a)
-    error, delayed, drift_, input_, potential_ = (
-        population_norms(net, part[None])[0] for part in (*errors, drift, of_input, potential)
-    )
-    off = np.abs(v_th * run.a - (np.maximum(run.p, 0.0) - potential))
+    u_plus = run.u_plus / run.kernel_total[:, None]
+    off = np.abs(v_th * run.a - (np.maximum(run.p, 0.0) - u_plus))
     # Rates and drives are sums over spikes and connections: relative to what they are made of.
     terms = run.spike_times.size + net.state_size + float(np.prod(net.input_shape)) + 32.0
-    made_of = np.abs(run.recurrent) + np.abs(run.drive) + v_th * run.a + np.abs(potential)
-    lost = population_norms(net, (off + 4.0 * terms * ROUNDOFF * _sizes_of_p(frozen, star, run, made_of))[None])[0]
-    defect = certificates.defects(frozen, equilibrium.x_mean, equilibrium.a, "relu")[0]
-    certificate = certificates.equilibrium_error(frozen, equilibrium.x_mean, equilibrium.a, "relu")[0]
+    sizes = certificates.pre_activations(frozen, np.abs(star)[None], run.a + run.a_delayed, absolute=True)
+    made_of = np.abs(run.recurrent) + np.abs(run.drive) + v_th * run.a + np.abs(u_plus)
+    made_of += np.concatenate([p.value for p in sizes], axis=1)
+    drift, of_input = (1.0 - run.ratio)[:, None] * run.recurrent, run.drive - constant_drive(frozen, star[None])
+    parts = (run.a - equilibrium.a, run.a_delayed - equilibrium.a, drift, of_input, u_plus)
+    error, delayed, drift, of_input, potential = (population_norms(net, part) for part in parts)
+    lost = population_norms(net, off + 4.0 * terms * ROUNDOFF * made_of)
+    defect = certificates.defects(frozen, equilibrium.x_mean, equilibrium.a, "relu")
+    certificate = certificates.resolved(conditions_.both, defect)[0]
     known = np.where(np.isfinite(certificate), certificate, 0.0)
-    rounding = v_th * defect + lost
+    rounding = v_th * defect[0] + lost
     n = len(net.populations)
     slack = 4 * net.state_size + 4 * n + 36
-    r = raised((drift_ + input_ + potential_ + rounding) / v_th, slack)
+    r = raised((drift + of_input + potential + rounding) / v_th, slack)
     gamma = raised(conditions_.stacked.value + conditions_.stacked.error, 1)
-    whole = sum(np.linalg.norm(part, axis=1) for part in (drift, of_input, potential, rounding)) / v_th
-    whole = raised(whole, slack)
-    all_known = float(certificates.norm_above(known[None])[0])
+    disturbances = np.linalg.norm([drift, of_input, potential, rounding], axis=2)
+    whole = raised(disturbances.sum(axis=0) / v_th, slack)
     if run.delay > 0:
         one_step = raised(delayed @ conditions_.both.T + r, slack)
-        stacked = raised(gamma * np.linalg.norm(errors[1], axis=1) + whole, slack)
+        stacked = raised(gamma * np.linalg.norm(delayed, axis=1) + whole, slack)
     else:
         # Without delay the error stands on both sides. No r is 0, so an infinite series makes this infinite.
         one_step = raised(r @ conditions_.stacked_series.T, slack)
@@ -141,34 +137,9 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     c = np.array([np.abs(run.u_plus[:, net.slice_of(i)]).max(initial=0.0) for i in range(n)])
     c = raised(c + float(run.kernel_total.max(initial=0.0)) * lost.max(axis=0, initial=0.0), 12)
     return ContinuousBound(
-        error,
-        delayed,
-        one_step + known,
-        drift_,
-        input_,
-        potential_,
-        rounding,
-        certificate,
-        stacked + all_known,
-        c,
-        equilibrium,
-        conditions_,
-    )
-
-
-def _sizes_of_p(frozen: Frozen, star: NDArray, run: ContinuousRun, made_of: NDArray) -> NDArray:
-    """(M, n) what p and its parts are sums of, without signs."""
-    net = frozen.network
-    out = made_of.copy()
-    for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
-        sizes = Map(m, slice(None)).absolute()
-        if source < 0:
-            x = Near.exactly(to_channels_last(np.abs(star)[None].astype(np.float64), net.input_shape))
-            out[:, net.slice_of(target)] += sizes.output(x).value
-        else:
-            for a in (run.a, run.a_delayed):
-                out[:, net.slice_of(target)] += sizes.linear(Near.exactly(a[:, net.slice_of(source)])).value
-    return out
+        error, delayed, one_step + known, drift, of_input, potential, rounding, certificate,
+        stacked + certificates.norm_above(known), c, equilibrium, conditions_,
+    )  # fmt: skip
 
 
 def continuous_envelope(

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import _checks, certificates
-from ide_ref.certificates import Map, Near
 from ide_ref.equilibrium import Equilibrium, find_equilibrium, sweep
 from ide_ref.maps import Frozen
 from ide_ref.network import Network
@@ -54,7 +53,7 @@ def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
     if x.shape[0] != n_batch or (net.is_spike_input(x) and x.shape[1] != n_steps):
         raise ValueError(f"x has shape {x.shape}; expected the input of the run, {n_batch} samples and {n_steps} steps")
     nothing = np.zeros((n_batch, *net.input_shape)), np.zeros((n_batch, n))
-    constants = certificates.pre_activations(frozen, *nothing, slice(None))
+    constants = certificates.pre_activations(frozen, *nothing)
     constant = np.concatenate([p.value for p in constants], axis=1)[:, None]
     n_in = int(np.prod(net.input_shape))
     a = sums = np.zeros((n_batch, 1, n))
@@ -97,15 +96,11 @@ def _rounding_of_p(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
     """(B, N) bounds, in the norm, of what the p[t] of ``_replay`` have lost to rounding, for any rates in [0, 1]."""
     net = frozen.network
     largest = np.abs(x).max(axis=1) if net.is_spike_input(x) else np.abs(x)
-    sizes = to_channels_last(largest.astype(np.float64), net.input_shape)
-    total = [Near.exactly(np.zeros((len(x), p.size))) for p in net.populations]
-    for m, (source, target) in zip(frozen.maps, net.edges, strict=True):
-        sent = sizes if source < 0 else np.ones((len(x), net.populations[source].size))
-        # Averages over time are sums of as many terms, none of them negative but for inputs.
-        given = Near(sent, (n_steps + 8.0) * ROUNDOFF * sent)
-        total[target] = total[target].plus(Map(m, slice(None)).absolute().output(given))
-    # _replay adds constants apart, multiplies by ratios and is allowed a few roundings more.
-    return np.stack([4.0 * certificates.norm_above(part.error) for part in total], axis=1)
+    sizes = certificates.pre_activations(frozen, largest, np.ones((len(x), net.state_size)), absolute=True)
+    # Averages over time are sums of as many terms, none of them negative but for inputs. _replay adds constants apart,
+    # multiplies by ratios and is allowed a few roundings more.
+    share = (n_steps + 8.0) * ROUNDOFF
+    return np.stack([4.0 * certificates.norm_above(p.error + share * p.value) for p in sizes], axis=1)
 
 
 def _input_part(frozen: Frozen, cells: NDArray) -> NDArray:
@@ -257,22 +252,18 @@ class ErrorBound:
         R = sup_t (t r[t−1]) of the run; the input must converge as 1/t for it to stay finite with T.
         Infinite where the block condition does not hold. ValueError for LIF neurons.
         """
-        leak = self.equilibrium.network.neuron.leak
-        if leak != 1.0:
-            raise ValueError(f"leak is {leak}; the O(1/t) envelope is for IF, expected leak 1 (see floor)")
+        neuron = self.equilibrium.network.neuron
+        if neuron.leak != 1.0:
+            raise ValueError(f"leak is {neuron.leak}; the O(1/t) envelope is for IF, expected leak 1 (see floor)")
         times = self.times[:, None]
         r = self.drift + self.input + self.potential + self.rounding[:, None]
         disturbance = raised((times * r).max(axis=1), 12)
-        envelope = if_envelope(self.conditions, self._v_th, disturbance, self._start, self.times)
+        envelope = if_envelope(self.conditions, neuron.v_th, disturbance, self._start, self.times)
         return envelope + self._known[:, None]
 
     def floor(self) -> NDArray:
         """(FLOOR) with the observed c, (B, N): what the limit error of LIF cannot exceed, from above."""
         return lif_floor(self.conditions, self.equilibrium.network, self.u_plus_sup) + self._known
-
-    @property
-    def _v_th(self) -> float:
-        return self.equilibrium.network.neuron.v_th
 
     def transient(self) -> NDArray:
         """What the iterated bound adds to ``floor`` at each time, (B, T, N), for LIF at a constant |u⁺| ≤ c."""
@@ -281,12 +272,12 @@ class ErrorBound:
         total = np.array([net.neuron.total_weight(int(t)) for t in self.times])[:, None]
         rest = self.drift + self.input + self.u_plus_sup[:, None] * sizes * (1.0 / total - (1.0 - net.neuron.leak))
         rest = np.maximum(rest, 0.0) + self.rounding[:, None]
-        return _iterate(self.conditions, raised(rest / self._v_th, 12), self._start)
+        return _iterate(self.conditions, raised(rest / net.neuron.v_th, 12), self._start)
 
     @property
     def _start(self) -> NDArray:
         """(B, N) E[0] = ‖a*‖ of each population, from above."""
-        norms = population_norms(self.equilibrium.network, self.equilibrium.a[:, None].astype(np.float64))[:, 0]
+        norms = population_norms(self.equilibrium.network, self.equilibrium.a.astype(np.float64))
         return raised(norms, self.equilibrium.a.shape[1] + 4)
 
     @property
@@ -362,7 +353,7 @@ def error_bound(
     lost = _rounding_of_p(frozen, frozen.check_input(x), n_steps) + _rounding_of_p(frozen, star, 1)
     c = raised(c + net.neuron.total_weight(n_steps) * lost, 12)
     defect = certificates.defects(frozen, star, equilibrium.a)
-    certificate = certificates.equilibrium_error(frozen, star, equilibrium.a)
+    certificate = certificates.resolved(conditions_.both, defect)
     # Norms of n numbers, averages of T steps: relative to parts of r of at most this size.
     sizes = (drift + of_input + potential).max(axis=1)
     of_averages = (n_steps + 16.0) * ROUNDOFF * np.sqrt([p.size for p in net.populations])
