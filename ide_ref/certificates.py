@@ -102,8 +102,7 @@ def population_norms(frozen: Frozen) -> tuple[NDArray, NDArray]:
         if source >= 0:
             into = forward if source < target else feedback
             # Parallel connections: the norm of their sum is at most the sum of their norms.
-            norm = m.norm_bound.upper
-            into[target, source] = raised(into[target, source] + norm / net.neuron.v_th, 3)
+            into[target, source] = raised(into[target, source] + m.norm_bound.upper / net.neuron.v_th, 3)
     return forward, feedback
 
 
@@ -155,7 +154,7 @@ def resolved(N: NDArray, d: NDArray) -> NDArray:
         along = raised(np.max(missing / reach, axis=1, keepdims=True), 4)
         bound = raised((e + along * v) * size, 12)
         bound = np.where(np.all(d == 0, axis=1, keepdims=True), 0.0, bound)
-        return np.where(np.isfinite(d).all(axis=1, keepdims=True) & np.isfinite(bound), bound, np.inf)
+        return np.where(np.isfinite(bound), bound, np.inf)
 
 
 def inverse(A: NDArray) -> NDArray:
@@ -237,12 +236,6 @@ class Map:
         """Values of the receiving channels, (1, n_to)."""
         return self.synapse.out_channels(values.astype(np.float64))[None]
 
-    def linear(self, s: Near) -> Near:
-        """keep ⊙ scale ⊙ W s."""
-        out = self._product(self.synapse.apply, self.fan_in, s)
-        out = out if self.norm is None else out.times(self.norm[1])
-        return out if self.keep is None else out.times(self.keep)
-
     def absolute(self) -> Map:
         """The map of all sizes: its output and rounding at |s| are no smaller than this one's anywhere within."""
         made = copy.copy(self)
@@ -262,7 +255,7 @@ class Map:
         return out if self.keep is None else out.times(self.keep)
 
     def adjoint(self, v: Near) -> Near:
-        """Transpose of ``linear``."""
+        """Transpose of the output's linear part."""
         v = v if self.keep is None else v.times(self.keep)
         v = v if self.norm is None else v.times(self.norm[1])
         return self._product(self.synapse.adjoint, self.fan_out, v)
@@ -340,7 +333,7 @@ def defects(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip") ->
             for i, p in enumerate(pre_activations(frozen, x_mean, a, rows)):
                 quotient = p.over(net.neuron.v_th)
                 rates = Near(np.clip(quotient.value, 0.0, upper), quotient.error)
-                bounds[rows, i] = rates.plus(Near.exactly(-a[rows, net.slice_of(i)].astype(np.float64))).norm()
+                bounds[rows, i] = rates.plus(Near.exactly(-a[rows, net.slice_of(i)])).norm()
     return bounds
 
 
@@ -363,20 +356,21 @@ def beta_error(frozen: Frozen, maps: Sequence[AffineMap], slope: NDArray, g: NDA
         return bounds
     for rows in chunks(frozen, len(beta)):
         with np.errstate(over="ignore", invalid="ignore"):
-            left = []
-            for i in range(len(net.populations)):
-                columns = net.slice_of(i)
-                left.append(Near.exactly(g[rows, columns]).plus(Near.exactly(-beta[rows, columns].astype(np.float64))))
+            places = [net.slice_of(i) for i in range(len(net.populations))]
+            left = [Near.exactly(g[rows, place]).plus(Near.exactly(-beta[rows, place])) for place in places]
             for m, (source, target) in zip(maps, net.edges, strict=True):
                 if source < 0:
                     continue
-                columns = net.slice_of(target)
-                sent = np.where(slope[rows, columns] != 0, beta[rows, columns], 0.0)
-                arrived = Map(m, rows).adjoint(Near.exactly(sent).over(net.neuron.v_th))
-                left[source] = left[source].plus(arrived)
+                sent = np.where(slope[rows, places[target]] != 0, beta[rows, places[target]], 0.0)
+                left[source] = left[source].plus(Map(m, rows).adjoint(Near.exactly(sent).over(net.neuron.v_th)))
             for i, part in enumerate(left):
                 bounds[rows, i] = part.norm()
     return resolved(np.add(*population_norms(frozen)).T, bounds)
+
+
+def known_to(certificate: NDArray) -> NDArray:
+    """The certificate where it is finite, else 0: where a* is known that well, bounds speak of the exact one."""
+    return np.where(np.isfinite(certificate), certificate, 0.0)
 
 
 def on_sources(frozen: Frozen, bounds: NDArray) -> NDArray:

@@ -260,12 +260,11 @@ def affine(x: NDArray, scale: NDArray, shift: NDArray, keep: NDArray | None, out
     Added to ``out``, cells of the same dtype, where it is given.
     """
     into = memory.empty(x.shape, x.dtype) if out is None else out
-    n_batch, n = x.shape
     cells, row = memory.rows(x)
     kept, kept_row = (cells, row) if keep is None else memory.rows(keep.astype(x.dtype, copy=False))
     written, out_row = memory.rows(into, written=True)
     _elementwise.affine(
-        cells, row, n_batch, n, scale, shift, keep is not None, kept, kept_row, out is not None, written, out_row
+        cells, row, *x.shape, scale, shift, keep is not None, kept, kept_row, out is not None, written, out_row
     )
     return into
 

@@ -422,18 +422,14 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[tuple[NDArray, NDArray, N
             continue
         synapse = c.synapse
         c_in, c_out = synapse.channels
-        position, tap = np.nonzero(synapse.targets >= 0)
+        position, tap = (index[:, None] for index in np.nonzero(synapse.targets >= 0))
         q = synapse.targets[position, tap].astype(np.int64)
-        channel = np.arange(synapse.in_shape[0] if synapse.depthwise else c_in)
-        sender = (position[:, None] * channel.size + channel).ravel() + (
-            n if source < 0 else net.slice_of(source).start
-        )
-        if synapse.depthwise:
-            receiver, at = q[:, None] * c_out + channel, tap[:, None] * c_out + channel
-        else:
-            receiver, at = q[:, None] * c_out + 0 * channel, (tap[:, None] * c_in + channel) * c_out
-        length = np.full(sender.size, 1 if synapse.depthwise else c_out)
-        rows.append((sender, receiver.ravel() + net.slice_of(target).start, at.ravel() + offset, length))
+        # A channel reaches the same one, or all.
+        length, channel = 1 if synapse.depthwise else c_out, np.arange(c_in)
+        sender = (n if source < 0 else net.slice_of(source).start) + position * c_in + channel
+        receiver = net.slice_of(target).start + q * c_out + (channel if synapse.depthwise else 0 * channel)
+        at = offset + (tap * c_in + channel) * length
+        rows.append((sender.ravel(), receiver.ravel(), at.ravel(), np.full(sender.size, length)))
         weights.append(c.folded_taps.ravel())
         offset += weights[-1].size
     # An empty row first: a network may have no such connection.
@@ -454,13 +450,12 @@ def _storm(net: Network, times: NDArray, neurons: NDArray, t_end: float, wanted:
     population = int(np.searchsorted(net.offsets, worst, side="right")) - 1
     late = int(np.count_nonzero(times > t_end / 2))
     early = times.size - late
+    why = "rates are steady, so this duration needs a larger max_events"
     if late > 1.5 * early:
         why = (
             f"the second half of that time had {late} spikes and the first {early}: feedback outruns the resets, and "
             "without the clip nothing bounds the rates (is the contraction below 1?)"
         )
-    else:
-        why = "rates are steady, so this duration needs a larger max_events"
     return (
         f"stopped at t = {t_end:.6g} of {wanted:.6g} after max_events = {times.size - n_before} "
         f"{'further ' if n_before else ''}spikes: neuron "

@@ -171,7 +171,7 @@ def test_the_running_error_of_a_product_covers_its_rounding_both_ways(n, seed, d
     W = frozen.maps[1].taps[0].T
     s = np.random.default_rng(seed).normal(size=n)
     feedback = certificates.Map(frozen.maps[1], slice(None))
-    for found, matrix in ((feedback.linear(Near.exactly(s[None])), W), (feedback.adjoint(Near.exactly(s[None])), W.T)):
+    for found, matrix in ((feedback.output(Near.exactly(s[None])), W), (feedback.adjoint(Near.exactly(s[None])), W.T)):
         exact = [
             sum((Fraction(float(w)) * Fraction(float(v)) for w, v in zip(row, s, strict=True)), Fraction(0))
             for row in matrix

@@ -11,15 +11,7 @@ entry by entry. For one population this is (ERR) with G = γ. ``docs/derivations
 
 from ide_ref.theory.condition import Conditions, OperatorNorm, block_matrix, conditions, operator_norm, verdict
 from ide_ref.theory.continuous import ContinuousBound, continuous_envelope, continuous_error_bound
-from ide_ref.theory.discrete import (
-    ErrorBound,
-    Split,
-    error_bound,
-    fixed_point_residual,
-    if_envelope,
-    lif_floor,
-    split,
-)
+from ide_ref.theory.discrete import ErrorBound, Split, error_bound, fixed_point_residual, if_envelope, lif_floor, split
 
 __all__ = [
     "Conditions",

@@ -141,8 +141,7 @@ def conditions(frozen: Frozen) -> Conditions:
     G = np.linalg.solve(np.eye(len(L)) - L, U)
     paper = certificates.contraction(frozen)
     block = float(np.max(np.abs(np.linalg.eigvals(G))))
-    elementwise = None
-    by_weights = False
+    elementwise, by_weights = None, False
     if net.state_size <= EXACT_SIZE:
         parts = np.abs(np.stack([block_matrix(frozen, part) for part in ("forward", "feedback")])) / net.neuron.v_th
         once = np.linalg.solve(np.eye(net.state_size) - parts[0], parts[1])
@@ -242,11 +241,11 @@ def along(m: AffineMap, cells: NDArray) -> NDArray:
 
 def check_run(frozen: Frozen, name: str, run: Any, kind: type) -> Frozen:
     """The network as the rollout has it; ValueError for what is no run, or one of another network."""
-    _checks.kind("frozen", frozen, Frozen)
+    frozen = of_rollout(frozen)
     _checks.kind(name, run, kind)
     if run.network != frozen.network:
         raise ValueError(f"{name} is a run of another network than frozen; expected one of the same")
-    return of_rollout(frozen)
+    return frozen
 
 
 def population_norms(net: Network, state: NDArray) -> NDArray:

@@ -119,7 +119,7 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     lost = population_norms(net, off + 4.0 * terms * ROUNDOFF * made_of)
     defect = certificates.defects(frozen, equilibrium.x_mean, equilibrium.a, "relu")
     certificate = certificates.resolved(conditions_.both, defect)[0]
-    known = np.where(np.isfinite(certificate), certificate, 0.0)
+    known = certificates.known_to(certificate)
     rounding = v_th * defect[0] + lost
     n = len(net.populations)
     slack = 4 * net.state_size + 4 * n + 36
@@ -134,7 +134,7 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
         # Without delay the error stands on both sides. No r is 0, so an infinite series makes this infinite.
         one_step = raised(r @ conditions_.stacked_series.T, slack)
         stacked = certificates.certified(whole, gamma)
-    c = np.array([np.abs(run.u_plus[:, net.slice_of(i)]).max(initial=0.0) for i in range(n)])
+    c = np.maximum.reduceat(np.abs(run.u_plus).max(axis=0, initial=0.0), net.offsets[:-1])
     c = raised(c + float(run.kernel_total.max(initial=0.0)) * lost.max(axis=0, initial=0.0), 12)
     return ContinuousBound(
         error, delayed, one_step + known, drift, of_input, potential, rounding, certificate,

@@ -15,15 +15,7 @@ from ide_ref.network import Network
 from ide_ref.norms import ROUNDOFF, raised
 from ide_ref.simulation import Rates
 from ide_ref.synapses import to_channels_last
-from ide_ref.theory.condition import (
-    Conditions,
-    along,
-    check_run,
-    conditions,
-    inner,
-    median_ratio,
-    population_norms,
-)
+from ide_ref.theory.condition import Conditions, along, check_run, conditions, inner, median_ratio, population_norms
 
 _CHUNK = 2**21  # numbers of one array while a run is replayed
 
@@ -259,11 +251,12 @@ class ErrorBound:
         r = self.drift + self.input + self.potential + self.rounding[:, None]
         disturbance = raised((times * r).max(axis=1), 12)
         envelope = if_envelope(self.conditions, neuron.v_th, disturbance, self._start, self.times)
-        return envelope + self._known[:, None]
+        return envelope + certificates.known_to(self.certificate)[:, None]
 
     def floor(self) -> NDArray:
         """(FLOOR) with the observed c, (B, N): what the limit error of LIF cannot exceed, from above."""
-        return lif_floor(self.conditions, self.equilibrium.network, self.u_plus_sup) + self._known
+        floor = lif_floor(self.conditions, self.equilibrium.network, self.u_plus_sup)
+        return floor + certificates.known_to(self.certificate)
 
     def transient(self) -> NDArray:
         """What the iterated bound adds to ``floor`` at each time, (B, T, N), for LIF at a constant |u⁺| ≤ c."""
@@ -279,11 +272,6 @@ class ErrorBound:
         """(B, N) E[0] = ‖a*‖ of each population, from above."""
         norms = population_norms(self.equilibrium.network, self.equilibrium.a.astype(np.float64))
         return raised(norms, self.equilibrium.a.shape[1] + 4)
-
-    @property
-    def _known(self) -> NDArray:
-        """(B, N) the certificate where it is finite: where a* is known that well, bounds speak of the exact one."""
-        return np.where(np.isfinite(self.certificate), self.certificate, 0.0)
 
 
 def error_bound(
@@ -338,7 +326,7 @@ def error_bound(
     a_star = equilibrium.a[:, None].astype(np.float64)
     input_star = _input_part(frozen, to_channels_last(star, net.input_shape)[:, None].astype(np.float64))
     columns = []
-    c = np.zeros((len(rates.a), len(net.populations)))
+    c = np.zeros(rates.a.shape)
     for s in _replay(frozen, x, rates):
         # (SPLIT) defines u⁺: what potentials were recorded, and how the rollout rounded them, does not enter.
         u_plus = s.total * (np.clip(s.p, 0.0, v_th) - v_th * s.a)
@@ -346,25 +334,24 @@ def error_bound(
         of_input = population_norms(net, s.inputs - input_star)
         potential = population_norms(net, u_plus) / s.total
         columns.append((population_norms(net, s.a - a_star), drift, of_input, potential))
-        sups = [np.abs(u_plus[:, :, net.slice_of(i)]).max(axis=(1, 2)) for i in range(len(net.populations))]
-        c = np.maximum(c, np.stack(sups, axis=1))
+        c = np.maximum(c, np.abs(u_plus).max(axis=1))
     error, drift, of_input, potential = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
     n_steps = rates.n_steps
     lost = _rounding_of_p(frozen, frozen.check_input(x), n_steps) + _rounding_of_p(frozen, star, 1)
-    c = raised(c + net.neuron.total_weight(n_steps) * lost, 12)
+    c = raised(np.maximum.reduceat(c, net.offsets[:-1], axis=1) + net.neuron.total_weight(n_steps) * lost, 12)
     defect = certificates.defects(frozen, star, equilibrium.a)
     certificate = certificates.resolved(conditions_.both, defect)
     # Norms of n numbers, averages of T steps: relative to parts of r of at most this size.
     sizes = (drift + of_input + potential).max(axis=1)
     of_averages = (n_steps + 16.0) * ROUNDOFF * np.sqrt([p.size for p in net.populations])
     rounding = v_th * defect + 3.0 * lost + (net.state_size + 32.0) * ROUNDOFF * sizes + 2.0 * v_th * of_averages
-    known_to = np.where(np.isfinite(certificate), certificate, 0.0)[:, None]
     norms = population_norms(net, a_star)
     before = raised(np.concatenate([norms, error[:, :-1]], axis=1), net.state_size + 4) + of_averages
     r = raised((drift + of_input + potential + rounding[:, None]) / v_th, 12)
     n = len(net.populations)
-    one_step = raised(before @ conditions_.propagation.T + r @ conditions_.resolvent.T, 2 * n + 8) + known_to
-    iterated = _iterate(conditions_, r, raised(norms[:, 0], net.state_size + 4)) + known_to
+    one_step = raised(before @ conditions_.propagation.T + r @ conditions_.resolvent.T, 2 * n + 8)
+    iterated = _iterate(conditions_, r, raised(norms[:, 0], net.state_size + 4))
+    one_step, iterated = (bound + certificates.known_to(certificate)[:, None] for bound in (one_step, iterated))
     return ErrorBound(
         error, one_step, iterated, drift, of_input, potential, rounding, certificate, c, equilibrium, conditions_
     )
