@@ -148,7 +148,7 @@ def resolved(N: NDArray, d: NDArray) -> NDArray:
         except np.linalg.LinAlgError:
             return infinite
         reach = from_below(v)
-        if not (np.all(v > 0) and np.all(reach > 0)):
+        if not np.min([v, reach]) > 0.0:
             return infinite
         missing = np.maximum(raised(d / size, 1) - from_below(e), 0.0)
         along = raised(np.max(missing / reach, axis=1, keepdims=True), 4)
@@ -287,9 +287,8 @@ def pre_activations(
 
     Parameters
     ----------
-    x_mean : (B, *input_shape) array
-    a : (B, n) array
-        Rates that all connections read.
+    x_mean, a : (B, *input_shape) and (B, n) arrays
+        x, and the rates that all connections read.
     rows : slice
         Of samples.
     absolute : bool

@@ -178,7 +178,7 @@ def leading_singular_pair(
 def _combined(weights: NDArray, vectors: NDArray) -> NDArray:
     """weights @ vectors, (k, i) and (i, n). Not by BLAS, whose threads change the order of sums."""
     out = np.empty((len(weights), vectors.shape[1]), vectors.dtype)
-    _dense.matmul_few(np.ascontiguousarray(weights), vectors, False, out.reshape(-1), out.shape[1])
+    _dense.matmul_few(np.ascontiguousarray(weights), vectors, False, out.ravel(), out.shape[1])
     return out
 
 
@@ -210,8 +210,7 @@ def inner(x: NDArray, y: NDArray) -> float:
 
     BLAS sums in an order that depends on its number of threads, and on how the arrays lie in memory.
     """
-    flat = (np.ascontiguousarray(array).reshape(-1) for array in (x, y))
-    return float(_elementwise.inner(*flat))
+    return float(_elementwise.inner(np.ravel(x), np.ravel(y)))
 
 
 def _length(x: NDArray) -> float:
@@ -242,7 +241,7 @@ def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, 
     bits = rng.integers(0, (1 << 64) - 1, -(-n // 4), dtype=np.uint64, endpoint=True).view(np.uint16)[:n]
     mask = memory.empty(shape, dtype)
     factor = mask.dtype.type(1.0 / (1.0 - rate))
-    _elementwise.keep(bits, round(rate * (1 << 16)), factor, mask.reshape(-1))
+    _elementwise.keep(bits, round(rate * (1 << 16)), factor, mask.ravel())
     return mask
 
 
@@ -363,7 +362,7 @@ def restrict_pull_back(
     along = inner(d_weight, unrestricted) / norm
     dtype = unrestricted.dtype
     out = memory.empty(unrestricted.shape, dtype)
-    change = np.ascontiguousarray(d_weight, dtype).reshape(-1)
+    change = np.ascontiguousarray(d_weight, dtype).ravel()
     left, right = (np.ascontiguousarray(side, dtype) for side in d_norm)
-    _elementwise.take_off(change, left, right, dtype.type(along), dtype.type(float(alpha) / norm), out.reshape(-1))
+    _elementwise.take_off(change, left, right, dtype.type(along), dtype.type(float(alpha) / norm), out.ravel())
     return out, np.asarray(along, dtype)

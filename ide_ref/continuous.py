@@ -330,7 +330,7 @@ def _check_resumed(run: ContinuousRun, net: Network, tau: float, delay: float, t
     for name, given, before in (("tau", tau, run.tau), ("delay", delay, run.delay)):
         if given != before:
             raise ValueError(f"{name} is {given!r}; expected that of the run to resume, {before!r}")
-    past = times[times <= run.t_end] if run.completed else times[times < run.t_end]
+    past = times[times < run.t_end]
     if not np.isin(past, run.times).all():
         raise ValueError(
             f"times has some before t = {run.t_end:.6g} that the run to resume was not asked for; expected later ones"
@@ -426,8 +426,9 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[tuple[NDArray, NDArray, N
         q = synapse.targets[position, tap].astype(np.int64)
         # A channel reaches the same one, or all.
         length, channel = 1 if synapse.depthwise else c_out, np.arange(c_in)
-        sender = (n if source < 0 else net.slice_of(source).start) + position * c_in + channel
-        receiver = net.slice_of(target).start + q * c_out + (channel if synapse.depthwise else 0 * channel)
+        # The input, −1, stands behind the n neurons.
+        sender = net.offsets[source] + position * c_in + channel
+        receiver = net.offsets[target] + q * c_out + (channel if synapse.depthwise else 0 * channel)
         at = offset + (tap * c_in + channel) * length
         rows.append((sender.ravel(), receiver.ravel(), at.ravel(), np.full(sender.size, length)))
         weights.append(c.folded_taps.ravel())

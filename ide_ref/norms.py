@@ -75,14 +75,17 @@ def operator_norm(synapse: Synapse, taps: NDArray, scale: NDArray | None, *, bou
         Whether the bound from above is wanted; without it that of a large convolution is infinite, and takes no time.
     """
     taps = taps.astype(np.float64)
-    factors = None if scale is None else synapse.out_channels(scale.astype(np.float64))
-    n = max(synapse.n_in, synapse.n_out)
-    if n <= EXACT_SIZE or isinstance(synapse, Dense):
-        W = synapse.apply(taps, np.eye(synapse.n_in)).T
-        W = W if factors is None else factors[:, None] * W
-        return matrix_norm(W)
-    value = _searched(synapse, taps, factors)
+    factors = np.ones(synapse.n_out) if scale is None else synapse.out_channels(scale.astype(np.float64))
+    if max(synapse.n_in, synapse.n_out) <= EXACT_SIZE or isinstance(synapse, Dense):
+        return matrix_norm(factors[:, None] * synapse.apply(taps, np.eye(synapse.n_in)).T)
+    value = leading_singular_pair(
+        lambda v: factors * synapse.apply(taps, v[None])[0],
+        lambda u: synapse.adjoint(taps, (factors * u)[None])[0],
+        np.random.default_rng(0).standard_normal(synapse.n_in),
+        tol=math.sqrt(ROUNDOFF),
+    ).value
     upper = _symbol_bound(synapse, taps, scale) if bound else math.inf
+    # A search comes from below, but for rounding.
     return Norm(min(value, upper), upper)
 
 
@@ -91,8 +94,8 @@ def matrix_norm(W: NDArray) -> Norm:
     m, n = W.shape
     if not np.all(np.isfinite(W)):
         return Norm(math.inf, math.inf)
+    unit, exponent = _unit(W)
     if m == 1 or n == 1:
-        unit, exponent = _unit(W)
         value = _enlarged(math.sqrt(np.sum(np.square(unit))), exponent)
         return Norm(value, raised(value, W.size + 4 if W.size > 1 else 0))
     if max(m, n) <= EXACT_SIZE:
@@ -101,7 +104,6 @@ def matrix_norm(W: NDArray) -> Norm:
         return Norm(value, raised(value, _LAPACK * max(m, n) + math.sqrt(min(m, n))))
     from scipy.linalg import eigvalsh
 
-    unit, exponent = _unit(W)
     gram = unit @ unit.T if m <= n else unit.T @ unit
     k = len(gram)
     largest = max(float(eigvalsh(gram, subset_by_index=[k - 1, k - 1])[0]), 0.0)
@@ -124,20 +126,6 @@ def _enlarged(x: float, exponent: int) -> float:
         return float(np.ldexp(x, exponent))
 
 
-def _searched(synapse: Synapse, taps: NDArray, factors: NDArray | None) -> float:
-    """The norm of a large map by Golub-Kahan bidiagonalisation: never above the true one but for rounding."""
-
-    def apply(v: NDArray) -> NDArray:
-        out = synapse.apply(taps, v[None])[0]
-        return out if factors is None else factors * out
-
-    def adjoint(u: NDArray) -> NDArray:
-        return synapse.adjoint(taps, (u if factors is None else factors * u)[None])[0]
-
-    start = np.random.default_rng(0).standard_normal(synapse.n_in)
-    return leading_singular_pair(apply, adjoint, start, tol=math.sqrt(ROUNDOFF)).value
-
-
 def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> float:
     """The largest singular value of a convolution's symbol, from above.
 
@@ -152,7 +140,7 @@ def _symbol_bound(synapse: Synapse, taps: NDArray, scale: NDArray | None) -> flo
     if not isinstance(synapse, ConvTranspose2d):  # whose windows are the senders
         blocks = blocks.transpose(0, 1, 3, 2)
     # A pool has a scalar kernel for each channel: one symbol each, the channels as a batch.
-    blocks = blocks.reshape(kernel, kernel, -1, 1, 1) if isinstance(synapse, AvgPool2d) else blocks[:, :, None]
+    blocks = blocks[..., None] if isinstance(synapse, AvgPool2d) else blocks[:, :, None]
     # blocks: (k, k, batch, windows' channels, picture's channels)
     step, phase = np.divmod(np.arange(kernel) - padding, stride)
     step -= step.min()

@@ -59,6 +59,8 @@ def test_one_neuron_close_to_gamma_one(method, gap, dtype):
         assert np.all(np.isinf(back.certificate))
         assert back.why_not == "gamma, the block radius of the norms, is at least 1 (1), and (CERT) asks for less"
         return
+    # What is known of γ itself costs a few roundings.
+    assert weight <= contraction_bound(frozen).upper <= weight * (1 + 2.0**-49)
     exact = Fraction(float(g[0, 0])) / (1 - Fraction(weight))
     assert back.certificate[0] >= abs(Fraction(float(back.beta[0, 0])) - exact)
     assert np.isfinite(back.certificate[0])

@@ -638,6 +638,7 @@ def test_what_a_budget_leaves_is_the_beginning_of_the_whole_run(problem, budget)
     for name in ("times", "a", "a_delayed", "drive", "recurrent", "u"):
         np.testing.assert_array_equal(getattr(run, name), getattr(whole, name)[:n], err_msg=name)
     np.testing.assert_array_equal(run.spike_times, whole.spike_times[: run.spike_times.size])
+    assert_same_bits(simulate_continuous(system.frozen, x, asked, tau=tau, delay=delay, resume=run), whole)
 
 
 def test_a_budget_takes_no_memory_of_its_own():

@@ -121,8 +121,7 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     certificate = certificates.resolved(conditions_.both, defect)[0]
     known = certificates.known_to(certificate)
     rounding = v_th * defect[0] + lost
-    n = len(net.populations)
-    slack = 4 * net.state_size + 4 * n + 36
+    slack = 4 * (net.state_size + len(net.populations)) + 36
     r = raised((drift + of_input + potential + rounding) / v_th, slack)
     gamma = raised(conditions_.stacked.value + conditions_.stacked.error, 1)
     disturbances = np.linalg.norm([drift, of_input, potential, rounding], axis=2)

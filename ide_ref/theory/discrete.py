@@ -348,8 +348,8 @@ def error_bound(
     norms = population_norms(net, a_star)
     before = raised(np.concatenate([norms, error[:, :-1]], axis=1), net.state_size + 4) + of_averages
     r = raised((drift + of_input + potential + rounding[:, None]) / v_th, 12)
-    n = len(net.populations)
-    one_step = raised(before @ conditions_.propagation.T + r @ conditions_.resolvent.T, 2 * n + 8)
+    one_step = before @ conditions_.propagation.T + r @ conditions_.resolvent.T
+    one_step = raised(one_step, 2 * len(net.populations) + 8)
     iterated = _iterate(conditions_, r, raised(norms[:, 0], net.state_size + 4))
     one_step, iterated = (bound + certificates.known_to(certificate)[:, None] for bound in (one_step, iterated))
     return ErrorBound(
