@@ -94,6 +94,7 @@ def test_the_last_line_of_the_certificate_is_verified(n, seed, gap, beyond, size
 
 
 def test_nothing_is_certified_at_and_beyond_one():
+    """Without a warning, which would be an error here."""
     for gamma in (1.0, 1.5, np.inf, np.nan):
         assert np.all(np.isinf(certified(np.array([0.5, 1e-300]), gamma)))
     assert np.all(np.isinf(certified(np.array([np.inf, np.nan]), 0.5)))
@@ -103,7 +104,11 @@ def test_nothing_is_certified_at_and_beyond_one():
     np.testing.assert_allclose(bounds, [[np.inf, np.inf], [np.inf, np.inf], [0, 0], [2, 4]], rtol=1e-14)
     large = Near(np.array([[1.5e308], [0.0], [np.nan], [3.0]]), np.array([[1.5e308], [0.0], [0.0], [4.0]])).norm()
     np.testing.assert_allclose(large, [np.inf, 0, np.inf, 7], rtol=1e-14)
-    np.testing.assert_array_equal(norm_above(np.array([[1.5e308, 1.5e308], [np.inf, 1.0]])), np.inf)
+    for value in (1e308, np.inf, np.nan):
+        assert Near(np.array([[value, value]]), np.array([[value, 0.0]])).norm() == np.inf
+        assert norm_above(np.array([[value, 1.7e308]])) == np.inf
+    for N, d in (([[0.5, 1e300], [1e300, 0.5]], 1e300), ([[0.5, 0.0], [0.0, 0.5]], 1.7e308), ([[0.0]], np.inf)):
+        assert np.all(np.isinf(resolved(np.array(N), np.full((1, len(N)), d))))
     assert certified(np.array([0.5]), 0.5)[0] == pytest.approx(1.0, rel=1e-14)
     assert certified(np.array([0.5]), 0.5)[0] >= 1.0
 
@@ -219,18 +224,18 @@ def test_a_singular_system_is_not_solved_by_growing_x(method, dtype):
 
 
 def test_a_diverging_relu_network_is_not_at_rest():
-    for weight, tol in ((2.0, None), (1.5, 1e-6), (1.0, 1e-3)):
+    """Nor is one whose rates grow by 1 a step, which after 100 steps is little beside what they are."""
+    for weight, tol in ((2.0, None), (1.5, 1e-6), (1.0, 1e-2)):
         for dtype in (np.float32, np.float64):
             frozen = one_neuron(weight, dtype)
             frozen = freeze(frozen.network, {**frozen.params, "input.bias": np.ones(1, dtype)})
+            options = {"sigma": "relu", "tol": tol, "max_iter": 200}
             for method in ("iterate", "anderson", "newton"):
                 if weight > 1 and method != "iterate":
                     continue
                 with pytest.raises(NotConverged):
-                    find_equilibrium(frozen, np.zeros((1, 1), dtype), sigma="relu", method=method, tol=tol)
-            state = find_equilibrium(
-                frozen, np.zeros((1, 1), dtype), sigma="relu", tol=tol, allow_unconverged=True, max_iter=3000
-            )
+                    find_equilibrium(frozen, np.zeros((1, 1), dtype), method=method, **options)
+            state = find_equilibrium(frozen, np.zeros((1, 1), dtype), allow_unconverged=True, **options)
             assert state.status == ("diverged" if weight > 1 else "out of iterations")
 
 
@@ -344,13 +349,6 @@ def test_the_sizes_of_all_terms_are_no_larger_than_they_are():
     np.testing.assert_allclose(np.concatenate([p.value for p in sizes], axis=1), x @ F.T + b + a @ B.T, rtol=1e-12)
 
 
-@pytest.mark.parametrize("value", [1e308, np.inf, np.nan])
-def test_norms_beyond_the_range_are_infinite_without_a_warning(value):
-    with np.errstate(over="raise", invalid="raise"):
-        assert Near(np.array([[value, value]]), np.array([[value, 0.0]])).norm() == np.inf
-        assert norm_above(np.array([[value, 1.7e308]])) == np.inf
-
-
 @pytest.mark.parametrize("method", ["errors", "certificate"])
 def test_samples_coupled_through_batch_statistics_have_no_certificate(method):
     """Also where other connections, the feedback among them, couple nothing."""
@@ -370,9 +368,3 @@ def test_samples_coupled_through_batch_statistics_have_no_certificate(method):
     # With the running statistics the same network has.
     plain = freeze(edited(network, Profile()), params, x, training=True, rng=rng)
     assert np.all(np.isfinite(getattr(find_equilibrium(plain, x), method)))
-
-
-def test_what_cannot_be_resolved_is_infinite_without_a_warning():
-    with np.errstate(over="raise", invalid="raise", divide="raise"):
-        for N, d in (([[0.5, 1e300], [1e300, 0.5]], 1e300), ([[0.5, 0.0], [0.0, 0.5]], 1.7e308), ([[0.0]], np.inf)):
-            assert np.all(np.isinf(resolved(np.array(N), np.full((1, len(N)), d))))

@@ -170,6 +170,10 @@ def test_power_steps_arrive_where_the_svd_is():
         pair = power_step(lambda v: A @ v, lambda u: A.T @ u, pair.right)
     assert first.value < pair.value == pytest.approx(3.0, rel=1e-12)
     np.testing.assert_allclose(A @ pair.right, pair.value * pair.left, atol=1e-10)
+    for step, most in ((first, np.inf), (pair, 1e-9)):
+        rest = np.linalg.norm(A.T @ step.left - step.value * step.right) / step.value
+        assert step.residual == pytest.approx(rest, rel=1e-9, abs=1e-14)
+        assert rest < most
 
 
 @given(rows=st.integers(1, 5), columns=st.integers(1, 5), seed=seeds, alpha=st.floats(-1, 1))

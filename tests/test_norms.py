@@ -78,8 +78,8 @@ def test_symbol_and_gram_bound_the_norm_of_every_synapse(in_shape, out_shape, se
 @pytest.mark.parametrize(
     "synapse",
     [
-        Conv2d.over((3, 16, 16), 4, kernel=3),
-        Conv2d.over((3, 16, 16), 4, kernel=5, stride=2),
+        Conv2d.over((3, 12, 12), 4, kernel=3),
+        Conv2d.over((3, 14, 14), 4, kernel=5, stride=2),
         Conv2d.over((2, 16, 16), 3, kernel=4, stride=3, padding=2),
         ConvTranspose2d.over((3, 8, 8), 2, kernel=3),
         AvgPool2d.over((3, 16, 16), kernel=2),
@@ -119,11 +119,10 @@ def test_a_kernel_of_ones_is_largest_on_the_grid():
     assert found == pytest.approx(9 / math.cos(math.pi / 16), rel=1e-12)
 
 
-@given(taps=st.lists(st.floats(-1, 1), min_size=3, max_size=3))
+@given(taps=st.lists(st.floats(-1, 1), min_size=2, max_size=3))
 def test_the_symbols_bound_is_one_between_the_points_of_its_grid_too(taps):
-    row = np.array(taps)
-    kernel = np.outer(row, row)[..., None]
-    bound = norms._symbol_bound(Conv2d.over((1, 8, 8), 1, kernel=3), kernel.reshape(9, 1, 1), None)
+    row, synapse = np.array(taps), Conv2d.over((1, 8, 8), 1, kernel=len(taps))
+    bound = norms._symbol_bound(synapse, np.outer(row, row).reshape(-1, 1, 1), None)
     finely = np.abs(np.fft.fft(row, 4096)).max() ** 2
     assert finely * (1 - 1e-12) <= bound <= finely * 1.02 + 1e-150
 
