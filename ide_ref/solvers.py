@@ -164,15 +164,13 @@ def accept(
         grain = np.sqrt(x.shape[1]) * float(np.finfo(x.dtype).smallest_subnormal)
         empty = (of_x == 0) & (residual == 0)
         rounding = np.where(empty, 0.0, eps * (of_b + of_y + of_x) + grain)
-        solved = (residual <= allowed) & (rounding <= allowed)
-        if solved.all():
+        left = ~((residual <= allowed) & (rounding <= allowed))
+        if not left.any():
             return Verdict("converged", residual, rounding)
-        left = ~solved
         grew_from = _grew_from(history)
-        if not np.all(np.isfinite(residual[left])) and not singular:
-            status = "diverged"
-            grew_from = len(history) if grew_from is None else grew_from
-        elif grew_from is not None:
+        if grew_from is None and not singular and not np.all(np.isfinite(residual[left])):
+            grew_from = len(history)
+        if grew_from is not None:
             status = "diverged"
         elif singular or np.any(left & (eps * of_x >= of_b) & (of_b > 0)):
             status = "singular"
@@ -180,56 +178,72 @@ def accept(
             status = "lost to rounding"
         else:
             status = "stagnated" if stalled else "out of iterations"
-    return Verdict(status, residual, rounding, grew_from if status == "diverged" else None)
+    return Verdict(status, residual, rounding, grew_from)
 
 
 def _grew_from(history: Sequence[float]) -> int | None:
     """The step from which on a residual only grew beyond where it began; None where it did not."""
-    if not history or (np.isfinite(history[-1]) and (len(history) < _LONG or not history[-1] > history[0])):
+    sizes = [size if np.isfinite(size) else np.inf for size in history]
+    if not sizes:
         return None
-    finite = [h if np.isfinite(h) else np.inf for h in history]
-    least = int(np.argmin(finite))
+    least = int(np.argmin(sizes))
     # One that fell for the better half of its way may fall again.
-    return least + 1 if 2 * least <= len(history) or not np.isfinite(history[-1]) else None
+    grew = len(sizes) >= _LONG and sizes[-1] > sizes[0] and 2 * least <= len(sizes)
+    return least + 1 if grew or np.isinf(sizes[-1]) else None
 
 
-def _taken(matvec: Matvec, v: NDArray) -> Image:
-    """The product at v."""
-    image = matvec(v)
-    return image if isinstance(image, Image) else Image(image)
+class _Run:
+    """A method at work on x = J x + b: the products it took, and how its residuals went."""
 
+    def __init__(self, method: str, matvec: Matvec, b: NDArray, tol: float) -> None:
+        self.method, self.matvec, self.b, self.tol = method, matvec, b, tol
+        self.size = norms(b)
+        self.n_products = 0
+        self.history: list[float] = []
 
-def _solution(
-    x: NDArray,
-    image: Image,
-    b: NDArray,
-    tol: float,
-    method: str,
-    iterations: int,
-    n_products: int,
-    history: Sequence[float] = (),
-    *,
-    stalled: bool = False,
-    singular: bool = False,
-) -> Solution:
-    """What a method returns: x, judged by its image J x."""
-    size = norms(b).astype(np.float64)
-    verdict = accept(x, image.y, b, tol * size, history=history, stalled=stalled, singular=singular)
-    residual = verdict.residual
-    return Solution(
-        x,
-        residual,
-        _relative(residual, size),
-        verdict.rounding,
-        iterations,
-        n_products,
-        verdict.status,
-        tol,
-        method,
-        verdict.diverged_at,
-        tuple(history),
-        image.aux,
-    )
+    def image(self, v: NDArray) -> Image:
+        """The product at v."""
+        self.n_products += 1
+        image = self.matvec(v)
+        return image if isinstance(image, Image) else Image(image)
+
+    def start(self, x0: NDArray | None) -> tuple[NDArray, Image]:
+        """Where the method begins, and the product there: none is taken of 0."""
+        if x0 is None:
+            return np.zeros_like(self.b), Image(np.zeros_like(self.b))
+        return x0, self.image(x0)
+
+    def note(self, length: NDArray) -> float:
+        """The largest relative residual, by the residuals' norms (B,)."""
+        worst = float(np.max(_relative(length, self.size), initial=0.0))
+        self.history.append(worst)
+        return worst
+
+    def is_over(self, length: NDArray) -> bool:
+        """Whether every sample has arrived, or one no longer knows its b."""
+        worst = self.note(length)
+        return worst <= self.tol or hopeless(worst, self.b.dtype)
+
+    def solution(
+        self, x: NDArray, image: Image, iterations: int, *, stalled: bool = False, singular: bool = False
+    ) -> Solution:
+        """What the method returns: x, judged by its image J x."""
+        size = self.size.astype(np.float64)
+        verdict = accept(x, image.y, self.b, self.tol * size, history=self.history, stalled=stalled, singular=singular)
+        return Solution(
+            x,
+            verdict.residual,
+            _relative(verdict.residual, size),
+            verdict.rounding,
+            iterations,
+            self.n_products,
+            verdict.status,
+            self.tol,
+            self.method,
+            verdict.diverged_at,
+            tuple(self.history),
+            image.aux,
+        )
 
 
 def hopeless(worst: float, dtype: np.dtype) -> bool:
@@ -240,21 +254,18 @@ def hopeless(worst: float, dtype: np.dtype) -> bool:
 def fixed_point(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
     """x^{k+1} = J x^k + b, (B, n), the iteration of (BETA); converges when the spectral radius of J is below 1."""
     b = np.ascontiguousarray(b)
-    size = norms(b)
+    run = _Run("fixed_point", matvec, b, tol)
     x = b if x0 is None else np.ascontiguousarray(x0, b.dtype)
-    history: list[float] = []
-    r, norm = np.empty_like(b), np.empty_like(size)
+    r, length = np.empty_like(b), np.empty_like(run.size)
     for k in range(max_iter):
         after = np.empty_like(b)
-        image = _taken(matvec, x)
-        _elementwise.move(np.ascontiguousarray(image.y, b.dtype), b, x, after, r, norm)
-        worst = float(np.max(_relative(norm, size), initial=0.0))
-        history.append(worst)
-        if worst <= tol or hopeless(worst, b.dtype):
-            return _solution(x, image, b, tol, "fixed_point", k, k + 1, history)
+        image = run.image(x)
+        _elementwise.move(np.ascontiguousarray(image.y, b.dtype), b, x, after, r, length)
+        if run.is_over(length):
+            return run.solution(x, image, k)
         x = after
         del image  # as large as all states, perhaps: it goes before the next one comes
-    return _solution(x, _taken(matvec, x), b, tol, "fixed_point", max_iter, max_iter + 1, history)
+    return run.solution(x, run.image(x), max_iter)
 
 
 def gmres(
@@ -266,21 +277,17 @@ def gmres(
     grow. Sums are taken in an order that no number of threads changes. Source: Saad and Schultz (1986).
     """
     n_batch, n = b.shape
-    size = norms(b)
-    x = np.zeros_like(b) if x0 is None else x0
-    image = Image(np.zeros_like(b)) if x0 is None else _taken(matvec, x)
-    n_products = 0 if x0 is None else 1
+    run = _Run("gmres", matvec, b, tol)
+    x, image = run.start(x0)
     iterations = 0
-    history: list[float] = []
     stalled, ended = False, np.zeros(n_batch, bool)
     while True:
         r = b + image.y - x
         length = norms(r)
-        worst = float(np.max(_relative(length, size), initial=0.0))
-        history.append(worst)
-        if worst <= tol or n_products >= max_iter or stalled or not np.isfinite(worst):
+        worst = run.note(length)
+        if worst <= tol or run.n_products >= max_iter or stalled or not np.isfinite(worst):
             break
-        n_steps = max(1, min(memory, n, max_iter - n_products - 1))
+        n_steps = max(1, min(memory, n, max_iter - run.n_products - 1))
         basis = np.zeros((n_steps + 1, n_batch, n), b.dtype)
         np.divide(r, length[:, None], out=basis[0], where=length[:, None] > 0)
         R = np.zeros((n_batch, n_steps, n_steps))
@@ -288,8 +295,7 @@ def gmres(
         right = np.zeros((n_batch, n_steps + 1))
         right[:, 0] = length
         for k in range(n_steps):
-            w = basis[k] - _taken(matvec, basis[k]).y
-            n_products += 1
+            w = basis[k] - run.image(basis[k]).y
             iterations += 1
             before = norms(w)
             column = np.zeros((n_batch, k + 2))
@@ -314,7 +320,7 @@ def gmres(
             R[:, : k + 1, k] = column[:, : k + 1]
             right[:, k + 1] = -s * right[:, k]
             right[:, k] *= c
-            if np.all(np.abs(right[:, k + 1]) <= tol * size):
+            if np.all(np.abs(right[:, k + 1]) <= tol * run.size):
                 break
         used = k + 1
         # A direction that (I − J) sends to nothing new and to nothing old has no part in the solution.
@@ -324,21 +330,18 @@ def gmres(
         triangle[:, range(used), range(used)] += np.where(none, 1.0, 0.0)
         weights = np.linalg.solve(triangle, np.where(none, 0.0, right[:, :used])[:, :, None])[:, :, 0]
         after = x + np.einsum("bk,kbn->bn", weights.astype(b.dtype), basis[:used])
-        image_after = _taken(matvec, after)
-        n_products += 1
-        lengths_after = norms(b + image_after.y - after)
+        image_after = run.image(after)
         # Each sample keeps the better of its two points.
-        better = lengths_after < length
+        better = norms(b + image_after.y - after) < length
         stalled = not np.any(better)
         if np.all(better):
             x, image = after, image_after
         elif not stalled:
             x = np.where(better[:, None], after, x)
-            image = _taken(matvec, x)
-            n_products += 1
+            image = run.image(x)
     # A space that J does not leave holds the solution of every system that is not singular.
-    singular = stalled and bool(np.any(ended & (_relative(length, size) > tol)))
-    return _solution(x, image, b, tol, "gmres", iterations, n_products, history, stalled=stalled, singular=singular)
+    singular = stalled and bool(np.any(ended & (_relative(length, run.size) > tol)))
+    return run.solution(x, image, iterations, stalled=stalled, singular=singular)
 
 
 def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
@@ -351,43 +354,37 @@ def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: ND
     from scipy.sparse.linalg import LinearOperator
     from scipy.sparse.linalg import gmres as solve_with_scipy
 
-    n_products = 0
-    size = norms(b)
+    run = _Run("scipy_gmres", matvec, b, tol)
     # Rows of unit length, so that one tolerance for the batch serves every sample.
-    scale = np.where(size > 0, size, 1.0).astype(b.dtype)[:, None]
+    scale = np.where(run.size > 0, run.size, 1.0).astype(b.dtype)[:, None]
     right = b / scale
 
-    def scaled(rows: NDArray) -> NDArray:
-        nonlocal n_products
-        n_products += 1
-        return rows - _taken(matvec, rows * scale).y / scale
+    def product(v: NDArray) -> NDArray:
+        rows = v.reshape(b.shape).astype(b.dtype, copy=False)
+        return (rows - run.image(rows * scale).y / scale).ravel()
 
-    operator = LinearOperator(
-        (b.size, b.size), matvec=lambda v: scaled(v.reshape(b.shape).astype(b.dtype, copy=False)).ravel(), dtype=b.dtype
-    )
-    x = np.zeros_like(b) if x0 is None else x0 / scale
-    history: list[float] = []
-    restart = min(40, b.size, max_iter)
+    operator = LinearOperator((b.size, b.size), matvec=product, dtype=b.dtype)
+    x, image = run.start(x0)
+    rows = x / scale
+    r = right - (rows - image.y / scale)
     stalled = False
-    r = right - scaled(x)
-    while n_products < max_iter:
+    while run.n_products < max_iter:
         worst = float(np.max(norms(r), initial=0.0))
-        history.append(worst)
+        run.history.append(worst)
         if not np.isfinite(worst) or worst <= tol or stalled:
             break
+        # SciPy takes one product more than steps, and one more judges them.
+        restart = max(1, min(40, b.size, max_iter - run.n_products - 2))
         correction, _ = solve_with_scipy(operator, r.ravel(), rtol=0.0, atol=tol, restart=restart, maxiter=1)
-        after = x + correction.reshape(b.shape).astype(b.dtype, copy=False)
-        r_after = right - scaled(after)
+        rows_after = rows + correction.reshape(b.shape).astype(b.dtype, copy=False)
+        after = rows_after * scale
+        image_after = run.image(after)
+        r_after = right - (rows_after - image_after.y / scale)
         # Stagnation is judged on the whole batch, whose norm is what a Krylov step makes smaller.
         stalled = not np.linalg.norm(r_after) < np.linalg.norm(r)
         if not stalled:
-            x, r = after, r_after
-    x = x * scale
-    return _solution(x, _taken(matvec, x), b, tol, "scipy_gmres", n_products, n_products + 1, history, stalled=stalled)
-
-
-def _dot(x: NDArray, y: NDArray) -> NDArray:
-    return np.einsum("bn,bn->b", x, y)
+            x, rows, image, r = after, rows_after, image_after, r_after
+    return run.solution(x, image, run.n_products, stalled=stalled)
 
 
 def anderson(
@@ -399,22 +396,17 @@ def anderson(
     equation that is GMRES with a sliding window, so it also converges for many J of spectral radius above 1.
     """
     n_batch, n = b.shape
-    size = norms(b)
-    x = np.zeros_like(b) if x0 is None else x0
+    run = _Run("anderson", matvec, b, tol)
+    x, image = run.start(x0)
     # Of the last steps: changes of the residual, and steps plus changes. Memory is touched for steps taken alone.
     sums, changes = np.empty((2, memory, n_batch, n), b.dtype)
     gram = np.empty((n_batch, memory, memory))
     ridge = 10.0 * np.finfo(b.dtype).eps
-    history: list[float] = []
-    image = Image(np.zeros_like(b)) if x0 is None else _taken(matvec, x)
     r = b + image.y - x
-    n_products = 0 if x0 is None else 1
     r_before = move = r
-    for k in range(max_iter):
-        relative = _relative(norms(r), size)
-        worst = float(np.max(relative, initial=0.0))
-        history.append(worst)
-        if worst <= tol or hopeless(worst, b.dtype):
+    for k in range(max_iter - run.n_products):
+        length = norms(r)
+        if run.is_over(length):
             break
         used = min(k, memory)
         if used:
@@ -433,14 +425,12 @@ def anderson(
             weights = (np.linalg.solve(system, right[:, :, None])[:, :, 0] / scale).astype(b.dtype)
             move = r - np.einsum("bm,mbn->bn", weights, sums[:used])
             # Finished samples stand where they are.
-            move[relative <= tol] = 0
-        after = x + move
+            move[_relative(length, run.size) <= tol] = 0
+        x = x + move
         del image  # as large as all states, perhaps: it goes before the next one comes
-        image = _taken(matvec, after)
-        r_before, r = r, b + image.y - after
-        n_products += 1
-        x = after
-    return _solution(x, image, b, tol, "anderson", n_products, n_products, history)
+        image = run.image(x)
+        r_before, r = r, b + image.y - x
+    return run.solution(x, image, run.n_products)
 
 
 def broyden(
@@ -452,14 +442,11 @@ def broyden(
     the memory is full.
     """
     n_batch, n = b.shape
-    size = norms(b)
-    x = np.zeros_like(b) if x0 is None else x0
+    run = _Run("broyden", matvec, b, tol)
+    x, image = run.start(x0)
+    r = b + image.y - x
     left, right = np.empty((2, n_batch, memory, n), b.dtype)
     used = 0
-    history: list[float] = []
-    image = Image(np.zeros_like(b)) if x0 is None else _taken(matvec, x)
-    r = b + image.y - x
-    n_products = 0 if x0 is None else 1
 
     def inverse(v: NDArray, outer: NDArray, inner: NDArray) -> NDArray:
         # NumPy's einsum over nothing multiplies 0 by what lies at the empty array's address: NaN at times.
@@ -468,28 +455,23 @@ def broyden(
         weights = np.einsum("bmn,bn->bm", inner[:, :used], v)
         return np.einsum("bm,bmn->bn", weights, outer[:, :used]) - v
 
-    while n_products < max_iter:
-        worst = float(np.max(_relative(norms(r), size), initial=0.0))
-        history.append(worst)
-        if worst <= tol or hopeless(worst, b.dtype):
-            break
+    while run.n_products < max_iter and not run.is_over(norms(r)):
         move = -inverse(r, left, right)
         x = x + move
-        image = _taken(matvec, x)
+        image = run.image(x)
         r_after = b + image.y - x
-        n_products += 1
         if used == memory:
             used = 0
         change = r_after - r
         v = inverse(move, right, left)
-        along = _dot(v, change)
+        along = np.einsum("bn,bn->b", v, change)
         # A sample that has arrived no longer changes; its update would be 0/0.
         along[np.abs(along) <= np.finfo(b.dtype).tiny] = np.inf
         left[:, used] = (move - inverse(change, left, right)) / along[:, None]
         right[:, used] = v
         used += 1
         r = r_after
-    return _solution(x, image, b, tol, "broyden", n_products, n_products, history)
+    return run.solution(x, image, run.n_products)
 
 
 def damped(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray | None = None) -> Solution:
@@ -498,16 +480,14 @@ def damped(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: NDArray
     Its limit is (2I − J)⁻¹ b, about half the solution and slightly turned; the residual reported is that of
     x = J x + b, so it never counts as converged. Kept to show what that costs.
     """
-    x = np.zeros_like(b) if x0 is None else x0
-    size = norms(b)
-    n_products = 0
-    moved = np.full_like(size, np.inf)
-    while n_products < max_iter and not np.all(moved <= tol * size):
-        after = (_taken(matvec, x).y + b) / 2
-        n_products += 1
+    run = _Run("damped", matvec, b, tol)
+    x, image = run.start(x0)
+    moved = np.full_like(run.size, np.inf)
+    while run.n_products < max_iter and not np.all(moved <= tol * run.size):
+        after = (image.y + b) / 2
         moved = norms(after - x)
-        x = after
-    return _solution(x, _taken(matvec, x), b, tol, "damped", n_products, n_products + 1)
+        x, image = after, run.image(after)
+    return run.solution(x, image, run.n_products)
 
 
 def direct(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDArray | None = None) -> Solution:
@@ -518,13 +498,11 @@ def direct(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDA
     J's columns are found by applying the product to the unit vectors; a column that is zero (a masked
     neuron) drops out of the system. For small systems, and to judge the other solvers.
     """
+    run = _Run("direct", matvec, b, tol)
     n_batch, n = b.shape
     columns = np.empty((n, n_batch, n), b.dtype)
-    unit = np.zeros_like(b)
-    for j in range(n):
-        unit[:, j] = 1
-        columns[j] = _taken(matvec, unit).y
-        unit[:, j] = 0
+    for j, unit in enumerate(np.eye(n, dtype=b.dtype)):
+        columns[j] = run.image(np.tile(unit, (n_batch, 1))).y
     x = np.empty_like(b)
     singular = False
     for sample in range(n_batch):
@@ -537,7 +515,7 @@ def direct(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDA
             inner = np.full(active.size, np.nan, b.dtype)
             singular = True
         x[sample] = b[sample] + inner @ jt[active]
-    return _solution(x, _taken(matvec, x), b, tol, "direct", 1, n + 1, singular=singular)
+    return run.solution(x, run.image(x), 1, singular=singular)
 
 
 SOLVERS = {
@@ -567,13 +545,14 @@ def solve(
     ----------
     method : {"fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct", "damped"}
     matvec : callable
-        (B, n) ↦ J x, row by row, linear, as an array or an :class:`Image`; may not change its argument.
+        (B, n) ↦ J x, row by row, linear, as an array or an :class:`Image`; may change neither its argument nor what it
+        returned before.
     b : (B, n) array
         float32 or float64.
     tol : float, optional
         On ‖residual‖/‖b‖ of every sample; by default that of the dtype, :data:`TOLERANCE`.
     max_iter : int
-        Most products with J (``direct`` always takes n).
+        Most products with J; judging what is found may take up to two more (``direct`` always takes n + 1).
     x0 : (B, n) array, optional
         Where to begin.
     joined : bool
@@ -604,45 +583,28 @@ def solve(
             raise ValueError(f"x0 is {x0.dtype} of shape {x0.shape}; expected {b.dtype} of shape {b.shape}, as b")
     # A system that leaves the range of the floats on its way is told by its status, not by warnings.
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        if joined:
-            size = norms(b)
-            smallest = float(np.min(size[size > 0], initial=np.inf))
-            together = float(norms(b.reshape(1, -1))[0])
-            found = SOLVERS[method](
-                lambda v: _taken(matvec, v.reshape(b.shape)).y.reshape(1, -1),
-                b.reshape(1, -1),
-                tol=tol * smallest / together if together > 0 else tol,
-                max_iter=max_iter,
-                x0=None if x0 is None else x0.reshape(1, -1),
-            )
-            return _judged_unscaled(found, found.x.reshape(b.shape), matvec, b, tol)
-        scale = _scale(b)
+        scale = np.ones((1, 1), b.dtype) if joined else _scale(b)
         if scale is None:
             return SOLVERS[method](matvec, b, tol=tol, max_iter=max_iter, x0=x0)
-        found = SOLVERS[method](
-            lambda v: _taken(matvec, v * scale).y / scale,
-            b / scale,
-            tol=tol,
-            max_iter=max_iter,
-            x0=None if x0 is None else x0 / scale,
+        shape = (1, b.size) if joined else b.shape
+        run = _Run(method, matvec, b, tol)
+
+        def product(v: NDArray) -> Image:
+            image = run.image(v.reshape(b.shape) * scale)
+            return Image((image.y / scale).reshape(shape), image)
+
+        if joined and b.any():
+            tol = tol * float(np.min(run.size[run.size > 0])) / float(norms(b.reshape(shape))[0])
+        x0 = None if x0 is None else (x0 / scale).reshape(shape)
+        found = SOLVERS[method](product, (b / scale).reshape(shape), tol=tol, max_iter=max_iter, x0=x0)
+        run.history.extend(found.history)
+        return run.solution(
+            found.x.reshape(b.shape) * scale,
+            found.aux or Image(np.zeros_like(b)),  # one that never left 0 took no product
+            found.iterations,
+            stalled=found.status == "stagnated",
+            singular=found.status == "singular",
         )
-        return _judged_unscaled(found, found.x * scale, matvec, b, tol)
-
-
-def _judged_unscaled(found: Solution, x: NDArray, matvec: Matvec, b: NDArray, tol: float) -> Solution:
-    """A solution found in another form of the system, judged in its own."""
-    return _solution(
-        x,
-        _taken(matvec, x),
-        b,
-        tol,
-        found.method,
-        found.iterations,
-        found.n_products + 1,
-        found.history,
-        stalled=found.status == "stagnated",
-        singular=found.status == "singular",
-    )
 
 
 def _system_array(name: str, array: NDArray) -> NDArray:
@@ -686,13 +648,13 @@ def require(solution: Solution, what: str) -> Solution:
 
 def explain(status: str, reach: float, dtype: np.dtype, diverged_at: int | None) -> str:
     """Why a result was not accepted and what helps; ``reach`` is the residual that rounding alone may amount to."""
-    if status == "diverged":
-        return f"diverged, the residual grew from iteration {diverged_at} on: try another solver or smaller weights"
-    if status == "singular":
-        return "singular, I - J has no inverse as far as this precision can tell: change the weights"
-    if status == "lost to rounding":
-        advice = "" if dtype == np.float64 else " or compute in float64"
-        return f"lost to rounding of {dtype}, which alone may be {reach:.1e}: ask for a larger tolerance{advice}"
-    if status == "stagnated":
-        return "stagnated, no step made the residual smaller: use another solver"
-    return "out of iterations: allow more iterations, use another solver"
+    grain = f"rounding of {dtype}, which alone may be {reach:.1e}"
+    advice = "" if dtype == np.float64 else " or compute in float64"
+    since = f"the residual grew from iteration {diverged_at} on"
+    return {
+        "diverged": f"diverged, {since}: try another solver or smaller weights",
+        "singular": "singular, I - J has no inverse as far as this precision can tell: change the weights",
+        "lost to rounding": f"lost to {grain}: ask for a larger tolerance{advice}",
+        "stagnated": "stagnated, no step made the residual smaller: use another solver",
+        "out of iterations": "out of iterations: allow more iterations, use another solver",
+    }[status]

@@ -293,6 +293,8 @@ def test_every_product_is_counted(method, n_batch, n, seed, max_iter, data):
     solution = solve(method, watched, b, tol=1e-9, max_iter=max_iter, x0=x0, joined=data.draw(st.booleans()))
     assert solution.n_products == len(seen)
     assert solution.iterations <= len(seen)
+    most = max_iter + 2 if method != "direct" else b.size + 1
+    assert len(seen) <= most
 
 
 @pytest.mark.parametrize("method", SOLVERS)
