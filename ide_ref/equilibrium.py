@@ -7,7 +7,6 @@ layer, the layers of (LAYERS) and any other graph are the same sweep.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -438,14 +437,14 @@ def find_equilibrium(
         # After the other methods one sweep is left, which judges them and brings the other populations.
         most = max_iter if method == "iterate" else 1
         history: list[float] = []
-        for n_sweeps in itertools.count(1):
+        for _ in range(most):
             z = gather_sources(net, a)
             after = sweep(frozen, a, drive, sigma=sigma)
             new = gather_sources(net, after.a)
             verdict = solvers.accept(z, new, np.zeros_like(z), allowed(z), history=history)
             worst = float(np.max(verdict.residual))
             history.append(worst)
-            if verdict.status == "converged" or solvers.hopeless(worst, z.dtype) or n_sweeps == most:
+            if verdict.status == "converged" or solvers.hopeless(worst, z.dtype):
                 break
             a = after.a
     # The rates that were judged, not those one sweep further, and what the other populations make of them.
@@ -453,7 +452,7 @@ def find_equilibrium(
     for _, columns, part in net.feedback_slices:
         a[:, columns] = z[:, part]
     if verdict.status != "converged" and not allow_unconverged:
-        steps = f"{n_sweeps} sweeps" if method == "iterate" else f"{k} steps of {method}"
+        steps = f"{len(history)} sweeps" if method == "iterate" else f"{k} steps of {method}"
         reach = float(np.max(verdict.rounding))
         raise solvers.NotConverged(
             f"equilibrium: residual {worst:.2e} after {steps}, tolerance {tol:.0e}; "
@@ -470,7 +469,7 @@ def find_equilibrium(
         after.p,
         x_mean,
         verdict.residual,
-        n_sweeps if method == "iterate" else k,
+        len(history) if method == "iterate" else k,
         verdict.status,
         frozen,
         sigma,
@@ -507,6 +506,7 @@ def _newton(
         now = sweep(frozen, spread_sources(net, z), drive, sigma=sigma)
         return now, gather_sources(net, now.a) - z
 
+    upper = net.neuron.v_th if sigma == "clip" else np.inf
     matrices = None
     if net.feedback_size <= DENSE_SIZE and not certificates.coupled(frozen.maps, net):
         matrices = [
@@ -515,43 +515,37 @@ def _newton(
         ]
     z = gather_sources(net, a)
     now, r = there(z)
-    k = 0
-    while k < max_iter:
+    moving = np.ones(len(z), bool)
+    for k in range(max_iter):
         size = solvers.norms(r)
-        moving = ~(size <= allowed(z))
-        if not moving.any() or not np.all(np.isfinite(size)):
-            break
-        slope = (now.p >= 0).astype(frozen.dtype)
-        if sigma == "clip":
-            slope *= now.p <= net.neuron.v_th
-        slope /= frozen.dtype.type(net.neuron.v_th)
+        moving &= (size > allowed(z)) & np.isfinite(size)
+        if not moving.any():
+            return spread_sources(net, z), k
+        slope = ((now.p >= 0) & (now.p <= upper)).astype(frozen.dtype) / frozen.dtype.type(net.neuron.v_th)
         if matrices is None:
             jacobian = Linearisation(frozen, now.maps, slope, now.a, spread_sources(net, z))
-            step = solvers.gmres(jacobian.jvp, r, tol=float(np.sqrt(np.finfo(r.dtype).eps)), max_iter=400).x
+            left = np.where(moving[:, None], r, 0)
+            step = solvers.gmres(jacobian.jvp, left, tol=float(np.sqrt(np.finfo(r.dtype).eps)), max_iter=400).x
         else:
             step = np.zeros_like(r)
             for sample in np.flatnonzero(moving):
                 step[sample] = _solve_active(frozen, matrices, slope, int(sample), r[sample])
-        length = np.where(moving, 1.0, 0.0).astype(frozen.dtype)
-        best, best_now, best_r = z, now, r
+        swept = z + r
+        length = moving.astype(frozen.dtype)
         for _ in range(6):
             trial = z + length[:, None] * step
-            trial_now, trial_r = there(trial)
-            worse = moving & ~(solvers.norms(trial_r) <= (1.0 - 0.1 * length) * size)
-            best, best_now, best_r = trial, trial_now, trial_r
+            now, r = there(trial)
+            worse = moving & ~(solvers.norms(r) <= (1.0 - 0.1 * length) * size)
             if not worse.any():
                 break
-            length = np.where(worse, length / 2, length)
+            length[worse] /= 2
         else:
-            best = np.where(worse[:, None], z + r, trial)
-            best_now, best_r = there(best)
+            trial = np.where(worse[:, None], swept, trial)
+            now, r = there(trial)
+        z = trial
         # Below the tolerance that rounding allows nothing gets better.
-        stuck = np.all(~moving | (solvers.norms(best_r) >= size))
-        z, now, r = best, best_now, best_r
-        k += 1
-        if stuck:
-            break
-    return spread_sources(net, z), k
+        moving &= solvers.norms(r) < size
+    return spread_sources(net, z), max_iter
 
 
 def _solve_active(frozen: Frozen, matrices: list[NDArray | None], slope: NDArray, sample: int, r: NDArray) -> NDArray:
@@ -571,13 +565,12 @@ def _solve_active(frozen: Frozen, matrices: list[NDArray | None], slope: NDArray
                     rows[:, given[source]] += W
         reach.append(slope[sample, net.slice_of(target)][:, None] * rows)
     J = np.concatenate([reach[source] for source in net.feedback_sources])
-    active = np.flatnonzero(np.any(J != 0, axis=1))
-    still = np.setdiff1d(np.arange(len(J)), active)
-    step = r.copy()
+    active = np.any(J != 0, axis=1)
     J_A = J[active]
-    right = r[active] + J_A[:, still] @ r[still]
+    step = r.copy()
     try:
-        step[active] = np.linalg.solve(np.eye(active.size, dtype=r.dtype) - J_A[:, active], right)
+        system = np.eye(len(J_A), dtype=r.dtype) - J_A[:, active]
+        step[active] = np.linalg.solve(system, r[active] + J_A[:, ~active] @ r[~active])
     except np.linalg.LinAlgError:  # singular, possible for γ ≥ 1 alone: a sweep instead
-        return r
+        pass
     return step

@@ -132,16 +132,27 @@ def test_newton_finds_a_solution_where_the_sweep_does_not_converge():
         assert find_equilibrium(frozen, np.array([[drive]]), **begun, allow_unconverged=True).a == a
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_newton_gives_up_where_rounding_leaves_nothing_to_gain(dtype):
-    """Of a tolerance beyond the dtype's: no step at all makes the last residuals smaller."""
-    network = build("30 (F30)", input_shape=(3,), n_classes=2, neuron=IF(), batch_norm=False)
-    rng = np.random.default_rng(1)
-    frozen = freeze(network, network.init(rng, dtype=dtype))
-    x = rng.normal(1, 1, (4, 3)).astype(dtype)
-    found = find_equilibrium(frozen, x, method="newton", tol=1e-30, allow_unconverged=True)
-    assert 0 < found.residual.max() <= 100 * np.finfo(dtype).eps
-    assert found.iterations < 40
+@pytest.mark.parametrize("sigma", ["clip", "relu"])
+@given(
+    n=st.integers(1, 30),
+    n_batch=st.integers(1, 9),
+    gamma=st.floats(0.0, 3.0),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_newton_takes_every_sample_as_far_as_it_goes_alone(sigma, n, n_batch, gamma, dtype, seed):
+    """Of a tolerance beyond the dtype's: each ends where no step makes its own residual smaller."""
+    frozen, _, params = wide("random", gamma, seed, n)
+    frozen = freeze(frozen.network, {name: value.astype(dtype) for name, value in params.items()})
+    x = np.random.default_rng(seed).normal(size=(n_batch, 5)).astype(dtype)
+    options = {"method": "newton", "sigma": sigma, "tol": 1e-30, "allow_unconverged": True, "max_iter": 100}
+    found = find_equilibrium(frozen, x, **options)
+    alone = [find_equilibrium(frozen, x[i : i + 1], **options) for i in range(n_batch)]
+    assert found.iterations == max(each.iterations for each in alone) < 40
+    for i, each in enumerate(alone):
+        np.testing.assert_array_equal(found.a[i], each.a[0])
+    if gamma < 0.9:
+        assert np.all(found.residual <= 100 * np.finfo(dtype).eps * (1 + np.linalg.norm(found.a, axis=1)))
 
 
 def test_coupled_samples():
