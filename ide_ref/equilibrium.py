@@ -414,59 +414,58 @@ def find_equilibrium(
     tol = _checks.tolerance(tol, frozen.dtype, TOLERANCE, must_reach=not allow_unconverged)
     max_iter = _checks.whole("max_iter", max_iter)
     net = frozen.network
-    x = frozen.check_input(x)
-    x_mean = frozen.mean_input(x)
+    x_mean = frozen.mean_input(frozen.check_input(x))
     drive = frozen.drive(x_mean)
-    a = np.zeros_like(drive) if start is None else frozen.check_state("start", start, len(drive))
-    # ReLU's rates have no upper end, so a tolerance relative to them would let a divergence pass: what the drive brings
-    # without feedback is the measure then.
-    scale = None
-    if sigma == "relu":
-        scale = 1.0 + solvers.norms(gather_sources(net, sweep(frozen, np.zeros_like(drive), drive, sigma=sigma).a))
+    start = np.zeros_like(drive) if start is None else frozen.check_state("start", start, len(drive))
+    z = gather_sources(net, start)
 
-    def allowed(z: NDArray) -> NDArray:
-        return tol * (1.0 + solvers.norms(z) if scale is None else scale)
+    def f(z: NDArray) -> tuple[NDArray, Sweep]:
+        now = sweep(frozen, spread_sources(net, z), drive, sigma=sigma)
+        return gather_sources(net, now.a), now
 
     # A network that leaves the range of the floats on its way is told by its status, not by warnings.
     with np.errstate(over="ignore", invalid="ignore"):
+        # ReLU's rates have no upper end, so a tolerance relative to them would let a divergence pass: what the drive
+        # brings without feedback is the measure then.
+        alone = None if sigma == "clip" else solvers.norms(f(np.zeros_like(z))[0])
+
+        def scale(z: NDArray) -> NDArray:
+            return 1.0 + (solvers.norms(z) if alone is None else alone)
+
         k = 0
         if method == "anderson":
-            a, k = _anderson(frozen, drive, a, sigma, tol, max_iter)
+            # The linear solver's method on f(z) = b + (f(z) − b), where b only has the size that tol is relative to.
+            b = np.zeros_like(z)
+            b[:, :1] = scale(b)[:, None]
+            found = solvers.anderson(lambda z: f(z)[0] - b, b, tol=tol, max_iter=max_iter, x0=z)
+            z, k = found.x, found.iterations
         elif method == "newton":
-            a, k = _newton(frozen, drive, a, sigma, allowed, max_iter)
+            z, k = _newton(frozen, f, z, sigma, lambda z: tol * scale(z), max_iter)
         # After the other methods one sweep is left, which judges them and brings the other populations.
-        most = max_iter if method == "iterate" else 1
         history: list[float] = []
-        for _ in range(most):
-            z = gather_sources(net, a)
-            after = sweep(frozen, a, drive, sigma=sigma)
-            new = gather_sources(net, after.a)
-            verdict = solvers.accept(z, new, np.zeros_like(z), allowed(z), history=history)
+        for _ in range(max_iter if method == "iterate" else 1):
+            new, now = f(z)
+            judged = z
+            verdict = solvers.accept(z, new, np.zeros_like(z), tol * scale(z), history=history)
             worst = float(np.max(verdict.residual))
             history.append(worst)
             if verdict.status == "converged" or solvers.hopeless(worst, z.dtype):
                 break
-            a = after.a
+            z = new
     # The rates that were judged, not those one sweep further, and what the other populations make of them.
-    a = after.a.copy()
+    a = now.a.copy()
     for _, columns, part in net.feedback_slices:
-        a[:, columns] = z[:, part]
+        a[:, columns] = judged[:, part]
     if verdict.status != "converged" and not allow_unconverged:
         steps = f"{len(history)} sweeps" if method == "iterate" else f"{k} steps of {method}"
-        reach = float(np.max(verdict.rounding))
-        raise solvers.NotConverged(
-            f"equilibrium: residual {worst:.2e} after {steps}, tolerance {tol:.0e}; "
-            + solvers.explain(verdict.status, reach, drive.dtype, verdict.diverged_at)
-            + (
-                f"; gamma is {contraction(frozen):.3f} and (COND) asks for less than 1"
-                if verdict.status != "lost to rounding" and contraction(frozen) >= 1.0
-                else ""
-            )
-        )
+        why = solvers.explain(verdict.status, float(np.max(verdict.rounding)), drive.dtype, verdict.diverged_at)
+        if verdict.status != "lost to rounding" and contraction(frozen) >= 1.0:
+            why += f"; gamma is {contraction(frozen):.3f} and (COND) asks for less than 1"
+        raise solvers.NotConverged(f"equilibrium: residual {worst:.2e} after {steps}, tolerance {tol:.0e}; {why}")
     return Equilibrium(
         net,
         a,
-        after.p,
+        now.p,
         x_mean,
         verdict.residual,
         len(history) if method == "iterate" else k,
@@ -476,23 +475,13 @@ def find_equilibrium(
     )
 
 
-def _anderson(
-    frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, tol: float, max_iter: int
-) -> tuple[NDArray, int]:
-    """The sweep by Anderson acceleration: the linear solver's method on f(z) = f(0) + (f(z) − f(0))."""
-    net = frozen.network
-
-    def f(z: NDArray) -> NDArray:
-        return gather_sources(net, sweep(frozen, spread_sources(net, z), drive, sigma=sigma).a)
-
-    b = f(np.zeros((drive.shape[0], net.feedback_size), drive.dtype))
-    relative = tol / max(1.0, float(np.max(solvers.norms(b))))
-    found = solvers.anderson(lambda z: f(z) - b, b, tol=relative, max_iter=max_iter, x0=gather_sources(net, a))
-    return spread_sources(net, found.x), found.iterations
-
-
 def _newton(
-    frozen: Frozen, drive: NDArray, a: NDArray, sigma: Sigma, allowed: Callable[[NDArray], NDArray], max_iter: int
+    frozen: Frozen,
+    f: Callable[[NDArray], tuple[NDArray, Sweep]],
+    z: NDArray,
+    sigma: Sigma,
+    allowed: Callable[[NDArray], NDArray],
+    max_iter: int,
 ) -> tuple[NDArray, int]:
     """Semismooth Newton on f(z) − z = 0 over the feedback sources.
 
@@ -501,11 +490,6 @@ def _newton(
     takes its place, which reduces it by γ. Each sample has its own steps; those that have arrived stand still.
     """
     net = frozen.network
-
-    def there(z: NDArray) -> tuple[Sweep, NDArray]:
-        now = sweep(frozen, spread_sources(net, z), drive, sigma=sigma)
-        return now, gather_sources(net, now.a) - z
-
     upper = net.neuron.v_th if sigma == "clip" else np.inf
     matrices = None
     if net.feedback_size <= DENSE_SIZE and not certificates.coupled(frozen.maps, net):
@@ -513,14 +497,14 @@ def _newton(
             m.synapse.apply(m.folded_taps, np.eye(m.synapse.n_in, dtype=frozen.dtype)).T if source >= 0 else None
             for m, (source, _) in zip(frozen.maps, net.edges, strict=True)
         ]
-    z = gather_sources(net, a)
-    now, r = there(z)
+    new, now = f(z)
     moving = np.ones(len(z), bool)
     for k in range(max_iter):
+        r = new - z
         size = solvers.norms(r)
         moving &= (size > allowed(z)) & np.isfinite(size)
         if not moving.any():
-            return spread_sources(net, z), k
+            return z, k
         slope = ((now.p >= 0) & (now.p <= upper)).astype(frozen.dtype) / frozen.dtype.type(net.neuron.v_th)
         if matrices is None:
             jacobian = Linearisation(frozen, now.maps, slope, now.a, spread_sources(net, z))
@@ -530,22 +514,22 @@ def _newton(
             step = np.zeros_like(r)
             for sample in np.flatnonzero(moving):
                 step[sample] = _solve_active(frozen, matrices, slope, int(sample), r[sample])
-        swept = z + r
+        swept = new
         length = moving.astype(frozen.dtype)
         for _ in range(6):
             trial = z + length[:, None] * step
-            now, r = there(trial)
-            worse = moving & ~(solvers.norms(r) <= (1.0 - 0.1 * length) * size)
+            new, now = f(trial)
+            worse = moving & ~(solvers.norms(new - trial) <= (1.0 - 0.1 * length) * size)
             if not worse.any():
                 break
             length[worse] /= 2
         else:
             trial = np.where(worse[:, None], swept, trial)
-            now, r = there(trial)
+            new, now = f(trial)
         z = trial
         # Below the tolerance that rounding allows nothing gets better.
-        moving &= solvers.norms(r) < size
-    return spread_sources(net, z), max_iter
+        moving &= solvers.norms(new - z) < size
+    return z, max_iter
 
 
 def _solve_active(frozen: Frozen, matrices: list[NDArray | None], slope: NDArray, sample: int, r: NDArray) -> NDArray:

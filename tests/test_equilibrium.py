@@ -145,11 +145,16 @@ def test_the_tolerance_of_clip_is_relative_to_1_and_the_rates(share, status):
 
 @pytest.mark.parametrize("method", ["iterate", "anderson", "newton"])
 def test_a_search_that_starts_at_the_equilibrium_is_at_its_end(method):
-    network = build("5 (F5)", input_shape=(3,), n_classes=2, neuron=IF(1.0))
-    frozen, x = freeze(network, network.init(np.random.default_rng(0))), np.random.default_rng(1).random((2, 3))
+    network = build("5 (F5)", input_shape=(3,), n_classes=2, neuron=IF(1.0), batch_norm=False)
+    params, x = network.init(np.random.default_rng(0)), np.random.default_rng(1).random((2, 3))
+    frozen = freeze(network, params)
     star = find_equilibrium(frozen, x)
     assert find_equilibrium(frozen, x, method=method).iterations > 1
     assert find_equilibrium(frozen, x, method=method, start=star.a, tol=1e-12).iterations <= 1
+    # Where nothing comes in, the measure of the tolerance is not what comes in.
+    silent = freeze(network, {**params, "input.bias": np.full(5, -1.0)})
+    for sigma in ("clip", "relu"):
+        assert not find_equilibrium(silent, 0 * x, method=method, sigma=sigma, start=np.ones((2, 5))).a.any()
 
 
 def test_what_a_linearisation_normalised_is_known_there_and_not_elsewhere():
