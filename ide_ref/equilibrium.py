@@ -27,6 +27,8 @@ Method = Literal["iterate", "anderson", "newton"]
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6}
 """Of an equilibrium by dtype, unless another is asked for: see :func:`find_equilibrium`."""
 
+_Map = Callable[[NDArray], tuple[NDArray, "Sweep"]]  # f of (FP), and the sweep that it took
+
 DENSE_SIZE = 512
 """With at most so many neurons in the feedback sources, Newton's method solves by dense matrices."""
 
@@ -456,32 +458,18 @@ def find_equilibrium(
     a = now.a.copy()
     for _, columns, part in net.feedback_slices:
         a[:, columns] = judged[:, part]
+    iterations = len(history) if method == "iterate" else k
     if verdict.status != "converged" and not allow_unconverged:
-        steps = f"{len(history)} sweeps" if method == "iterate" else f"{k} steps of {method}"
+        steps = f"{iterations} sweeps" if method == "iterate" else f"{iterations} steps of {method}"
         why = solvers.explain(verdict.status, float(np.max(verdict.rounding)), drive.dtype, verdict.diverged_at)
         if verdict.status != "lost to rounding" and contraction(frozen) >= 1.0:
             why += f"; gamma is {contraction(frozen):.3f} and (COND) asks for less than 1"
         raise solvers.NotConverged(f"equilibrium: residual {worst:.2e} after {steps}, tolerance {tol:.0e}; {why}")
-    return Equilibrium(
-        net,
-        a,
-        now.p,
-        x_mean,
-        verdict.residual,
-        len(history) if method == "iterate" else k,
-        verdict.status,
-        frozen,
-        sigma,
-    )
+    return Equilibrium(net, a, now.p, x_mean, verdict.residual, iterations, verdict.status, frozen, sigma)
 
 
 def _newton(
-    frozen: Frozen,
-    f: Callable[[NDArray], tuple[NDArray, Sweep]],
-    z: NDArray,
-    sigma: Sigma,
-    allowed: Callable[[NDArray], NDArray],
-    max_iter: int,
+    frozen: Frozen, f: _Map, z: NDArray, sigma: Sigma, allowed: Callable[[NDArray], NDArray], max_iter: int
 ) -> tuple[NDArray, int]:
     """Semismooth Newton on f(z) − z = 0 over the feedback sources.
 

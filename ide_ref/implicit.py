@@ -154,8 +154,8 @@ def solve_beta(
         Unless ``allow_unconverged``.
     """
     at = jacobian if at is None else at
-    for name, there in (("jacobian", jacobian), ("at", at)):
-        _checks.kind(name, there, Linearisation)
+    _checks.kind("jacobian", jacobian, Linearisation)
+    _checks.kind("at", at, Linearisation)
     g = jacobian.frozen.check_state("g", g, len(jacobian.slope))
     tol = _checks.tolerance(tol, g.dtype, solvers.TOLERANCE, must_reach=not allow_unconverged)
     b, others = right_hand_side(jacobian, g)
@@ -168,9 +168,9 @@ def solve_beta(
     )
     if not allow_unconverged:
         solvers.require(solution, "(BETA)")
-    spread = solution.aux if at is jacobian and others is None else None
-    beta, delta = at.spread_back(solution.x, others) if spread is None else spread
-    return beta, delta, solution
+    if at is jacobian and others is None and solution.aux is not None:
+        return *solution.aux, solution
+    return *at.spread_back(solution.x, others), solution
 
 
 def hebbian(linearisation: Linearisation, delta: NDArray, x_mean: NDArray) -> tuple[Params, Params]:

@@ -334,11 +334,9 @@ def gmres(
         # Each sample keeps the better of its two points.
         better = norms(b + image_after.y - after) < length
         stalled = not np.any(better)
-        if np.all(better):
-            x, image = after, image_after
-        elif not stalled:
+        if not stalled:
             x = np.where(better[:, None], after, x)
-            image = run.image(x)
+            image = image_after if np.all(better) else run.image(x)
     # A space that J does not leave holds the solution of every system that is not singular.
     singular = stalled and bool(np.any(ended & (_relative(length, run.size) > tol)))
     return run.solution(x, image, iterations, stalled=stalled, singular=singular)
@@ -351,8 +349,7 @@ def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: ND
     numbers its dot products, and so the last bits, depend on the threads of BLAS. Restarted every 40 steps; SciPy's
     tolerance is on the whole batch, so that every sample meets it.
     """
-    from scipy.sparse.linalg import LinearOperator
-    from scipy.sparse.linalg import gmres as solve_with_scipy
+    from scipy.sparse import linalg
 
     run = _Run("scipy_gmres", matvec, b, tol)
     # Rows of unit length, so that one tolerance for the batch serves every sample.
@@ -363,7 +360,7 @@ def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: ND
         rows = v.reshape(b.shape).astype(b.dtype, copy=False)
         return (rows - run.image(rows * scale).y / scale).ravel()
 
-    operator = LinearOperator((b.size, b.size), matvec=product, dtype=b.dtype)
+    operator = linalg.LinearOperator((b.size, b.size), matvec=product, dtype=b.dtype)
     x, image = run.start(x0)
     rows = x / scale
     r = right - (rows - image.y / scale)
@@ -375,7 +372,7 @@ def scipy_gmres(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int, x0: ND
             break
         # SciPy takes one product more than steps, and one more judges them.
         restart = max(1, min(40, b.size, max_iter - run.n_products - 2))
-        correction, _ = solve_with_scipy(operator, r.ravel(), rtol=0.0, atol=tol, restart=restart, maxiter=1)
+        correction, _ = linalg.gmres(operator, r.ravel(), rtol=0.0, atol=tol, restart=restart, maxiter=1)
         rows_after = rows + correction.reshape(b.shape).astype(b.dtype, copy=False)
         after = rows_after * scale
         image_after = run.image(after)
@@ -518,14 +515,8 @@ def direct(matvec: Matvec, b: NDArray, *, tol: float, max_iter: int = 0, x0: NDA
     return run.solution(x, run.image(x), 1, singular=singular)
 
 
-SOLVERS = {
-    "fixed_point": fixed_point,
-    "anderson": anderson,
-    "broyden": broyden,
-    "gmres": gmres,
-    "scipy_gmres": scipy_gmres,
-    "direct": direct,
-    "damped": damped,
+SOLVERS: dict[str, Callable[..., Solution]] = {
+    method.__name__: method for method in (fixed_point, anderson, broyden, gmres, scipy_gmres, direct, damped)
 }
 
 

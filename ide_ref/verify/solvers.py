@@ -48,17 +48,14 @@ class System:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What stands in the way of a solution, in words."""
-        found = []
-        if self.gamma >= 1:
-            found.append(f"gamma is {self.gamma:.3f}, not below 1: (COND) does not hold, and no error is certified")
-        if self.radius >= 1:
-            found.append(f"spectral radius of J is {self.radius:.3f}: the fixed-point iteration need not converge")
-        if not self.condition < SINGULAR and self.examined:
-            found.append("I - J is singular to working precision: beta is not determined")
-        if self.smallest <= 0:
-            down = f"symmetric part down to {self.smallest:.2e}"
-            found.append(f"I - J is indefinite ({down}): restarted GMRES may stagnate")
-        return tuple(found)
+        down = f"symmetric part down to {self.smallest:.2e}"
+        found = {
+            f"gamma is {self.gamma:.3f}, not below 1: (COND) does not hold, and no error is certified": self.gamma >= 1,
+            f"spectral radius of J is {self.radius:.3f}: the fixed-point iteration need not converge": self.radius >= 1,
+            "I - J is singular to working precision: beta is not determined": self.condition >= SINGULAR,
+            f"I - J is indefinite ({down}): restarted GMRES may stagnate": self.smallest <= 0,
+        }
+        return tuple(text for text, holds in found.items() if holds)
 
 
 @dataclass(frozen=True)
@@ -157,13 +154,12 @@ def examine(
         columns = [product(np.tile(unit, (n_batch, 1))) for unit in np.eye(n)]
         matrices = np.stack(columns, axis=2).astype(np.float64)
         systems = np.eye(n) - matrices
-        singular = np.linalg.svd(systems, compute_uv=False)
         radius = float(np.max(np.abs(np.linalg.eigvals(matrices))))
-        with np.errstate(divide="ignore"):
-            condition = float(np.max(singular[:, 0] / singular[:, -1]))
+        condition = float(np.max(np.linalg.cond(systems)))
         smallest = float(np.min(np.linalg.eigvalsh((systems + systems.transpose(0, 2, 1)) / 2)[:, 0]))
         if condition < SINGULAR:
             truth = np.linalg.solve(systems, b.astype(np.float64)[:, :, None])[:, :, 0]
+        certify = certify or (lambda x: certificates.certified(_residual_above(matrices, b, x), gamma))
     rows = []
     for method in methods:
         if method == "direct" and n > max_size:
@@ -171,12 +167,7 @@ def examine(
         begin = time.perf_counter()
         solution = solvers.solve(method, product, b, tol=tol, max_iter=max_iter)
         seconds = time.perf_counter() - begin
-        if certify is not None:
-            certificate = float(np.max(certify(solution.x)))
-        elif examined:
-            certificate = float(np.max(certificates.certified(_residual_above(matrices, b, solution.x), gamma)))
-        else:
-            certificate = float("inf")
+        certificate = float("inf") if certify is None else float(np.max(certify(solution.x)))
         error = float("nan") if truth is None else float(np.max(solvers.norms(solution.x - truth)))
         # The damped iteration has a limit, of another equation.
         verdict = "another equation" if method == "damped" else solution.status
@@ -215,12 +206,8 @@ def cross_examine(
     ValueError
         When shapes do not fit or a method is unknown. Solvers that fail are reported, not raised.
     """
-    d_logits = np.asarray(d_logits, frozen.dtype)
-    expected = (state.a.shape[0], frozen.network.n_classes)
-    if d_logits.shape != expected:
-        raise ValueError(f"d_logits has shape {d_logits.shape}; expected {expected}, a row per sample")
-    net = frozen.network
-    if not net.feedback_sources:
+    d_logits = frozen.check_d_logits(np.asarray(d_logits), len(state.a))
+    if not frozen.network.feedback_sources:
         raise ValueError("the network has no feedback connection; expected one, or there is no (BETA) to solve")
     jacobian = linearise(frozen, state.a, frozen.drive(state.x_mean))
     g, _ = frozen.read_out_pull_back(state, d_logits)
@@ -231,6 +218,6 @@ def cross_examine(
         errors = certificates.beta_error(frozen, jacobian.maps, jacobian.slope, g, beta)
         return certificates.on_sources(frozen, errors)
 
-    gamma = certificates.contraction_bound(frozen).upper
     limits = {"max_iter": max_iter, "max_size": max_size}
+    gamma = certificates.contraction_bound(frozen).upper
     return examine(jacobian.vjp, b, gamma=gamma, methods=methods, tol=tol, certify=certify, **limits)
