@@ -8,6 +8,7 @@ layer, the layers of (LAYERS) and any other graph are the same sweep.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -272,12 +273,10 @@ def linearise(
         For arrays that do not fit.
     """
     _checks.kind("frozen", frozen, Frozen)
-    a, drive = frozen.check_state("a", a), frozen.check_state("drive", drive)
-    if len(a) != len(drive):
-        raise ValueError(f"a has {len(a)} samples, drive {len(drive)}; expected the same")
-    neuron = frozen.network.neuron
+    a = frozen.check_state("a", a)
+    drive = frozen.check_state("drive", drive, len(a))
     there = sweep(frozen, a, drive, forward=None if recompute else a, keep_caches=True)
-    slope = neuron.slope(there.p, mask_rule)
+    slope = frozen.network.neuron.slope(there.p, mask_rule)
     return Linearisation(frozen, there.maps, slope, there.a, a, Kept(there.caches, (there.maps, there.a, a)))
 
 
@@ -540,9 +539,7 @@ def _solve_active(frozen: Frozen, matrices: list[NDArray | None], slope: NDArray
     active = np.any(J != 0, axis=1)
     J_A = J[active]
     step = r.copy()
-    try:
-        system = np.eye(len(J_A), dtype=r.dtype) - J_A[:, active]
+    system = np.eye(len(J_A), dtype=r.dtype) - J_A[:, active]
+    with suppress(np.linalg.LinAlgError):  # singular, possible for γ ≥ 1 alone: a sweep instead
         step[active] = np.linalg.solve(system, r[active] + J_A[:, ~active] @ r[~active])
-    except np.linalg.LinAlgError:  # singular, possible for γ ≥ 1 alone: a sweep instead
-        pass
     return step

@@ -231,18 +231,15 @@ class _Run:
         size = self.size.astype(np.float64)
         verdict = accept(x, image.y, self.b, self.tol * size, history=self.history, stalled=stalled, singular=singular)
         return Solution(
-            x,
-            verdict.residual,
-            _relative(verdict.residual, size),
-            verdict.rounding,
-            iterations,
-            self.n_products,
-            verdict.status,
-            self.tol,
-            self.method,
-            verdict.diverged_at,
-            tuple(self.history),
-            image.aux,
+            **vars(verdict),
+            x=x,
+            relative=_relative(verdict.residual, size),
+            iterations=iterations,
+            n_products=self.n_products,
+            tol=self.tol,
+            method=self.method,
+            history=tuple(self.history),
+            aux=image.aux,
         )
 
 
@@ -311,7 +308,7 @@ def gmres(
             np.divide(w, rest[:, None], out=basis[k + 1], where=rest[:, None] > 0)
             for j in range(k):
                 c, s = rotations[j]
-                upper, lower = column[:, j].copy(), column[:, j + 1].copy()
+                upper, lower = column[:, j], column[:, j + 1]
                 column[:, j], column[:, j + 1] = c * upper + s * lower, c * lower - s * upper
             diagonal = np.hypot(column[:, k], column[:, k + 1])
             np.divide(column[:, k:].T, diagonal, out=rotations[k], where=diagonal > 0)
