@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ide_ref import figures, presets
+from ide_ref import figures, presets, verify
 from ide_ref.cli import main
 from ide_ref.training import checkpoint
 from ide_ref.training.loop import begin
@@ -210,6 +210,10 @@ def _blocks(page, language="python"):
 def test_check_your_gradient_from_start_to_end(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
+    # As a reader runs them, but for how many differences are taken where the page does not say.
+    monkeypatch.setitem(verify.check_gradient.__kwdefaults__, "n_coordinates", 1)
+    monkeypatch.setitem(verify.check_gradient.__kwdefaults__, "n_directions", 1)
+    monkeypatch.setitem(verify.sweep_steps.__kwdefaults__, "steps", (1e-2, 1e-4))
     names: dict = {}
     said = []
     for block in _blocks("check-your-gradient.md"):
