@@ -24,6 +24,7 @@ from ide_ref._files import finite
 from ide_ref.verify.arrays import as_array, dtype_name, grain
 from ide_ref.verify.gradient import extrapolate, observed_order
 
+Theta = Mapping[str, NDArray]
 Verdict = Literal["right", "wrong", "undecidable"]
 
 LONGEST = 2.0**-4
@@ -47,85 +48,61 @@ class NoFixedPoint(RuntimeError):
 
 @dataclass(frozen=True)
 class Remainders:
-    """One direction: the remainders, and what they say.
-
-    Attributes
-    ----------
-    parameter : str
-        ``"(all)"`` for a direction through all parameters together.
-    number : int
-        Of the direction, from 0.
-    given, found : float
-        ⟨g, d⟩ of the gradient in question, and ⟨∇L, d⟩ by extrapolation.
-    uncertainty : float
-        Of ``found``.
-    error : float
-        |given − found| over ``scale``.
-    scale : float
-        What errors are relative to: the larger of the two, or what a direction of this length has on average.
-    first, second : float
-        Observed orders of R₁ and R₂; NaN where too little of a curve stands above rounding.
-    one_sided : bool
-        Whether a kink lies at θ: the derivatives to its two sides differ, and ``given`` is held against either.
-    verdict : {"right", "wrong", "undecidable"}
-    steps, r1, r2, noise : tuple of float
-        The steps, the remainders (the larger of both sides), and what rounding may make of these.
-    """
+    """One direction: the remainders, and what they say."""
 
     parameter: str
+    """``"(all)"`` for a direction through all parameters together."""
     number: int
+    """Of the direction, from 0."""
     given: float
+    """⟨g, d⟩ of the gradient in question."""
     found: float
+    """⟨∇L, d⟩ by extrapolation."""
     uncertainty: float
+    """Of ``found``."""
     error: float
+    """|given − found| over ``scale``."""
     scale: float
+    """What errors are relative to: the larger of the two, or what a direction of this length has on average."""
     first: float
+    """Observed order of R₁; NaN where too little of the curve stands above rounding."""
     second: float
+    """The same of R₂."""
     one_sided: bool
+    """Whether a kink lies at θ: the derivatives to its two sides differ, and ``given`` is held against either."""
     verdict: Verdict
     steps: tuple[float, ...]
     r1: tuple[float, ...]
+    """R₁, the larger of both sides."""
     r2: tuple[float, ...]
+    """R₂, the same."""
     noise: tuple[float, ...]
+    """What rounding may make of the remainders."""
 
 
 @dataclass(frozen=True)
 class FixedPointReport:
-    """Result of :func:`check_fixed_point`.
-
-    Attributes
-    ----------
-    rows : tuple of Remainders
-    tol : float
-        Largest relative error of a right gradient.
-    loss : float
-        L(θ).
-    residual : float
-        ‖f(z) − z‖₂ of the fixed point, after all iterations that made it smaller.
-    rounding : float
-        How much of f(z) may be rounding, from what roundings of z and θ make of it.
-    lipschitz : float
-        Largest ‖f(z + v) − f(z)‖/‖v‖ found by power iteration near it: an estimate, from below, of the constant.
-    certificate : float
-        (residual + rounding)/(1 − lipschitz), which bounds ‖z − z*‖₂ as far as the estimate holds; infinite from 1 on.
-    noise : float
-        What rounding leaves undecided of L: from the certificate, or by solving from elsewhere where that is infinite.
-    dtype : str
-        Of what f returned.
-    n_evaluations : int
-        Of f.
-    """
+    """Result of :func:`check_fixed_point`."""
 
     rows: tuple[Remainders, ...]
     tol: float
+    """Largest relative error of a right gradient."""
     loss: float
+    """L(θ)."""
     residual: float
+    """‖f(z) − z‖₂ of the fixed point, after all iterations that made it smaller."""
     rounding: float
+    """How much of f(z) may be rounding, from what roundings of z and θ make of it."""
     lipschitz: float
+    """Largest ‖f(z + v) − f(z)‖/‖v‖ found by power iteration near it: an estimate, from below, of the constant."""
     certificate: float
+    """(residual + rounding)/(1 − lipschitz): a bound on ‖z − z*‖₂ as far as the estimate holds; infinite from 1 on."""
     noise: float
+    """What rounding leaves undecided of L: from the certificate; where that is infinite, by solving from elsewhere."""
     dtype: str
+    """Of what f returned."""
     n_evaluations: int
+    """Of f."""
 
     @property
     def verdict(self) -> Verdict:
@@ -237,54 +214,45 @@ def check_fixed_point(
     seed = _checks.whole("seed", seed, 0)
     values = {name: _array(f"theta[{name!r}]", value) for name, value in _mapping("theta", theta).items()}
     found: dict[str, NDArray] = {}
-    least = 0.0
+    least = _TOLERANCE["64"]
     for name, value in _mapping("gradient", gradient).items():
         if name not in values:
             raise ValueError(f"gradient has {name!r}; theta has {', '.join(map(repr, values))}")
         found[name] = _array(f"gradient[{name!r}]", value)
-        if found[name].shape != values[name].shape:
-            raise ValueError(
-                f"gradient[{name!r}] has shape {found[name].shape}; expected that of theta, {values[name].shape}"
-            )
+        shape, expected = found[name].shape, values[name].shape
+        if shape != expected:
+            raise ValueError(f"gradient[{name!r}] has shape {shape}; expected that of theta, {expected}")
         least = max(least, _TOLERANCE.get(dtype_name(value)[-2:], 0.0))
-    tol = max(least, _TOLERANCE["64"]) if tol is None else _checks.positive("tol", tol)
-    problem = _Problem(f, z, theta, x, cotangent, loss)
-    problem.refuse_randomness(values, problem.start)
+    tol = least if tol is None else _checks.positive("tol", tol)
+    problem = _Problem(f, z, theta, values, x, cotangent, loss)
+    once = problem(values, problem.start)
+    if not np.all(np.isfinite(once)):
+        raise ValueError("f returned values that are NaN or infinite at z; expected finite ones")
+    if not np.array_equal(once, problem(values, problem.start)):
+        raise ValueError("f gave two results for the same arguments; expected a function: fix its randomness")
     base = problem.solve(values, problem.start)
-    inverse = problem.inverse(values, base)
+    inverse = problem.inverse(base)
     if inverse is not None:
         base = problem.solve(values, base.z, inverse)
     rng = np.random.default_rng(seed)
-    lipschitz = problem.lipschitz(values, base, rng)
-    rounding = problem.rounding(values, base, rng)
-    noise = problem.noise_of(values, base, lipschitz, inverse, rounding, rng)
+    lipschitz = problem.lipschitz(base, rng)
+    rounding = problem.rounding(base, rng)
+    noise = problem.noise_of(base, lipschitz, inverse, rounding, rng)
     sizes = {name: _size(values[name]) for name in found}
     spread = {name: float(np.linalg.norm(found[name])) * sizes[name] for name in found}
     ignored = _IGNORED * max(spread.values()) + _NOTHING * problem.size_of_loss(base)
     rows = []
-    names: Sequence[str]
-    for label, names in (*((name, (name,)) for name in found), ("(all)", tuple(found))):
-        if label == "(all)" and len(found) == 1:
-            continue
+    together = [("(all)", tuple(found))] if len(found) > 1 else []
+    for label, names in (*((name, (name,)) for name in found), *together):
         typical = float(np.sqrt(sum(spread[name] ** 2 for name in names)))
         for number in range(n_directions):
             direction = {name: sizes[name] * rng.standard_normal(values[name].shape) for name in names}
             given = float(sum(np.vdot(found[name], direction[name]) for name in names))
-            samples = _sample(problem, values, base, inverse, direction, noise, given, tol * max(abs(given), typical))
+            samples = _sample(problem, base, inverse, direction, noise, given, tol * max(abs(given), typical))
             rows.append(_judge(label, number, given, samples, typical, ignored, tol))
     certificate = (base.residual + rounding) / (1.0 - lipschitz) if lipschitz < 1 else np.inf
-    return FixedPointReport(
-        tuple(rows),
-        tol,
-        base.loss,
-        base.residual,
-        rounding,
-        lipschitz,
-        certificate,
-        noise(base),
-        problem.dtype,
-        problem.n_evaluations,
-    )
+    errors = base.residual, rounding, lipschitz, certificate, noise(base)
+    return FixedPointReport(tuple(rows), tol, base.loss, *errors, problem.dtype, problem.n_evaluations)
 
 
 class _Point(NamedTuple):
@@ -296,20 +264,21 @@ class _Point(NamedTuple):
 
 
 class _Samples(NamedTuple):
-    """Steps along a direction, the losses' changes on the right and the left, and how uncertain these are."""
+    """Steps along a direction, the losses' changes on the right (1) and the left (-1), and how uncertain these are."""
 
     steps: list[float]
-    right: list[float]
-    left: list[float]
+    changes: dict[int, list[float]]
     noise: list[float]
 
 
 class _Problem:
     """f on flat float64 arrays, and the loss; counts what it costs."""
 
-    def __init__(self, f: Any, z: Any, theta: Mapping[str, Any], x: Any, cotangent: Any, loss: Any) -> None:
+    def __init__(
+        self, f: Any, z: Any, theta: Mapping[str, Any], values: Theta, x: Any, cotangent: Any, loss: Any
+    ) -> None:
         start = _array("z", z)
-        self.f, self.z, self.theta, self.x, self.loss_of = f, z, theta, x, loss
+        self.f, self.z, self.theta, self.values, self.x, self.loss_of = f, z, theta, values, x, loss
         self.shape, self.start = start.shape, start.ravel()
         self.n_evaluations, self.dtype = 0, "float64"
         self.c: NDArray | None = None
@@ -320,19 +289,19 @@ class _Problem:
             self.c = c.ravel()
         self.promoted = True
         try:
-            self._raw({name: _array(name, value) for name, value in theta.items()}, self.start)
+            self._raw(values, self.start)
         except Exception:
             # It does not take float64; what it raises for the dtypes given is its own error.
             self.promoted = False
 
-    def _raw(self, theta: Mapping[str, NDArray], z: NDArray) -> Any:
+    def _raw(self, theta: Theta, z: NDArray) -> Any:
         """What f returns for arrays of the libraries that were given."""
         self.n_evaluations += 1
         handed = {name: _like(self.theta[name], value, self.promoted) for name, value in theta.items()}
         x = _like(self.x, None, self.promoted)
         return self.f(_like(self.z, z.reshape(self.shape), self.promoted), x, handed)
 
-    def __call__(self, theta: Mapping[str, NDArray], z: NDArray) -> NDArray:
+    def __call__(self, theta: Theta, z: NDArray) -> NDArray:
         """f(z), flat."""
         raw = self._raw(theta, z)
         out = _array("what f returned", raw, finite=False)
@@ -352,7 +321,7 @@ class _Problem:
     def size_of_loss(self, base: _Point) -> float:
         return abs(base.loss) if self.c is None else float(np.abs(self.c) @ np.abs(base.z))
 
-    def solve(self, theta: Mapping[str, NDArray], start: NDArray, inverse: NDArray | None = None) -> _Point:
+    def solve(self, theta: Theta, start: NDArray, inverse: NDArray | None = None) -> _Point:
         """The fixed point near ``start``, until no iteration makes the residual smaller.
 
         With the inverse of I − ∂f/∂z of a point close by, by Newton's method with that slope.
@@ -386,51 +355,44 @@ class _Problem:
         """The largest residual of what may be called a fixed point."""
         return float(np.sqrt(grain(self.dtype))) * (1.0 + float(np.linalg.norm(z)))
 
-    def _accelerated(self, theta: Mapping[str, NDArray], z: NDArray) -> tuple[NDArray, NDArray]:
+    def _accelerated(self, theta: Theta, z: NDArray) -> tuple[NDArray, NDArray]:
         """Some iterations by Anderson's acceleration: the linear solver's, on f(z) = b + (f(z) − b)."""
         b = np.full((1, z.size), (1.0 + np.linalg.norm(z)) / np.sqrt(max(1, z.size)))
         tried = solvers.anderson(lambda v: self(theta, v[0])[None] - b, b, tol=1e-17, max_iter=_CHUNK, x0=z[None])
         after = tried.x[0]
         return after, self(theta, after) - after
 
-    def inverse(self, theta: Mapping[str, NDArray], base: _Point) -> NDArray | None:
+    def inverse(self, base: _Point) -> NDArray | None:
         """(I − ∂f/∂z)⁻¹ there, by differences; None where z is too large or that is singular."""
         n = base.z.size
         if n > _DENSE:
             return None
         length = float(np.sqrt(grain(self.dtype))) * (1.0 + float(np.linalg.norm(base.z))) / np.sqrt(max(1, n))
-        here, system = self(theta, base.z), np.eye(n)
+        here, system = self(self.values, base.z), np.eye(n)
         for j in range(n):
             moved = base.z.copy()
             moved[j] += length
-            system[:, j] -= (self(theta, moved) - here) / length
+            system[:, j] -= (self(self.values, moved) - here) / length
         try:
             inverse = np.linalg.inv(system)
         except np.linalg.LinAlgError:
             return None
         return inverse if np.all(np.isfinite(inverse)) else None
 
-    def refuse_randomness(self, theta: Mapping[str, NDArray], z: NDArray) -> None:
-        once = self(theta, z)
-        if not np.all(np.isfinite(once)):
-            raise ValueError("f returned values that are NaN or infinite at z; expected finite ones")
-        if not np.array_equal(once, self(theta, z)):
-            raise ValueError("f gave two results for the same arguments; expected a function: fix its randomness")
-
-    def rounding(self, theta: Mapping[str, NDArray], base: _Point, rng: np.random.Generator) -> float:
+    def rounding(self, base: _Point, rng: np.random.Generator) -> float:
         """What f makes of roundings of its arguments, and so of its own: ‖f(z) − z‖ says no more than that."""
-        eps, here = grain(self.dtype), self(theta, base.z)
+        eps, here = grain(self.dtype), self(self.values, base.z)
         largest = eps * float(np.linalg.norm(here))
         for _ in range(4):
-            moved = {name: value * (1 + eps * rng.choice([-1, 1], value.shape)) for name, value in theta.items()}
+            moved = {name: value * (1 + eps * rng.choice([-1, 1], value.shape)) for name, value in self.values.items()}
             after = self(moved, base.z * (1 + eps * rng.choice([-1, 1], base.z.shape)))
             largest = max(largest, float(np.linalg.norm(after - here)))
         return 2.0 * largest
 
-    def lipschitz(self, theta: Mapping[str, NDArray], base: _Point, rng: np.random.Generator) -> float:
+    def lipschitz(self, base: _Point, rng: np.random.Generator) -> float:
         """Largest ‖f(z + v) − f(z)‖/‖v‖ of small v met by power iteration."""
         length = float(np.sqrt(grain(self.dtype))) * (1.0 + float(np.linalg.norm(base.z)))
-        largest, here = 0.0, self(theta, base.z)
+        largest, here = 0.0, self(self.values, base.z)
         for _ in range(2):
             v = rng.standard_normal(base.z.size)
             for _ in range(12):
@@ -438,18 +400,12 @@ class _Problem:
                 if not 0 < size < np.inf:
                     break
                 step = length / size * v
-                v = self(theta, base.z + step) - here
+                v = self(self.values, base.z + step) - here
                 largest = max(largest, float(np.linalg.norm(v)) / length)
         return largest
 
     def noise_of(
-        self,
-        theta: Mapping[str, NDArray],
-        base: _Point,
-        lipschitz: float,
-        inverse: NDArray | None,
-        rounding: float,
-        rng: np.random.Generator,
+        self, base: _Point, lipschitz: float, inverse: NDArray | None, rounding: float, rng: np.random.Generator
     ) -> Callable[[_Point], float]:
         """How uncertain L is at a fixed point, as a function of that."""
         n, eps = base.z.size, float(np.finfo(float).eps)
@@ -471,7 +427,7 @@ class _Problem:
         if lipschitz < 1:
             return lambda point: own + slope * (point.residual + rounding) / (1.0 - lipschitz)
         length = 1e-5 * scale / np.sqrt(max(1, n))
-        others = [self.solve(theta, base.z + length * rng.standard_normal(n)) for _ in range(3)]
+        others = [self.solve(self.values, base.z + length * rng.standard_normal(n)) for _ in range(3)]
         apart = max(abs(other.loss - base.loss) for other in others)
         farthest = max(float(np.linalg.norm(other.z - base.z)) for other in others)
         least = own + 4.0 * apart + slope * min(farthest, 4.0 * (base.residual + rounding))
@@ -480,37 +436,33 @@ class _Problem:
 
 def _sample(
     problem: _Problem,
-    theta: Mapping[str, NDArray],
     base: _Point,
     inverse: NDArray | None,
-    direction: Mapping[str, NDArray],
+    direction: Theta,
     noise: Callable[[_Point], float],
     given: float,
     wanted: float,
 ) -> _Samples:
     """Losses at ever shorter steps on both sides, until the derivative is known to a part of what is wanted."""
-    samples = _Samples([], [], [], [])
+    samples = _Samples([], {1: [], -1: []}, [])
     for level in range(LEVELS):
         h = LONGEST / 2**level
-        points = []
+        moved = (
+            {**problem.values, **{name: problem.values[name] + side * h * d for name, d in direction.items()}}
+            for side in samples.changes
+        )
         try:
-            for side in (1.0, -1.0):
-                moved = {
-                    name: value + side * h * direction[name] if name in direction else value
-                    for name, value in theta.items()
-                }
-                points.append(problem.solve(moved, base.z, inverse))
+            points = [problem.solve(theta, base.z, inverse) for theta in moved]
         except NoFixedPoint:
             if not samples.steps:
                 continue
             break
-        right, left = points
         samples.steps.append(h)
-        samples.right.append(right.loss - base.loss)
-        samples.left.append(left.loss - base.loss)
-        samples.noise.append(max(noise(right), noise(left)) + noise(base))
+        for changes, point in zip(samples.changes.values(), points, strict=True):
+            changes.append(point.loss - base.loss)
+        samples.noise.append(max(map(noise, points)) + noise(base))
         if len(samples.steps) >= _LEAST:
-            found, uncertainty = _central(samples)
+            found, uncertainty = _derivative(samples)
             # A wrong gradient is followed down to where its error rules the remainder.
             wrong = abs(given - found)
             if uncertainty < 0.03 * wanted and (wrong <= wanted or _r2(samples, given)[-4] < 1.02 * wrong * 8 * h):
@@ -520,18 +472,14 @@ def _sample(
     return samples
 
 
-def _central(samples: _Samples) -> tuple[float, float]:
-    quotients = [(r - s) / (2 * h) for h, r, s in zip(samples.steps, samples.right, samples.left, strict=True)]
-    return _limit(quotients, samples, order=2)
+def _derivative(samples: _Samples, sides: Sequence[int] = (1, -1)) -> tuple[float, float]:
+    """By extrapolation, from both sides or one; less certain where shorter steps than it was made of speak against it.
 
-
-def _sided(samples: _Samples, side: float) -> tuple[float, float]:
-    changes = samples.right if side > 0 else samples.left
-    return _limit([side * c / h for h, c in zip(samples.steps, changes, strict=True)], samples, order=1)
-
-
-def _limit(quotients: list[float], samples: _Samples, *, order: Literal[1, 2]) -> tuple[float, float]:
-    """The quotients' limit, less certain where shorter steps than it was made of speak against it."""
+    The error is a series in h² where both sides are taken, in h where one is.
+    """
+    order: Literal[1, 2] = 2 if len(sides) == 2 else 1
+    changes = [sum(side * samples.changes[side][k] for side in sides) for k in range(len(samples.steps))]
+    quotients = [change / (order * h) for h, change in zip(samples.steps, changes, strict=True)]
     noises = [n / h for h, n in zip(samples.steps, samples.noise, strict=True)]
     value, uncertainty = extrapolate(quotients, noises, order=order)
     ends = range(1, len(quotients) + 1)
@@ -544,10 +492,9 @@ def _limit(quotients: list[float], samples: _Samples, *, order: Literal[1, 2]) -
     return value, uncertainty
 
 
-def _r2(samples: _Samples, given: float, sides: Sequence[float] = (1.0, -1.0)) -> list[float]:
-    """R₂, the larger of both sides or of the one given."""
-    changes = {1.0: samples.right, -1.0: samples.left}
-    return [max(abs(changes[s][k] - s * h * given) for s in sides) for k, h in enumerate(samples.steps)]
+def _r2(samples: _Samples, given: float, sides: Sequence[int] = (1, -1)) -> list[float]:
+    """R₂, the larger of both sides or of the one given; R₁ where the gradient given is 0."""
+    return [max(abs(samples.changes[s][k] - s * h * given) for s in sides) for k, h in enumerate(samples.steps)]
 
 
 def _judge(
@@ -558,50 +505,33 @@ def _judge(
             f"{label}: f has no fixed point near z for parameters moved by {LONGEST / 2**LEVELS:.0e} of their size; "
             "differences say nothing here"
         )
-    both, sides = _central(samples), (_sided(samples, 1.0), _sided(samples, -1.0))
-    scale = max(abs(given), typical, *(abs(v) for v, _ in (both, *sides)))
+    both, right, left = (_derivative(samples, sides) for sides in ((1, -1), (1,), (-1,)))
+    scale = max(abs(given), typical, *(abs(value) for value, _ in (both, right, left)))
     allowed = max(tol * scale, ignored)
-    apart = abs(sides[0][0] - sides[1][0])
-    kinked = apart > allowed + 10 * (sides[0][1] + sides[1][1])
-    found, uncertainty = min((both, *sides), key=lambda pair: pair[1])
+    beyond = allowed + 10 * (right[1] + left[1])
+    kinked = abs(right[0] - left[0]) > beyond
     verdict: Verdict = "undecidable"
-    r2 = _r2(samples, given)
     if kinked:
-        nearer = int(abs(sides[1][0] - given) < abs(sides[0][0] - given))
-        found, uncertainty = sides[nearer]
-        r2 = _r2(samples, given, [(1.0, -1.0)[nearer]])
-        least, most = sorted(v for v, _ in sides)
-        outside = max(least - given, given - most)
-        if abs(given - found) + uncertainty <= allowed:
-            verdict = "right"
-        elif outside > allowed + 10 * (sides[0][1] + sides[1][1]):
-            verdict = "wrong"
+        side, (found, uncertainty) = min(((1, right), (-1, left)), key=lambda s: abs(s[1][0] - given))
+        r2 = _r2(samples, given, (side,))
+        # Between the derivatives to the two sides nothing is wrong.
+        wrong = max(min(right[0], left[0]) - given, given - max(right[0], left[0])) > beyond
     else:
+        found, uncertainty = min((both, right, left), key=lambda pair: pair[1])
+        r2 = _r2(samples, given)
         # Estimates that disagree with the best one by more than both know are a warning.
-        for value, doubt in (both, *sides):
+        for value, doubt in (both, right, left):
             uncertainty = max(uncertainty, abs(value - found) - 10 * doubt)
-        if abs(given - found) + uncertainty <= allowed:
-            verdict = "right"
-        elif abs(given - found) > allowed + 10 * uncertainty:
-            verdict = "wrong"
-    r1 = [max(abs(r), abs(s)) for r, s in zip(samples.right, samples.left, strict=True)]
-    return Remainders(
-        label,
-        number,
-        given,
-        found,
-        uncertainty,
-        abs(given - found) / scale if scale > 0 else 0.0,
-        scale,
-        observed_order(samples.steps, r1, samples.noise),
-        observed_order(samples.steps, r2, samples.noise),
-        kinked,
-        verdict,
-        tuple(samples.steps),
-        tuple(r1),
-        tuple(r2),
-        tuple(samples.noise),
-    )
+        wrong = abs(given - found) > allowed + 10 * uncertainty
+    if abs(given - found) + uncertainty <= allowed:
+        verdict = "right"
+    elif wrong:
+        verdict = "wrong"
+    error = abs(given - found) / scale if scale > 0 else 0.0
+    r1 = _r2(samples, 0.0)
+    first, second = (observed_order(samples.steps, curve, samples.noise) for curve in (r1, r2))
+    told = label, number, given, found, uncertainty, error, scale, first, second, kinked, verdict
+    return Remainders(*told, tuple(samples.steps), tuple(r1), tuple(r2), tuple(samples.noise))
 
 
 def _median(values: Sequence[float]) -> float:
@@ -643,16 +573,13 @@ def _like(given: Any, value: NDArray | None, promoted: bool) -> Any:
         value = _array("x", given)
     if isinstance(given, (np.ndarray, np.generic)):
         return value.astype(np.float64 if promoted else given.dtype)
-    library = given.__array_namespace__() if hasattr(given, "__array_namespace__") else _library_of(given)
+    # Without a namespace, the module of the class: torch of torch.Tensor.
+    module = type(given).__module__
+    has_namespace = hasattr(given, "__array_namespace__")
+    library = given.__array_namespace__() if has_namespace else sys.modules[module.partition(".")[0]]
+    if not hasattr(library, "from_dlpack"):
+        raise ValueError(f"arrays of {module} cannot be made from others; expected DLPack")
     out = library.from_dlpack(np.array(value))
     if hasattr(given, "device") and hasattr(out, "to"):
         return out.to(given.device) if promoted else out.to(given.device, given.dtype)
     return out if promoted else out.astype(given.dtype)
-
-
-def _library_of(array: Any) -> Any:
-    """The module of an array's class that takes DLPack: torch of torch.Tensor."""
-    library = sys.modules[type(array).__module__.partition(".")[0]]
-    if not hasattr(library, "from_dlpack"):
-        raise ValueError(f"arrays of {type(array).__module__} cannot be made from others; expected DLPack")
-    return library
