@@ -61,6 +61,10 @@ class Context:
         """The right gradient."""
         return self.wrong()
 
+    def changed(self, change: Callable[[NDArray], NDArray]) -> Params:
+        """The right gradient with a change to every array."""
+        return {name: change(g) for name, g in self.gradients().items()}
+
     def wrong(
         self,
         *,
@@ -189,17 +193,13 @@ class _Transposed(Pullback):
         return grads, statistics
 
 
-@dataclass(frozen=True)
 class _NormWithoutMean(BatchNorm):
     def linear(self, v: NDArray, z: NDArray) -> NDArray:
-        columns = v.reshape(-1, self.weight.shape[0])
-        z_hat = (z.reshape(columns.shape) - self.mean) / self.deviation
-        along = np.einsum("nc,nc->c", columns, z_hat)
-        return ((columns - z_hat * (along / columns.shape[0])) * self.scale).reshape(v.shape)
+        mean = np.mean(v.reshape(-1, self.weight.shape[0]), axis=0) * self.scale
+        return super().linear(v, z) + np.tile(mean, v.shape[1] // mean.size)
 
     def pull_back(self, delta: NDArray, z: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        _, d_weight, d_bias = super().pull_back(delta, z)
-        return self.linear(delta, z), d_weight, d_bias
+        return (self.linear(delta, z), *super().pull_back(delta, z)[1:])
 
 
 def _fields(part: Any, kind: type) -> dict[str, Any]:
@@ -268,106 +268,79 @@ def _input_summed(ctx: Context, x: NDArray) -> NDArray:
     return np.asarray(ctx.state.x_mean * x.dtype.type(ctx.frozen.network.neuron.total_weight(x.shape[1])))
 
 
-def _everywhere(change: Callable[[NDArray], NDArray]) -> Callable[[Context], Params]:
-    return lambda ctx: {name: change(g) for name, g in ctx.gradients().items()}
-
-
 def _flipped(g: NDArray) -> NDArray:
     return g[:, :, ::-1, ::-1] if g.ndim == 4 else g
 
 
-_PLANTED: dict[str, tuple[str, Callable[[Context], Params | None]]] = {
-    "sign": ("the sign is wrong: this is the direction of ascent", _everywhere(np.negative)),
-    "sum loss": (
-        "the loss is summed over the batch, not averaged: every gradient is the batch size times too large",
-        lambda ctx: {name: len(ctx.d_logits) * g for name, g in ctx.gradients().items()},
-    ),
-    "factor V_th missing": (
-        "1/V_th is missing in (HEBB): every connection's gradient is V_th times too large",
-        lambda ctx: ctx.wrong(beta=lambda delta: ctx.frozen.network.neuron.v_th * delta),
-    ),
-    "V_th missing in beta": (
-        "1/V_th is missing inside (BETA)",
-        lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, ctx.frozen.network.neuron.v_th)),
-    ),
-    "half of beta": (
-        "beta is half as large as it should be, as after averaging x with f(x) + g",
-        lambda ctx: ctx.wrong(beta=lambda delta: 0.5 * delta),
-    ),
+_SAYS = {
+    "sign": "the sign is wrong: this is the direction of ascent",
+    "sum loss": "the loss is summed over the batch, not averaged: every gradient is the batch size times too large",
+    "factor V_th missing": "1/V_th is missing in (HEBB): every connection's gradient is V_th times too large",
+    "V_th missing in beta": "1/V_th is missing inside (BETA)",
+    "half of beta": "beta is half as large as it should be, as after averaging x with f(x) + g",
     "damped iteration": (
-        "(BETA) was iterated as x <- (x + J'x - x + g)/2, whose limit is (2I - J')^-1 g: about half of beta, turned",
-        lambda ctx: ctx.wrong(solver="damped"),
+        "(BETA) was iterated as x <- (x + J'x - x + g)/2, whose limit is (2I - J')^-1 g: about half of beta, turned"
     ),
-    "no feedback in beta": (
-        "beta is g itself: (BETA) was not solved, as in a one-step gradient",
-        lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, 0.0)),
-    ),
-    "one iteration of beta": (
-        "(BETA) was stopped after one iteration",
-        lambda ctx: ctx.wrong(solver="fixed_point", max_iter=1),
-    ),
-    "mask missing": ("the mask M is missing, in (BETA) and in (HEBB)", lambda ctx: ctx.wrong(at=_without_mask(ctx))),
-    "mask missing in beta": ("the mask M is missing in (BETA)", lambda ctx: ctx.wrong(beta_at=_without_mask(ctx))),
-    "mask missing in hebb": ("the mask M is missing in (HEBB)", lambda ctx: ctx.wrong_in_hebb(_without_mask(ctx))),
-    "mask on the wrong side": ("(BETA) was solved with M W^T in place of W^T M", _mask_on_the_wrong_side),
-    "W for its transpose": (
-        "(BETA) was solved with W in place of W^T",
-        lambda ctx: ctx.wrong(beta_at=ctx.with_maps(_as(_Untransposed))),
-    ),
-    "unflipped kernel": (
-        "the transposed convolution in (BETA) uses the kernel upside down",
-        lambda ctx: ctx.wrong(at=ctx.with_maps(_as(_Unflipped))),
-    ),
-    "flipped weight gradient": ("the kernels' gradients are upside down", _everywhere(_flipped)),
-    "outer product transposed": (
-        "(HEBB) of the feedback is a beta^T in place of beta a^T",
-        lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Transposed)),
-    ),
-    "mean over positions": (
-        "gradients of convolutions are averaged over positions, not summed",
-        lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_MeanOverPositions)),
-    ),
-    "a[T-1] for a[T]": (
-        "the rates are those of the step before the last",
-        lambda ctx: _averaged(ctx, ctx.frozen.network.neuron, earlier=1),
-    ),
-    "rates not normalised": ("the rates are sums: the division by S_T of (RATE) is missing", _unnormalised),
-    "plain mean of spikes": (
-        "the rates of LIF neurons are plain means, without the weights of (RATE)",
-        lambda ctx: _averaged(ctx, IF()),
-    ),
-    "last frame for the mean input": (
-        "the input's gradient uses the last frame in place of the average input",
-        _input_as(lambda ctx, x: x[:, -1]),
-    ),
-    "plain mean of the input": (
-        "the average input is a plain mean, without the weights of (RATE)",
-        _input_as(lambda ctx, x: x.mean(axis=1)),
-    ),
-    "input summed": ("the input's sum over time is used in place of its average", _input_as(_input_summed)),
+    "no feedback in beta": "beta is g itself: (BETA) was not solved, as in a one-step gradient",
+    "one iteration of beta": "(BETA) was stopped after one iteration",
+    "mask missing": "the mask M is missing, in (BETA) and in (HEBB)",
+    "mask missing in beta": "the mask M is missing in (BETA)",
+    "mask missing in hebb": "the mask M is missing in (HEBB)",
+    "mask on the wrong side": "(BETA) was solved with M W^T in place of W^T M",
+    "W for its transpose": "(BETA) was solved with W in place of W^T",
+    "unflipped kernel": "the transposed convolution in (BETA) uses the kernel upside down",
+    "flipped weight gradient": "the kernels' gradients are upside down",
+    "outer product transposed": "(HEBB) of the feedback is a beta^T in place of beta a^T",
+    "mean over positions": "gradients of convolutions are averaged over positions, not summed",
+    "a[T-1] for a[T]": "the rates are those of the step before the last",
+    "rates not normalised": "the rates are sums: the division by S_T of (RATE) is missing",
+    "plain mean of spikes": "the rates of LIF neurons are plain means, without the weights of (RATE)",
+    "last frame for the mean input": "the input's gradient uses the last frame in place of the average input",
+    "plain mean of the input": "the average input is a plain mean, without the weights of (RATE)",
+    "input summed": "the input's sum over time is used in place of its average",
     "batch statistics constant": (
-        "batch normalisation is differentiated as if mean and variance did not depend on the batch",
-        lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(lambda norm: replace(norm, from_batch=False))),
+        "batch normalisation is differentiated as if mean and variance did not depend on the batch"
     ),
-    "batch mean missing": (
-        "the term of the batch mean is missing in the gradient of batch normalisation",
-        lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(lambda norm: _NormWithoutMean(**_fields(norm, BatchNorm)))),
-    ),
-    "projection term missing": (
-        "the norm in (NORM) is treated as a constant: its projection term is missing",
-        lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unprojected)),
-    ),
-    "restriction ignored": (
-        "the gradient is that of the restricted weight W, not of the raw weight",
-        lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unrestricted)),
-    ),
-    "dropout ignored": (
-        "the dropout mask is missing on the way back",
-        lambda ctx: ctx.wrong(at=ctx.with_maps(lambda m: replace(m, keep=None))),
-    ),
+    "batch mean missing": "the term of the batch mean is missing in the gradient of batch normalisation",
+    "projection term missing": "the norm in (NORM) is treated as a constant: its projection term is missing",
+    "restriction ignored": "the gradient is that of the restricted weight W, not of the raw weight",
+    "dropout ignored": "the dropout mask is missing on the way back",
 }
 
-MISTAKES = tuple(Mistake(name, says, plant) for name, (says, plant) in _PLANTED.items())
+_PLANTED: dict[str, Callable[[Context], Params | None]] = {
+    "sign": lambda ctx: ctx.changed(np.negative),
+    "sum loss": lambda ctx: ctx.changed(lambda g: len(ctx.d_logits) * g),
+    "factor V_th missing": lambda ctx: ctx.wrong(beta=lambda delta: ctx.frozen.network.neuron.v_th * delta),
+    "V_th missing in beta": lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, ctx.frozen.network.neuron.v_th)),
+    "half of beta": lambda ctx: ctx.wrong(beta=lambda delta: 0.5 * delta),
+    "damped iteration": lambda ctx: ctx.wrong(solver="damped"),
+    "no feedback in beta": lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, 0.0)),
+    "one iteration of beta": lambda ctx: ctx.wrong(solver="fixed_point", max_iter=1),
+    "mask missing": lambda ctx: ctx.wrong(at=_without_mask(ctx)),
+    "mask missing in beta": lambda ctx: ctx.wrong(beta_at=_without_mask(ctx)),
+    "mask missing in hebb": lambda ctx: ctx.wrong_in_hebb(_without_mask(ctx)),
+    "mask on the wrong side": _mask_on_the_wrong_side,
+    "W for its transpose": lambda ctx: ctx.wrong(beta_at=ctx.with_maps(_as(_Untransposed))),
+    "unflipped kernel": lambda ctx: ctx.wrong(at=ctx.with_maps(_as(_Unflipped))),
+    "flipped weight gradient": lambda ctx: ctx.changed(_flipped),
+    "outer product transposed": lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Transposed)),
+    "mean over positions": lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_MeanOverPositions)),
+    "a[T-1] for a[T]": lambda ctx: _averaged(ctx, ctx.frozen.network.neuron, earlier=1),
+    "rates not normalised": _unnormalised,
+    "plain mean of spikes": lambda ctx: _averaged(ctx, IF()),
+    "last frame for the mean input": _input_as(lambda ctx, x: x[:, -1]),
+    "plain mean of the input": _input_as(lambda ctx, x: x.mean(axis=1)),
+    "input summed": _input_as(_input_summed),
+    "batch statistics constant": lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(lambda n: replace(n, from_batch=False))),
+    "batch mean missing": lambda ctx: ctx.wrong_in_hebb(
+        ctx.with_norms(lambda n: _NormWithoutMean(**_fields(n, BatchNorm)))
+    ),
+    "projection term missing": lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unprojected)),
+    "restriction ignored": lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unrestricted)),
+    "dropout ignored": lambda ctx: ctx.wrong(at=ctx.with_maps(lambda m: replace(m, keep=None))),
+}
+
+MISTAKES = tuple(Mistake(name, says, _PLANTED[name]) for name, says in _SAYS.items())
 """The library of signatures."""
 
 
@@ -530,14 +503,15 @@ def compare(
             continue
         foreign, dtype = read[other], dtype_name(theirs[other])
         notes = [] if other == name else [f"theirs is {other!r}, by its shape {value.shape}"]
+        distance = cosine = ratio = allowed = float("nan")
         if foreign.shape != value.shape:
+            status = "wrong shape"
             notes.append(f"shape {foreign.shape}, expected {value.shape}")
             if foreign.shape == value.shape[::-1] and _distance(foreign.T, value, floor) <= tol:
                 notes.append("its transpose agrees")
-            rows[name] = ComparedRow(name, "wrong shape", detail="; ".join(notes), theirs=other)
         elif not np.all(np.isfinite(foreign)):
+            status = "not finite"
             notes.append(f"first at {tuple(int(i) for i in np.argwhere(~np.isfinite(foreign))[0])}")
-            rows[name] = ComparedRow(name, "not finite", detail="; ".join(notes), theirs=other)
         else:
             usable[name] = foreign
             allowed = tol
@@ -545,7 +519,6 @@ def compare(
                 allowed = max(tol, grain(dtype))
                 notes.append(f"{dtype}, compared to {allowed:.1e}")
             t, o = float(np.linalg.norm(foreign)), float(np.linalg.norm(value))
-            cosine = ratio = float("nan")
             if t <= zero or o <= zero:
                 which = "both are" if max(t, o) <= zero else "ours is" if o <= zero else "theirs is"
                 notes.append(f"{which} zero" + " to rounding" * (max(t, o) > 0))
@@ -553,8 +526,7 @@ def compare(
                 cosine, ratio = float(np.vdot(foreign, value)) / (t * o), t / o
             distance = _distance(foreign, value, floor)
             status = "same" if distance <= allowed else "differs"
-            detail = "; ".join(notes)
-            rows[name] = ComparedRow(name, status, distance, cosine, ratio, detail, theirs=other, tol=allowed)
+        rows[name] = ComparedRow(name, status, distance, cosine, ratio, "; ".join(notes), (), other, allowed)
     for name, detail in strangers.items():
         rows[name] = ComparedRow(str(name), "unexpected", detail=detail, theirs=str(name))
     suspects: tuple[Suspect, ...] = ()

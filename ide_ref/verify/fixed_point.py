@@ -479,16 +479,16 @@ def _derivative(samples: _Samples, sides: Sequence[int] = (1, -1)) -> tuple[floa
     """
     order: Literal[1, 2] = 2 if len(sides) == 2 else 1
     changes = [sum(side * samples.changes[side][k] for side in sides) for k in range(len(samples.steps))]
-    quotients = [change / (order * h) for h, change in zip(samples.steps, changes, strict=True)]
-    noises = [n / h for h, n in zip(samples.steps, samples.noise, strict=True)]
-    value, uncertainty = extrapolate(quotients, noises, order=order)
+    columns = zip(samples.steps, changes, samples.noise, strict=True)
+    quotients = [(change / (order * h), noise / h) for h, change, noise in columns]
+    value, uncertainty = extrapolate(quotients, order=order)
     ends = range(1, len(quotients) + 1)
-    made_of = next(k for k in ends if extrapolate(quotients[:k], noises[:k], order=order)[0] == value)
+    made_of = next(k for k in ends if extrapolate(quotients[:k], order=order)[0] == value)
     # Beyond a kink two orders may agree by chance. Without one the error falls with the step.
-    error = 2.0 * abs(quotients[made_of - 1] - value)
-    for k in range(made_of, len(quotients)):
+    error = 2.0 * abs(quotients[made_of - 1][0] - value)
+    for quotient, noise in quotients[made_of:]:
         error /= 2**order
-        uncertainty = max(uncertainty, abs(quotients[k] - value) - error - 3 * noises[k])
+        uncertainty = max(uncertainty, abs(quotient - value) - error - 3 * noise)
     return value, uncertainty
 
 

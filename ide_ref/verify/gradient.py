@@ -24,7 +24,7 @@ from ide_ref.authors import PAPER, edited
 from ide_ref.equilibrium import Equilibrium, Linearisation, find_equilibrium, gather_sources, spread_sources
 from ide_ref.implicit import Backward, backward
 from ide_ref.maps import Frozen, freeze
-from ide_ref.network import Network, Params
+from ide_ref.network import Network, Params, of_population
 from ide_ref.training.losses import cross_entropy
 
 Method = Literal["central", "cell"]
@@ -232,16 +232,16 @@ def _largest(errors: Sequence[float]) -> float:
     return float(np.max(errors)) if errors else float("nan")
 
 
-def extrapolate(differences: Sequence[Any], noises: Sequence[float], *, order: Literal[1, 2]) -> tuple[float, float]:
+def extrapolate(quotients: Sequence[tuple[Any, float]], *, order: Literal[1, 2]) -> tuple[float, float]:
     """Limit at h = 0 of difference quotients at h, h/2, h/4, ..., by Richardson's extrapolation, and its uncertainty.
 
-    It is the entry of the tableau that differs least from the two that it was made of, and uncertain by that and what
-    rounding left of the quotients, their ``noises``; infinitely for a single difference. The error is a series in h
-    for one-sided quotients (order 1), in h² for central ones (2).
+    Each stands with its noise, what rounding left of it. The limit is the entry of the tableau that differs least from
+    the two that it was made of, and uncertain by that and the noise; infinitely for a single quotient. The error is a
+    series in h for one-sided quotients (order 1), in h² for central ones (2).
     """
-    best = (float(differences[0]), float("inf"))
+    best = (float(quotients[0][0]), float("inf"))
     row: list[Any] = []
-    for difference, noise in zip(differences, noises, strict=True):
+    for difference, noise in quotients:
         before, row = row, _refine(row, difference, order=order)
         for m in range(1, len(row)):
             gap = float(max(abs(row[m] - row[m - 1]), abs(row[m] - before[m - 1])) + noise)
@@ -345,8 +345,11 @@ class _Problem:
             return state
         return find_equilibrium(state.frozen, self.x, tol=1e-13, start=state.a, max_iter=20_000)
 
-    def loss(self, state: Equilibrium) -> tuple[float, NDArray]:
-        return cross_entropy(state.frozen.read_out(state), self.y)
+    def differentiated(self, solver: str) -> tuple[float, Equilibrium, Backward]:
+        """The loss at θ, the equilibrium and the implicit gradient there."""
+        state = self.solve(self.freeze(self.theta))
+        loss, d_logits = cross_entropy(state.frozen.read_out(state), self.y)
+        return loss, state, backward(state.frozen, state, d_logits, solver=solver, tol=1e-12, max_iter=2000)
 
     def fine_loss(self, state: Equilibrium) -> np.longdouble:
         """The loss in extended precision, so that a difference sees the logits' rounding alone."""
@@ -422,7 +425,7 @@ class _Check:
         ``rounding`` lets it be; a kink met on the way starts it anew with the smaller steps.
         """
         h, here = task.h, self.problem.fine_loss(self.state)
-        runs: dict[str, tuple[list[Any], list[float]]] = {side: ([], []) for side in ("both", "right", "left")}
+        runs: dict[str, list[tuple[Any, float]]] = {side: [] for side in ("both", "right", "left")}
         best: _Difference | None = None
         for _ in range(_LEVELS[self.method]):
             right, left = (self.problem.along(self.state, task.direction, s * h, self.method) for s in (1, -1))
@@ -432,27 +435,25 @@ class _Check:
                 ("right", (right.loss - here) / h, turned or right.crossed),
                 ("left", (here - left.loss) / h, turned or left.crossed),
             ):
-                quotients, noises = runs[side]
+                run = runs[side]
                 if out:
-                    quotients.clear()
-                    noises.clear()
+                    run.clear()
                     continue
-                quotients.append(quotient)
-                noises.append(noise)
-                if len(quotients) < 2 or (side != "both" and not self.one_sided):
+                run.append((quotient, noise))
+                if len(run) < 2 or (side != "both" and not self.one_sided):
                     continue
                 order: Literal[1, 2] = 2 if side == "both" else 1
-                value, uncertainty = extrapolate(quotients, noises, order=order)
-                if len(quotients) > 2:
+                value, uncertainty = extrapolate(run, order=order)
+                if len(run) > 2:
                     # Two orders can agree by chance: without the longest step the limit must be the same.
-                    again, _ = extrapolate(quotients[1:], noises[1:], order=order)
+                    again, _ = extrapolate(run[1:], order=order)
                     if abs(again - value) > AGREE * max(abs(value), abs(again), task.floor) + 8 * noise:
-                        del quotients[0], noises[0]
+                        del run[0]
                         best = None
                         continue
                 if best is None or uncertainty < best.uncertainty:
                     best = _Difference(value, uncertainty, side != "both")
-                if len(quotients) > 2 and uncertainty <= max(1e-2 * self.tol * max(abs(value), task.floor), 3 * noise):
+                if len(run) > 2 and uncertainty <= max(1e-2 * self.tol * max(abs(value), task.floor), 3 * noise):
                     return best
             h /= 2
         return best
@@ -473,9 +474,8 @@ class _Check:
 
     def row(self, label: str, kind: Literal["coordinates", "directions"], tasks: Sequence[_Task]) -> GradientRow:
         """Take some differences and judge them."""
-        checked, set_aside, unresolved, sided = 0, 0, 0, 0
-        worst: tuple[int, ...] = ()
-        worst_error = uncertainty = float("nan")
+        set_aside = unresolved = 0
+        compared: list[tuple[float, float, bool, tuple[int, ...]]] = []
         for task in tasks:
             result = self.difference(task)
             for longer in (8, 64):
@@ -492,18 +492,16 @@ class _Check:
             error, doubt = abs(value - result.value) / scale, result.uncertainty / scale
             if doubt > self.tol and error <= 10 * doubt:
                 unresolved += 1
-                continue
-            checked += 1
-            sided += result.one_sided
-            uncertainty = float(np.fmax(uncertainty, doubt))
-            if not error <= worst_error:
-                worst, worst_error = task.where, error
+            else:
+                compared.append((error, doubt, result.one_sided, task.where))
+        errors, doubts, sided, places = zip(*compared, strict=True) if compared else ((np.nan,), (np.nan,), (), ((),))
+        worst = int(np.argmax(errors))  # a NaN before all others
         names = self.found if label == "(all)" else (label,)
         size = sum(self.found[name].size for name in names)
         largest = max(float(np.max(np.abs(self.found[name]))) for name in names)
-        return GradientRow(
-            label, kind, size, checked, set_aside, unresolved, sided, worst_error, uncertainty, worst, largest
-        )
+        counts = len(compared), set_aside, unresolved, sum(sided)
+        told = float(errors[worst]), float(np.fmax.reduce(doubts)), places[worst], largest
+        return GradientRow(label, kind, size, *counts, *told)
 
 
 def _problem(
@@ -536,14 +534,12 @@ def nearest_kink(state: Equilibrium) -> Kink:
     distance = np.minimum(np.abs(state.p), np.abs(state.p - net.neuron.v_th))
     if any(c.keep is not None for c in state.frozen.maps):
         distance = np.where(state.p == 0, np.inf, distance)
-    sample, cell = np.unravel_index(int(np.argmin(distance)), distance.shape)
-    index = int(np.searchsorted(net.offsets, cell, side="right")) - 1
-    population = net.populations[index]
-    # Cells are channels last, (rows, columns, channels); the index is told as (channel, row, column).
-    shape = (*population.shape[1:], population.shape[0]) if len(population.shape) == 3 else population.shape
-    where = np.unravel_index(int(cell - net.offsets[index]), shape)
-    neuron = (where[-1], *where[:-1]) if len(shape) == 3 else where
-    return Kink(float(distance[sample, cell]), int(sample), population.name, tuple(int(i) for i in neuron))
+    found = []
+    for population in net.populations:
+        own = of_population(net, distance, population.name)
+        sample, *neuron = (int(i) for i in np.unravel_index(int(np.argmin(own)), own.shape))
+        found.append(Kink(float(np.min(own)), sample, population.name, tuple(neuron)))
+    return min(found, key=lambda kink: kink.distance)
 
 
 def _draw(rng: np.random.Generator, theta: Params, names: Sequence[str]) -> dict[str, NDArray]:
@@ -649,9 +645,7 @@ def check_gradient(
             raise ValueError(f"{argument} is {value!r}; expected a positive number")
     problem = _problem(network, params, x, y, training, seed)
     theta = problem.theta
-    state = problem.solve(problem.freeze(theta))
-    loss, d_logits = problem.loss(state)
-    ours: Backward = backward(state.frozen, state, d_logits, solver=solver, tol=1e-12, max_iter=2000)
+    loss, state, ours = problem.differentiated(solver)
     found = _in_question(network, theta, ours.gradients if gradients is None else gradients)
     overall = max(float(np.max(np.abs(value))) for value in found.values())
     check = _Check(problem, state, found, method, one_sided, tol, problem.rounding(state, method))
@@ -659,8 +653,8 @@ def check_gradient(
 
     def directions(names: Sequence[str]) -> list[_Task]:
         """Random directions through the named parameters together."""
-        norm = float(np.sqrt(sum(float(np.vdot(found[name], found[name])) for name in names)))
-        floor = max(FLOOR * norm, RESOLUTION * overall)
+        part = {name: found[name] for name in names}
+        floor = max(FLOOR * np.sqrt(dot(part, part)), RESOLUTION * overall)
         # A direction's derivatives of higher order are larger than a coordinate's; a quarter of its step.
         return [_Task((k,), _draw(rng, theta, names), first / 4, floor) for k in range(n_directions)]
 
@@ -681,22 +675,12 @@ def check_gradient(
         rows.append(check.row(name, "directions", directions([name])))
     together = directions(_free(network, theta))
     rows.append(check.row("(all)", "directions", together))
-    orders = np.array([check.orders(task) for task in together] or [(np.nan, np.nan)])
-    rows = [row for row in rows if row.checked + row.set_aside + row.unresolved]
-    return GradientReport(
-        tuple(rows),
-        method,
-        tol,
-        loss,
-        float(np.max(ours.solution.relative)),
-        float(np.max(ours.certificate)),
-        float(np.max(state.residual)),
-        float(np.max(state.certificate)),
-        ours.contraction,
-        nearest_kink(state),
-        ours.why_not,
-        (float(np.fmin.reduce(orders[:, 0])), float(np.fmin.reduce(orders[:, 1]))),
-    )
+    each = np.array([check.orders(task) for task in together] or [(np.nan, np.nan)])
+    orders = float(np.fmin.reduce(each[:, 0])), float(np.fmin.reduce(each[:, 1]))
+    of_beta = float(np.max(ours.solution.relative)), float(np.max(ours.certificate))
+    of_state = float(np.max(state.residual)), float(np.max(state.certificate)), ours.contraction
+    told = tuple(row for row in rows if row.checked + row.set_aside + row.unresolved)
+    return GradientReport(told, method, tol, loss, *of_beta, *of_state, nearest_kink(state), ours.why_not, orders)
 
 
 def sweep_steps(
@@ -724,12 +708,10 @@ def sweep_steps(
     if parameter is not None and parameter not in network.trainable:
         raise ValueError(f"parameter is {parameter!r}; expected one of {', '.join(network.trainable)}")
     problem = _problem(network, params, x, y, training, seed)
-    state = problem.solve(problem.freeze(problem.theta))
-    _, d_logits = problem.loss(state)
-    ours = backward(state.frozen, state, d_logits, solver="gmres", tol=1e-12, max_iter=2000).gradients
+    _, state, ours = problem.differentiated("gmres")
     names = _free(network, problem.theta) if parameter is None else (parameter,)
     direction = _draw(np.random.default_rng(seed), problem.theta, names)
-    value = dot(direction, ours)
+    value = dot(direction, ours.gradients)
     curves: dict[str, tuple[int, Method]] = {
         "second order": (1, "central"),
         "fourth order": (2, "central"),

@@ -59,12 +59,12 @@ def test_extrapolation_of_a_function_that_bends(order, bend):
     quotients = [(f(h) - f(-h)) / (2 * h) if order == 2 else (f(h) - f(0)) / h for h in steps]
     exact = -1 / np.sqrt(2)
     for n in (3, 6, 10):
-        value, uncertainty = extrapolate(quotients[:n], [0.0] * n, order=order)
+        value, uncertainty = extrapolate([(quotient, 0.0) for quotient in quotients[:n]], order=order)
         assert abs(value - exact) <= 3 * uncertainty + 1e-15
     assert uncertainty < 1e-9
-    _, noisy = extrapolate(quotients, 1e-3 / steps, order=order)
+    _, noisy = extrapolate([*zip(quotients, 1e-3 / steps, strict=True)], order=order)
     assert 1e-2 <= noisy < 1
-    assert extrapolate(quotients[:1], [0.0], order=order)[1] == np.inf
+    assert extrapolate([(quotients[0], 0.0)], order=order)[1] == np.inf
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,17 @@ def test_what_differences_cannot_resolve_is_said():
     assert not report.passed
 
 
-def test_a_nan_is_a_failure():
+@pytest.mark.parametrize("n_directions", [0, 1])
+def test_a_nan_is_a_failure(n_directions):
+    """Also of a single coordinate, before others that are right."""
     args = problem("fashion-mnist-400", dropout=0.0)
     wrong = gradients_of(*args)
-    wrong = {**wrong, "input.weight": np.full_like(wrong["input.weight"], np.nan)}
-    assert not check_gradient(*args, n_coordinates=1, n_directions=0, gradients=wrong).passed
+    wrong["readout.bias"][0] = np.nan
+    report = check_gradient(*args, n_coordinates=5 * (1 - n_directions), n_directions=n_directions, gradients=wrong)
+    assert not report.passed
+    row = row_of(report, "readout.bias")
+    assert np.isnan(row.max_rel_error)
+    assert row.worst == (0,)
 
 
 def test_cell_is_the_equilibrium_while_no_neuron_leaves_its_piece():
@@ -353,7 +359,7 @@ def test_differences_are_a_hundred_times_as_certain_as_they_are_judged():
     steps = [0.5 / 2**k for k in range(7)]
     quotients = [(np.exp(np.longdouble(h)) - np.exp(np.longdouble(-h))) / (2 * h) for h in steps]
     for n in (3, 4, 5):
-        value, uncertainty = extrapolate(quotients[:n], [0.0] * n, order=2)
+        value, uncertainty = extrapolate([(quotient, 0.0) for quotient in quotients[:n]], order=2)
         for share, enough in ((1.01, True), (0.99, False)):
             problem = Mock(
                 fine_loss=lambda state: np.longdouble(1),
