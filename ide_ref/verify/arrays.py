@@ -19,13 +19,6 @@ def grain(dtype: str) -> float:
     return {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}.get(dtype, 2.0**-52)
 
 
-def widened(value: Any) -> Any:
-    """An array of bfloat16, which NumPy lacks, as float32 of its own library; any other as it is."""
-    if not (hasattr(value, "dtype") and dtype_name(value) == "bfloat16"):
-        return value
-    return value.float() if hasattr(value, "float") else value.astype("float32")
-
-
 def as_array(name: str, value: Any) -> NDArray:
     """A foreign array as NumPy: through ``__array__``, DLPack, or what NumPy makes of it; bfloat16 as float32.
 
@@ -36,9 +29,11 @@ def as_array(name: str, value: Any) -> NDArray:
     if hasattr(value, "detach"):  # an array that records its history gives no view of itself
         value = value.detach()
     why = [dtype_name(value)] if hasattr(value, "dtype") else []
+    if why == ["bfloat16"]:  # NumPy lacks it: widened by its own library
+        value = value.float() if hasattr(value, "float") else value.astype("float32")
     for convert in (np.asarray, np.from_dlpack) if hasattr(value, "__dlpack__") else (np.asarray,):
         try:
-            array = np.asarray(convert(widened(value)))
+            array = np.asarray(convert(value))
             if array.dtype.kind in "biuf":
                 return array
         except (TypeError, ValueError, RuntimeError, BufferError) as error:

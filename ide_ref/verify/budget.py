@@ -231,7 +231,7 @@ def explain_gradient(
         for c in network.connections
     )
     _, _, start = setting.at_equilibrium(replace(network, connections=tuple(connections)), PAPER)
-    exact, so_far = start.gradients, PAPER
+    exact, so_far = {key: np.asarray(g) for key, g in start.gradients.items()}, PAPER
     frozen, state, found = setting.at_equilibrium(network, so_far)
     chain.append(("restriction norm", "the norm of (NORM) is not that of the operator", found.gradients))
     for quirk, says in _FORWARD_QUIRKS.items():
@@ -267,24 +267,15 @@ def explain_gradient(
     trained = backward(frozen, rates, d_logits, solver=solver, tol=tol, max_iter=max_iter, allow_unconverged=True)
     chain.append(("solver", f"(BETA) was solved by {solver} to a residual, not to rounding", trained.gradients))
 
-    before = [exact, *(gradients for _, _, gradients in chain)]
-    parts = tuple(
-        _part(name, says, {key: np.asarray(after[key] - since[key]) for key in exact}, exact)
-        for since, (name, says, after) in zip(before[:-1], chain, strict=True)
-    )
-    reached = certificates.equilibrium_error(frozen, rates.x_mean, rates.a)
-    return Budget(
-        {key: np.asarray(value) for key, value in exact.items()},
-        {key: np.asarray(trained.gradients[key]) for key in exact},
-        parts,
-        n_steps,
-        float(np.max(solvers.norms(rates.a - state.a))),
-        float(np.max(state.certificate)),
-        float(np.max(certificates.on_sources(frozen, reached))),
-        float(np.max(start.certificate)),
-        float(np.max(trained.certificate)),
-        contraction(frozen),
-    )
+    parts, since = [], exact
+    for name, says, after in chain:
+        parts.append(_part(name, says, {key: np.asarray(after[key] - since[key]) for key in exact}, exact))
+        since = after
+    reached = certificates.on_sources(frozen, certificates.equilibrium_error(frozen, rates.x_mean, rates.a))
+    of_rates = float(np.max(solvers.norms(rates.a - state.a))), float(np.max(state.certificate)), float(np.max(reached))
+    of_beta = float(np.max(start.certificate)), float(np.max(trained.certificate))
+    training_gradient = {key: np.asarray(trained.gradients[key]) for key in exact}
+    return Budget(exact, training_gradient, tuple(parts), n_steps, *of_rates, *of_beta, contraction(frozen))
 
 
 def explain_over_time(
@@ -293,25 +284,18 @@ def explain_over_time(
     x: ArrayLike,
     y: ArrayLike,
     n_steps: Sequence[int],
-    *,
-    solver: str = "fixed_point",
-    tol: float = 1e-4,
-    max_iter: int = 200,
-    profile: Profile | None = None,
-    training: bool = True,
-    seed: int = 0,
+    **options: Any,
 ) -> tuple[Budget, ...]:
     """:func:`explain_gradient` for several T, to be drawn by :func:`ide_ref.figures.budget_over_time`.
 
-    A spike train is cut to its first T frames, so a T beyond its length is a ValueError, as one below 1 is.
+    ``options`` are those of :func:`explain_gradient`. A spike train is cut to its first T frames, so a T beyond its
+    length is a ValueError, as one below 1 is.
     """
     x = np.asarray(x)
     is_spike_input = network.is_spike_input(x)
     if not n_steps or min(n_steps) < 1 or (is_spike_input and max(n_steps) > x.shape[1]):
         expected = f"numbers from 1 to {x.shape[1]}, the frames of x" if is_spike_input else "numbers of at least 1"
         raise ValueError(f"n_steps is {tuple(n_steps)}; expected {expected}")
-    options: dict[str, Any] = {"solver": solver, "tol": tol, "max_iter": max_iter, "profile": profile}
-    options |= {"training": training, "seed": seed}
     cut = {t: x[:, :t] if is_spike_input else x for t in n_steps}
     return tuple(explain_gradient(network, params, cut[t], y, t, **options) for t in n_steps)
 

@@ -206,8 +206,8 @@ def _fields(part: Any, kind: type) -> dict[str, Any]:
     return {own.name: getattr(part, own.name) for own in fields(kind)}
 
 
-def _as(kind: type[AffineMap]) -> Callable[[AffineMap], AffineMap]:
-    return lambda m: kind(**_fields(m, AffineMap))
+def _as(kind: type, of: type = AffineMap) -> Callable[[Any], Any]:
+    return lambda part: kind(**_fields(part, of))
 
 
 def _scaled_slope(ctx: Context, factor: float) -> Linearisation:
@@ -215,8 +215,8 @@ def _scaled_slope(ctx: Context, factor: float) -> Linearisation:
 
 
 def _without_mask(ctx: Context) -> Linearisation:
-    slope = ctx.linearisation.slope
-    return replace(ctx.linearisation, slope=np.full_like(slope, 1.0 / ctx.frozen.network.neuron.v_th))
+    slope = np.full_like(ctx.linearisation.slope, 1.0 / ctx.frozen.network.neuron.v_th)
+    return replace(ctx.linearisation, slope=slope)
 
 
 def _mask_on_the_wrong_side(ctx: Context) -> Params:
@@ -332,9 +332,7 @@ _PLANTED: dict[str, Callable[[Context], Params | None]] = {
     "plain mean of the input": _input_as(lambda ctx, x: x.mean(axis=1)),
     "input summed": _input_as(_input_summed),
     "batch statistics constant": lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(lambda n: replace(n, from_batch=False))),
-    "batch mean missing": lambda ctx: ctx.wrong_in_hebb(
-        ctx.with_norms(lambda n: _NormWithoutMean(**_fields(n, BatchNorm)))
-    ),
+    "batch mean missing": lambda ctx: ctx.wrong_in_hebb(ctx.with_norms(_as(_NormWithoutMean, BatchNorm))),
     "projection term missing": lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unprojected)),
     "restriction ignored": lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Unrestricted)),
     "dropout ignored": lambda ctx: ctx.wrong(at=ctx.with_maps(lambda m: replace(m, keep=None))),

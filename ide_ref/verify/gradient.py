@@ -354,9 +354,8 @@ class _Problem:
     def fine_loss(self, state: Equilibrium) -> np.longdouble:
         """The loss in extended precision, so that a difference sees the logits' rounding alone."""
         logits = state.frozen.read_out(state).astype(np.longdouble)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        rows = np.arange(shifted.shape[0])
-        return np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, self.y])
+        chosen = logits[np.arange(len(logits)), self.y]
+        return np.mean(np.logaddexp.reduce(logits, axis=1) - chosen)
 
     def along(self, base: Equilibrium, direction: Mapping[str, NDArray], h: float, method: Method) -> _Point:
         """The loss at θ + h·direction, and what lies between."""

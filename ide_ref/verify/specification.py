@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +37,10 @@ class Specified:
     training: bool
     readout_tie: NDArray[np.int64]
     """(n_classes, n): which number of the readout's weight stands where in W^o, whose columns are cells."""
-    method: ModuleType = equations
 
     def gradient(self, y: NDArray) -> tuple[float, NDArray, NDArray, Params, Params]:
         """L, a[T] (B, n), β (B, n), the gradients of all parameters by name, and the running statistics."""
-        value, a, beta, found = self.method.gradient(
+        value, a, beta, found = equations.gradient(
             self.net, self.connections, self.params, self.readout, self.x, y, self.training
         )
         gradients: Params = {}
@@ -57,48 +55,30 @@ class Specified:
 
 
 def specified(frozen: Frozen, x: NDArray, n_steps: int) -> Specified:
-    """A frozen network and its input by the equations, in float64.
+    """A frozen network and its input by the equations, in float64, for a static input over ``n_steps``.
 
-    Parameters
-    ----------
-    x : (B, *input_shape) or (B, T, *input_shape) array
-        What it was frozen on, where it was frozen for training.
-    n_steps : int
-        T of a static input.
+    x, (B, *input_shape) or (B, T, *input_shape), is what it was frozen on, where it was frozen for training.
     """
     masks = {m.name: m.keep for m in frozen.maps if m.keep is not None}
     return specify(frozen.network, frozen.params, x, n_steps, masks=masks, training=frozen.batch_size is not None)
 
 
 def specify(
-    network: Network,
-    params: Params,
-    x: NDArray,
-    n_steps: int,
-    *,
-    masks: Mapping[str, NDArray],
-    training: bool,
-    method: ModuleType = equations,
+    network: Network, params: Params, x: NDArray, n_steps: int, *, masks: Mapping[str, NDArray], training: bool
 ) -> Specified:
     """A network that is not frozen by the equations; ``params`` need no vectors that a search for ‖W̄‖ starts from.
 
-    Parameters
-    ----------
-    masks : mapping of str to (B, n_to) array
-        Dropout masks of connections by name, in channels-last order.
-    training : bool
-        Whether input connections are normalised with the batch's own statistics.
-    method : module
-        The equations, or a copy of them with a mistake.
+    ``masks`` are dropout masks of connections by name, (B, n_to) in channels-last order; with ``training`` input
+    connections are normalised with the batch's own statistics.
     """
     steps = x if network.is_spike_input(x) else np.repeat(x[:, None], n_steps, axis=1)
     inputs = np.stack([to_channels_last(steps[:, t], network.input_shape) for t in range(steps.shape[1])], axis=1)
     inputs = inputs.astype(np.float64)
-    x_mean = method.average(inputs, network.neuron.leak)
+    x_mean = equations.average(inputs, network.neuron.leak)
     connections, owned, maps = [], [], []
     for c, (source, target) in zip(network.connections, network.edges, strict=True):
-        mine = {name: value for name, value in params.items() if name.rpartition(".")[0] == c.name}
-        own = {name.rpartition(".")[2]: np.asarray(value, np.float64) for name, value in mine.items()}
+        named = ((name.rpartition("."), value) for name, value in params.items())
+        own = {part: np.asarray(value, np.float64) for (owner, _, part), value in named if owner == c.name}
         learned, given = (tie(c.synapse), None) if c.synapse.weight_shape else (None, fixed(c.synapse))
         channel = np.arange(c.synapse.n_out) % c.synapse.out_shape[0]
         norm = None if c.restriction is None else c.restriction.norm
@@ -106,7 +86,7 @@ def specify(
         keep = np.asarray(masks.get(c.name, np.ones((len(x), c.synapse.n_out))), np.float64)
         connections.append(connection)
         owned.append(own)
-        maps.append(method.freeze(connection, own, x_mean, keep, training))
+        maps.append(equations.freeze(connection, own, x_mean, keep, training))
     sizes = [population.size for population in network.populations]
     net = equations.Network(sizes, maps, network.neuron.leak, network.neuron.v_th)
     # The readout's matrix in channels-last order.
@@ -114,7 +94,7 @@ def specify(
     W_o = equations.tied(params["readout.weight"].astype(np.float64), order)
     readout = (network.index(network.readout.source), W_o, params["readout.bias"].astype(np.float64))
     names = [c.name for c in network.connections]
-    return Specified(net, connections, owned, readout, names, inputs, training, order, method)
+    return Specified(net, connections, owned, readout, names, inputs, training, order)
 
 
 @lru_cache(maxsize=32)

@@ -12,7 +12,18 @@ from small import STRUCTURES, problem
 import ide_ref
 from ide_ref.synapses import Conv2d
 from ide_ref.verify import check_gradient, sweep_steps
-from ide_ref.verify.gradient import _Check, _Point, _Problem, _Task, extrapolate, solve_region
+from ide_ref.verify.gradient import (
+    GradientReport,
+    GradientRow,
+    Kink,
+    _Check,
+    _draw,
+    _Point,
+    _Problem,
+    _Task,
+    extrapolate,
+    solve_region,
+)
 
 
 def passing(*args, **options):
@@ -301,14 +312,128 @@ def test_sweep_is_a_v():
     assert "linear region" in sweep.table()
 
 
-def test_report_as_json_and_text():
-    report = check_gradient(*problem("fashion-mnist-400"), n_coordinates=1, n_directions=1)
+def test_the_numbers_of_a_report_are_those_of_its_equilibrium_and_its_solve(monkeypatch):
+    seen = []
+
+    def recorded(frozen, state, d_logits, **options):
+        seen.append((state, ide_ref.backward(frozen, state, d_logits, **options)))
+        return seen[-1][1]
+
+    monkeypatch.setattr("ide_ref.verify.gradient.backward", recorded)
+    args = problem("fashion-mnist-400")
+    report = check_gradient(*args, n_coordinates=1, n_directions=1)
+    ((state, back),) = seen
+    assert report.loss == ide_ref.cross_entropy(ide_ref.read_out(state.frozen, state), args[3])[0]
+    # Of the worst sample.
+    for found, each in (
+        (report.beta_residual, back.solution.relative),
+        (report.certificate, back.certificate),
+        (report.equilibrium_residual, state.residual),
+        (report.equilibrium_certificate, state.certificate),
+    ):
+        assert found == max(each) > min(each)
+    assert max(state.residual) < 1e-14
+    assert report.contraction == back.contraction
+    for row in report.rows:
+        parts = back.gradients.values() if row.parameter == "(all)" else [back.gradients[row.parameter]]
+        assert row.size == sum(part.size for part in parts)
+        assert row.largest == pytest.approx(max(np.abs(part).max() for part in parts), rel=1e-9, abs=1e-15)
+        assert row.max_rel_error <= 1e-7
+        assert (row.checked, row.set_aside, row.unresolved, row.one_sided) == (1, 0, 0, 0)
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert document["passed"] is True
+    told = [document[name] for name in ("passed", "checked", "set_aside", "set_aside_fraction", "unresolved")]
+    assert told == [True, len(report.rows), 0, 0, 0]
     assert document["nearest_kink"]["distance"] == report.kink.distance
-    assert {row["kind"] for row in document["parameters"]} == {"coordinates", "directions"}
-    assert "(all)" in report.table()
-    assert "nearest kink" in report.table()
+    assert [row["kind"] for row in document["parameters"]] == ["coordinates", "directions"] * len(args[0].trainable) + [
+        "directions"
+    ]
+
+
+def test_the_text_of_a_report():
+    row = GradientRow("w", "coordinates", 12, 3, 1, 0, 2, 2e-9, 1e-11, (3,), 0.5)
+    wrong = replace(row, parameter="a long name", kind="directions", set_aside=0, max_rel_error=0.1, uncertainty=1e-3)
+    empty = replace(row, parameter="none", checked=0, one_sided=0, max_rel_error=np.nan, uncertainty=np.nan)
+    kink = Kink(1e-3, 2, "a1", (1, 2))
+    report = GradientReport((row,), "cell", 1e-9 * 2, 1.5, 1e-13, 2e-12, 3e-15, 4e-14, 0.5, kink)
+    head = "  size  along        checked  set aside  unresolved  largest |g|  max rel. error  uncertainty"
+    after = [
+        "loss 1.500000; gamma 0.5000; residual of (BETA) 1.0e-13, certified error of beta 2.0e-12; "
+        "residual of the equilibrium 3.0e-15, certified error 4.0e-14",
+        "nearest kink 1.0e-03 away in potential: sample 2, a1, neuron (1, 2)",
+    ]
+    assert report.table().splitlines() == [
+        "parameter      " + head,
+        "w                12  coordinates        3          1           0    5.000e-01        2.00e-09      1.0e-11",
+        "3 differences checked by method 'cell' (2 one-sided), 1 set aside for kinks (25.0 %); largest relative error "
+        "2.00e-09, tolerance 2e-09: passed",
+        *after,
+    ]
+    assert np.isnan(report.max_direction_error)
+    assert report.set_aside_fraction == 0.25
+    report = replace(
+        report, rows=(row, wrong, empty, replace(empty, unresolved=1)), orders=(1.0, 2.01), why_not="so it is"
+    )
+    lines = report.table().splitlines()
+    assert lines[0] == "parameter        " + head
+    assert lines[2].endswith("        1.00e-01      1.0e-03  <- at (3,)")
+    assert lines[3].endswith("             nan          nan")
+    assert lines[5].endswith("(4 one-sided), 3 set aside for kinks (30.0 %); largest relative error 1.00e-01, "
+                             "tolerance 2e-09: FAILED")  # fmt: skip
+    assert lines[6].startswith("orders of the Taylor remainders without the gradient 1.00, with it 2.01 (")
+    assert lines[7].startswith("1 unresolved: rounding, or a loss that bends sharply")
+    assert lines[8:] == [after[0], "no error is certified: so it is", after[1]]
+    assert (report.max_rel_error, report.max_direction_error, report.uncertainty) == (0.1, 0.1, 1e-3)
+    assert not replace(report, rows=(empty,)).passed
+
+
+@pytest.mark.parametrize(("method", "longest"), [("central", 0.02), ("cell", 2.0), ("cell", 0.5)])
+def test_the_differences_that_are_asked_for(method, longest, monkeypatch):
+    """Along unit vectors with steps in proportion to the coordinate, along directions of length 1 with a quarter."""
+    tasks = []
+    monkeypatch.setattr(_Check, "difference", lambda self, task: tasks.append(task))
+    monkeypatch.setattr(_Check, "orders", lambda self, task: (1.0, 2.0))
+    args = problem("fashion-mnist-400")
+    step = None if longest in (0.02, 2.0) else longest
+    right = gradients_of(*args)
+    report = check_gradient(*args, method=method, n_coordinates=6, n_directions=2, step=step, gradients=right)
+    assert report.orders == (1.0, 2.0)
+    assert {(row.checked, row.unresolved) for row in report.rows} == {(0, 0)}
+    overall = max(np.abs(g).max() for g in right.values())
+    for name in args[0].trainable:
+        alone = [task for task in tasks if [*task.direction] == [name]]
+        coordinates, directions = alone[:-2], alone[-2:]
+        assert len(coordinates) == min(6, right[name].size)
+        assert [task.where for task in coordinates] == sorted({task.where for task in coordinates})
+        for task in coordinates:
+            unit = np.zeros_like(right[name])
+            unit[task.where] = 1
+            np.testing.assert_array_equal(task.direction[name], unit)
+            assert task.h == longest * max(0.1, abs(args[1][name][task.where]))
+            assert task.floor == pytest.approx(max(1e-3 * np.abs(right[name]).max(), 1e-5 * overall))
+        for k, task in enumerate(directions):
+            assert (task.where, task.h) == ((k,), longest / 4)
+            assert np.linalg.norm(task.direction[name]) == pytest.approx(1)
+            assert task.floor == pytest.approx(max(1e-3 * np.linalg.norm(right[name]), 1e-5 * overall))
+    together = [task for task in tasks if len(task.direction) > 1]
+    assert [set(task.direction) for task in together] == [set(args[0].trainable)] * 2
+    assert not np.array_equal(together[0].direction["readout.bias"], together[1].direction["readout.bias"])
+
+
+def test_a_direction_moves_each_parameter_in_proportion_to_its_size():
+    theta = {"small": np.full(4000, 1e-3), "large": np.full((40, 100), -3.0), "other": np.ones(3)}
+    drawn = _draw(np.random.default_rng(0), theta, ("small", "large"))
+    assert set(drawn) == {"small", "large"}
+    assert sum(np.sum(d**2) for d in drawn.values()) == pytest.approx(1)
+    ratio = np.linalg.norm(drawn["large"]) / np.linalg.norm(drawn["small"])
+    assert ratio == pytest.approx(3 / 0.1, rel=0.05)
+
+
+def test_the_fine_loss_of_samples_far_apart():
+    logits = np.array([[1000.0, 990.0, 0.0], [-2000.0, 0.5, 0.25]])
+    check = _Problem(None, {}, None, np.array([1, 2]), True, 0)
+    state = Mock(**{"frozen.read_out.return_value": logits})
+    expected = (np.log1p(np.exp(np.longdouble(-10))) + 10 + np.log1p(np.exp(np.longdouble(-0.25))) + 0.25) / 2
+    assert check.fine_loss(state) == pytest.approx(expected, rel=4 * np.finfo(np.longdouble).eps)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,10 @@ class CaseResult:
 _INDENT = " " * len("FAILED  ")
 
 
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
 def _rank(stage: str) -> int:
     """Place of a stage in their order; what is none comes first."""
     return STAGES.index(stage) if stage in STAGES else -1
@@ -133,8 +137,7 @@ class ConformanceReport:
                     told, 118, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ", break_on_hyphens=False
                 )
         for stages, names in partial.items():
-            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            lines.append(f"agrees  case {names[0]}{others}, as far as it goes: {', '.join(stages)}")
+            lines.append(f"agrees  case {_and_more(names)}, as far as it goes: {', '.join(stages)}")
         if diverged:
             lines.append(f"{'stage':<8}  agree  diverge  not reached")
             for stage in sorted(diverged.keys() | {s for r in self.results for s in r.compared}, key=_rank):
@@ -145,8 +148,7 @@ class ConformanceReport:
         whole = sum(result.passed and result.complete for result in self.results)
         lines.append(f"{good} of {len(self.results)} cases agree, {whole} of them through every stage")
         if self.absent:
-            others = f" and {len(self.absent) - 1} more" if len(self.absent) > 1 else ""
-            lines.append(f"no output of {self.absent[0]}{others}: not compared")
+            lines.append(f"no output of {_and_more(self.absent)}: not compared")
         if self.first is not None:
             lines.append(f"look first at: {self.first}")
         return "\n".join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -61,11 +60,10 @@ def _draw(config: Mapping[str, Any], network: Network, seed: int) -> tuple[Param
     return {n: v.astype(dtype) for n, v in params.items() if not n.endswith("singular_vector")}, inputs
 
 
-def specify_case(case: Case, *, method: ModuleType = equations) -> Specified:
-    """A case's network and input by the equations, or by a copy of them with a mistake."""
+def specify_case(case: Case) -> Specified:
+    """A case's network and input by the equations."""
     masks = {name: to_channels_last(keep, keep.shape[1:]) for name, keep in case.keep.items()}
-    network, n_steps = network_of(case.config), case.config["n_steps"]
-    return specify(network, case.params, case.x, n_steps, masks=masks, training=True, method=method)
+    return specify(network_of(case.config), case.params, case.x, case.config["n_steps"], masks=masks, training=True)
 
 
 def _rollout(spec: Specified) -> tuple[list[NDArray], list[NDArray]]:
@@ -74,7 +72,7 @@ def _rollout(spec: Specified) -> tuple[list[NDArray], list[NDArray]]:
     u = s = [np.zeros((len(spec.x), n)) for n in net.sizes]
     steps = []
     for t in range(spec.x.shape[1]):
-        u, s = spec.method.step(net, u, s, spec.x[:, t])
+        u, s = equations.step(net, u, s, spec.x[:, t])
         steps.append([*u, *s])
     states = [np.stack(state, axis=1) for state in zip(*steps, strict=True)]
     return states[: len(net.sizes)], states[len(net.sizes) :]
@@ -87,36 +85,37 @@ def _shaped(cells: NDArray, shape: Shape) -> NDArray:
 
 def stages(case: Case, spec: Specified) -> dict[str, NDArray]:
     """Every stage of a case as the equations give it, ``<stage>/<name>`` to array in the case's dtype."""
-    network, method, net = network_of(case.config), spec.method, spec.net
-    x_mean = method.average(spec.x, net.leak)
+    network, net = network_of(case.config), spec.net
+    x_mean = equations.average(spec.x, net.leak)
     u, spikes = _rollout(spec)
-    a = [method.average(s, net.leak) for s in spikes]
+    a = [equations.average(s, net.leak) for s in spikes]
     source, W_o, b_o = spec.readout
-    logits = method.read_out(W_o, b_o, a[source])
-    _, d_logits = method.loss(logits, case.y)
+    logits = equations.read_out(W_o, b_o, a[source])
+    _, d_logits = equations.loss(logits, case.y)
     g = [np.zeros_like(rates) for rates in a]
     g[source] = d_logits @ W_o
-    mask = method.mask(net, a, x_mean)
+    mask = equations.mask(net, a, x_mean)
     _, _, joined, gradients, statistics = spec.gradient(case.y)
     beta = np.split(joined, np.cumsum(net.sizes)[:-1], axis=1)
 
     found = {"x_mean": _shaped(x_mean, network.input_shape), "logits": logits, "d_logits": d_logits}
     for c, p, name in zip(spec.connections, spec.params, spec.names, strict=True):
         if c.restriction is not None:
-            found[f"weight/{name}"] = method.restrict(p["weight"], float(p["alpha"]), method.norm(c, p["weight"])[0])
+            found[f"weight/{name}"] = equations.restrict(
+                p["weight"], float(p["alpha"]), equations.norm(c, p["weight"])[0]
+            )
     for i, population in enumerate(network.populations):
         states = {"u": u[i][:, -1], "spikes": spikes[i], "rates": a[i], "mask": mask[i], "g": g[i], "beta": beta[i]}
         driving = [m for m in net.maps if m.source < 0 and m.target == i]
         if driving:
-            states["drive"] = sum(method.output(m, x_mean) for m in driving)
+            states["drive"] = np.asarray(sum(equations.output(m, x_mean) for m in driving))
         found |= {f"{stage}/{population.name}": _shaped(v, population.shape) for stage, v in states.items()}
     found |= {f"grad/{name}": value for name, value in gradients.items()}
     found |= {f"new/{name}": value for name, value in statistics.items()}
     limits = {f"{c.name}.alpha": c.restriction.c for c in network.connections if c.restriction is not None}
     for name, d_theta in gradients.items():
         theta = case.params[name].astype(np.float64)
-        rate, momentum, decay = _SGD.values()
-        theta, _ = method.sgd_step(theta, np.zeros_like(theta), d_theta, rate, momentum, decay)
+        theta, _ = equations.sgd_step(theta, np.zeros_like(theta), d_theta, *_SGD.values())
         # α ∈ [−c, c] of (NORM)
         found[f"new/{name}"] = np.clip(theta, -limits.get(name, np.inf), limits.get(name, np.inf))
     return {n: np.asarray(v, np.uint8 if stage_of(n) in DISCRETE else case.config["dtype"]) for n, v in found.items()}
