@@ -354,8 +354,8 @@ class _Problem:
     def fine_loss(self, state: Equilibrium) -> np.longdouble:
         """The loss in extended precision, so that a difference sees the logits' rounding alone."""
         logits = state.frozen.read_out(state).astype(np.longdouble)
-        chosen = logits[np.arange(len(logits)), self.y]
-        return np.mean(np.logaddexp.reduce(logits, axis=1) - chosen)
+        chosen = logits[np.arange(len(logits)), self.y, None]
+        return np.mean(np.logaddexp.reduce(logits - chosen, axis=1))
 
     def along(self, base: Equilibrium, direction: Mapping[str, NDArray], h: float, method: Method) -> _Point:
         """The loss at θ + h·direction, and what lies between."""
