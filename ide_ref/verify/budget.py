@@ -43,7 +43,7 @@ class Part:
     says: str
     gradients: Params
     norms: dict[str, float]
-    """Of each parameter: the part's norm over the exact gradient's."""
+    """Of each parameter: the part's norm over that of the parameter's exact gradient."""
     cosines: dict[str, float]
     """... and the cosine between the two; NaN where either is 0."""
     norm: float
@@ -137,7 +137,7 @@ def _part(name: str, says: str, gradients: Params, exact: Params) -> Part:
         ratio = of_u / of_v if of_v > 0 else (0.0 if of_u == 0 else float("inf"))
         return ratio, dot(u, v) / (of_u * of_v) if of_u > 0 and of_v > 0 else float("nan")
 
-    alone = {key: compare({key: value}, exact) for key, value in gradients.items()}
+    alone = {key: compare({key: value}, {key: exact[key]}) for key, value in gradients.items()}
     norms, cosines = ({key: pair[i] for key, pair in alone.items()} for i in (0, 1))
     return Part(name, says, gradients, norms, cosines, *compare(gradients, exact))
 
