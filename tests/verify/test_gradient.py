@@ -17,11 +17,15 @@ from ide_ref.verify.gradient import (
     GradientRow,
     Kink,
     _Check,
+    _Difference,
     _draw,
     _Point,
     _Problem,
     _Task,
+    dot,
     extrapolate,
+    nearest_kink,
+    observed_order,
     solve_region,
 )
 
@@ -289,14 +293,35 @@ def test_a_kink_closer_than_every_step_is_never_averaged_over(monkeypatch):
     assert passing(*args, method="cell", **options, tol=1e-9).set_aside == 0
 
 
-def test_nearest_kink_is_where_it_was_put():
-    network, params, x, y = problem("mnist-64c5", dropout=0.0, batch_norm=False)
-    state = ide_ref.find_equilibrium(ide_ref.freeze(network, params), x)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_nearest_kink_is_where_it_was_put(dropout):
+    """Neurons that dropout has cut off, whose p is 0, are left out; others whose p is 0 are not."""
+    network, params, x, _ = problem("mnist-64c5", dropout=dropout, batch_norm=False)
+    frozen = ide_ref.freeze(network, params, x, training=True, rng=np.random.default_rng(0))
+    state = ide_ref.find_equilibrium(frozen, x)
     p = ide_ref.network.of_population(network, state.p, "a1")
-    kink = check_gradient(network, params, x, y, n_coordinates=1, n_directions=0).kink
-    distance = np.minimum(abs(p), abs(p - network.neuron.v_th))
-    assert kink.distance == pytest.approx(distance.min())
-    assert (kink.sample, *kink.neuron) == np.unravel_index(distance.argmin(), p.shape)
+    assert np.any(p == 0) == (dropout > 0)
+    kink = nearest_kink(state)
+    distance = np.where(p == 0, np.inf, np.minimum(abs(p), abs(p - network.neuron.v_th)))
+    assert kink.distance == distance.min()
+    assert (kink.sample, kink.population, *kink.neuron) == (
+        int(np.argmin(distance) // distance[0].size), "a1", *np.unravel_index(np.argmin(distance), p.shape)[1:],
+    )  # fmt: skip
+    if dropout == 0:
+        silent = ide_ref.freeze(network, params | {"input.bias": np.zeros(4)})
+        assert nearest_kink(ide_ref.find_equilibrium(silent, 0 * x)).distance == 0
+
+
+def test_the_nearest_of_several_populations():
+    network, params, x, _ = problem("alexnet-f", dropout=0.0)
+    state = ide_ref.find_equilibrium(ide_ref.freeze(network, params), x)
+    p = state.p.copy()
+    for population, at, value in (("a2", (1, 2, 0, 1), 1e-9), ("a4", (3, 0, 1, 1), 2 - 1e-10)):
+        own = ide_ref.network.of_population(network, np.arange(p.size).reshape(p.shape), population)
+        p.flat[own[at]] = value
+    kink = nearest_kink(replace(state, p=p))
+    assert (kink.sample, kink.population, kink.neuron) == (3, "a4", (0, 1, 1))
+    assert kink.distance == pytest.approx(1e-10, rel=1e-5)
 
 
 def test_sweep_is_a_v():
@@ -308,8 +333,104 @@ def test_sweep_is_a_v():
         assert 0 < best < 4
         assert kept[4] > 100 * kept[best]
     assert sweep.errors["linear region"].min() < 1e-10
-    json.dumps(sweep.to_dict(), allow_nan=False)
-    assert "linear region" in sweep.table()
+
+
+def test_the_errors_of_a_sweep_are_those_of_its_formulas(monkeypatch):
+    """Of a loss that is a polynomial of the step; and every kind of kink, on either side, is told."""
+    args = problem("fashion-mnist-400")
+    slope = dot(_draw(np.random.default_rng(0), args[1], ("readout.weight",)), gradients_of(*args))
+    flags = {0.4: (True, False), -0.3: (True, False), 0.2: (False, True), -0.1: (False, True)}
+
+    def along(self, base, direction, h, method):
+        step = np.longdouble(h)
+        loss = slope * (step + 0.5 * step**2 + 2 * step**3 - 3 * step**5)
+        return _Point(loss, *flags.get(h, (False, False)))
+
+    monkeypatch.setattr(_Problem, "along", along)
+    h = np.array([0.4, 0.3, 0.2, 0.1, 0.05])
+    sweep = sweep_steps(*args, parameter="readout.weight", steps=tuple(h))
+    for name, off in (("second order", 2 * h**2 - 3 * h**4), ("fourth order", 3 * h**4 / 4), ("linear region", 0 * h)):
+        np.testing.assert_allclose(sweep.errors[name], abs(off) / np.maximum(1, abs(1 + off)), rtol=1e-6, atol=1e-9)
+    assert sweep.crossed["second order"].tolist() == [True] * 4 + [False]
+    # Halves of longer steps are steps too.
+    assert sweep.crossed["linear region"].tolist() == [True] * 4 + [False]
+    lines = sweep.table().splitlines()
+    assert lines[0] == "step        second order    fourth order   linear region"
+    first = sweep.errors["second order"][0], sweep.errors["second order"][4]
+    assert [lines[1][:26], lines[5][:26]] == [f"4.0e-01        {first[0]:.2e}*  ", f"5.0e-02        {first[1]:.2e}   "]
+    document = json.loads(json.dumps(sweep.to_dict(), allow_nan=False))
+    assert (document["steps"], set(document["errors"])) == (h.tolist(), set(sweep.errors))
+    assert document["nearest_kink"]["distance"] == sweep.kink.distance
+
+
+def test_observed_order_is_that_of_the_shortest_steps_above_rounding():
+    steps = [1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625]
+    remainders = [1.0, 0.5, 0.25, 0.0625, 0.015625, 0.00390625, 0.00390625]
+    for n_clear, order in ((6, 2), (7, None), (3, 1), (2, None)):
+        # At thirty times its noise a remainder is not yet clear.
+        noise = [r / (31 if k < n_clear else 30) for k, r in enumerate(remainders)]
+        found = observed_order(steps, remainders, noise)
+        if n_clear == 2:
+            assert np.isnan(found)
+        elif order is not None:
+            assert found == pytest.approx(order)
+    logs = np.log2(remainders[3:]), np.log2(steps[3:])
+    assert observed_order(steps, remainders, [0.0] * 7) == pytest.approx(np.polyfit(logs[1], logs[0], 1)[0])
+    assert np.isnan(observed_order([1.0] * 5, [0.0] * 5, [-1.0] * 5))
+
+
+def test_a_region_without_an_equilibrium_is_as_good_as_a_kink():
+    neuron = ide_ref.IF()
+    network = ide_ref.build(
+        "1 (F1)", input_shape=(1,), n_classes=2, neuron=neuron, restriction=None, batch_norm=False, dropout=0.0
+    )
+    x, y, v_th = np.full((1, 1), 0.2), np.array([0]), network.neuron.v_th
+    theta = network.init(np.random.default_rng(0)) | {
+        "input.weight": np.ones((1, 1)), "input.bias": np.zeros(1), "feedback.weight": np.full((1, 1), v_th / 2),
+    }  # fmt: skip
+    check = _Problem(network, theta, x, y, False, 0)
+    base = check.solve(check.freeze(theta))
+    toward = {"feedback.weight": np.ones((1, 1))}
+    point = check.along(base, toward, v_th / 2, "cell")
+    assert np.isnan(point.loss)
+    assert point.crossed
+    with pytest.raises(ide_ref.NotConverged, match=r"linear region: residual .* the system is nearly singular"):
+        solve_region(check.freeze(theta | {"feedback.weight": np.full((1, 1), v_th)}), base, x)
+    # One step further a is negative, and right: a = 0.2/v_th / (1 - w/v_th).
+    region = solve_region(check.freeze(theta | {"feedback.weight": np.full((1, 1), 2 * v_th)}), base, x)
+    np.testing.assert_allclose(region.a, -0.2 / v_th, rtol=1e-14)
+    assert region.residual.max() < 1e-15
+
+
+def test_how_differences_are_judged():
+    """Uncertain ones again with longer steps; what stays uncertain is unresolved unless it is certainly wrong."""
+    found = {"w": np.array([1.0, 2.0, 4.0, 8.0, 16.0, -32.0]), "other": np.full(3, 100.0)}
+    sure, unsure, lost = 1e-9, 1e-3, 1e-2
+    answers = {
+        (0, 1): _Difference(1.0 - 3e-7, sure, False),
+        (1, 1): _Difference(2.1, lost, False), (1, 8): None, (1, 64): _Difference(2.0, 2 * sure, True),
+        (2, 1): None,
+        (3, 1): _Difference(8.01, unsure, True), (3, 8): _Difference(9.0, lost, True), (3, 64): None,
+        (4, 1): _Difference(16.5, lost, True), (4, 8): _Difference(16.4, unsure, False), (4, 64): None,
+        (5, 1): _Difference(-32.0, 1e-6 * 32, False),
+    }  # fmt: skip
+    check = _Check(None, None, found, "cell", False, 1e-6, 0.0)
+    object.__setattr__(check, "difference", lambda task: answers.pop((task.where[0], task.h)))
+    tasks = [_Task((k,), {"w": np.eye(6)[k]}, 1, 1e-3) for k in range(6)]
+    row = check.row("w", "coordinates", tasks)
+    assert not answers
+    counts = (row.checked, row.set_aside, row.unresolved, row.one_sided)
+    assert (row.parameter, row.kind, row.size, row.largest, counts) == ("w", "coordinates", 6, 32.0, (4, 1, 1, 1))
+    assert (row.worst, row.max_rel_error) == ((4,), pytest.approx(0.4 / 16.4))
+    assert row.uncertainty == pytest.approx(unsure / 16.4)
+    answers[0, 1] = None
+    row = check.row("(all)", "directions", tasks[:1])
+    assert (row.checked, row.set_aside, row.size, row.largest, row.worst) == (0, 1, 9, 100.0, ())
+    assert np.isnan([row.max_rel_error, row.uncertainty]).all()
+    # Against a derivative of nothing, what counts is the least scale.
+    answers[0, 1] = _Difference(2e-9, sure, False)
+    check.found["w"][0] = 0.0
+    assert check.row("w", "coordinates", tasks[:1]).max_rel_error == pytest.approx(2e-6)
 
 
 def test_the_numbers_of_a_report_are_those_of_its_equilibrium_and_its_solve(monkeypatch):
