@@ -10,7 +10,6 @@ in the equation index to the line of the source that states it. Exit status 1 wh
 import argparse
 import re
 import sys
-import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -127,7 +126,7 @@ def check(site: Path, screenshots: Path | None = None, only: str = "") -> list[s
     """A line for each fault."""
     pages = sorted(page for page in site.rglob("*.html") if "_static" not in page.parts and only in str(page))
     faults: list[str] = []
-    with tempfile.TemporaryDirectory() as profile, chromium.Page(Path(profile)) as tab:
+    with chromium.Page() as tab:
         for width in WIDTHS:
             for page in pages:
                 tab.open(page.as_uri(), width=width)

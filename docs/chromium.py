@@ -7,10 +7,11 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -39,17 +40,20 @@ def _high_pipe() -> tuple[int, int]:
 class Page:
     """One page; ``complaints`` gathers its errors and warnings, what it could not load, and requests to a network.
 
-    To be used in a ``with`` statement.
+    To be used in a ``with`` statement, at whose end the browser and its profile are gone.
     """
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self) -> None:
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         given, self._to = _high_pipe()
         self._from, answered = _high_pipe()
         assert PROGRAM is not None
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
+        options.append(f"--user-data-dir={self._profile.name}")
         self._browser = subprocess.Popen(
-            [sys.executable, "-c", _BEGIN, str(given), str(answered), PROGRAM, *options, f"--user-data-dir={profile}"],
+            [sys.executable, "-c", _BEGIN, str(given), str(answered), PROGRAM, *options],
             pass_fds=(given, answered),
+            start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -68,10 +72,12 @@ class Page:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # The processes it has started write into the profile, too, so all of them end before that is removed.
+        os.killpg(self._browser.pid, signal.SIGKILL)
+        self._browser.wait()
         os.close(self._to)
         os.close(self._from)
-        self._browser.terminate()
-        self._browser.wait()
+        self._profile.cleanup()
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of one method of the protocol."""

@@ -5,7 +5,6 @@ else the machine does, stands beside it: below 16.7 ms it can keep up.
 """
 # ruff: noqa: T201
 
-import tempfile
 from pathlib import Path
 
 import chromium
@@ -30,7 +29,7 @@ new Promise((done) => {
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, chromium.Page(Path(folder)) as page:
+    with chromium.Page() as page:
         page.call("Performance.enable", timeDomain="threadTicks")
 
         def busy() -> float:

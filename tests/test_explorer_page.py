@@ -65,8 +65,8 @@ VISIT = r"""
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    with chromium.Page(tmp_path_factory.mktemp("profile")) as page:
+def page():
+    with chromium.Page() as page:
         yield page
 
 

@@ -75,7 +75,7 @@ def test_its_module_renders_and_follows_both_ways(widget, tmp_path):
     host = tmp_path / "host.html"
     host.write_text("<!doctype html><meta charset='utf-8'><body></body>")
     made = widget.ExplorerWidget(settings={"n": 12}).get_state()
-    with chromium.Page(tmp_path / "profile") as page:
+    with chromium.Page() as page:
         page.open(host.as_uri(), width=900)
         seen = page.evaluate(HOST % tuple(json.dumps(made[name]) for name in ("_esm", "_css", "settings")))
         assert page.complaints == []
