@@ -32,6 +32,12 @@ def is_one_of(value: object, names: Container[str]) -> bool:
     return isinstance(value, str) and value in names
 
 
+def one_of(name: str, value: object, names: Sequence[str]) -> None:
+    """ValueError unless value is one of the names."""
+    if not is_one_of(value, names):
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(names)}")
+
+
 def whole(name: str, value: Any, least: int = 1) -> int:
     """Value as an int; ValueError unless it is a whole number of at least ``least``."""
     if not is_whole(value, least):

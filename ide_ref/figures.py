@@ -175,11 +175,7 @@ def convergence(
 
 
 def distance(
-    bounds: ErrorBound | Sequence[ErrorBound],
-    *,
-    title: str = "",
-    path: str | Path | None = None,
-    ax: Panels = None,
+    bounds: ErrorBound | Sequence[ErrorBound], *, title: str = "", path: str | Path | None = None, ax: Panels = None
 ) -> Figure:
     """‖a[t] − a*‖ of any network's run beside its bounds, from :func:`ide_ref.error_bound`; a panel per run."""
     every = bounds if isinstance(bounds, Sequence) else [bounds]

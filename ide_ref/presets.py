@@ -84,14 +84,14 @@ class Recipe:
             _checks.whole(name, getattr(self, name), 0)
         for name in ("lr", "tol", "gamma"):
             _checks.positive(name, getattr(self, name))
-        if not (_checks.is_real(self.momentum) and 0 <= self.momentum < 1):
-            raise ValueError(f"momentum is {self.momentum!r}; expected a number in [0, 1)")
+        for name in ("momentum", "label_smoothing"):
+            value = getattr(self, name)
+            if not (_checks.is_real(value) and 0 <= value < 1):
+                raise ValueError(f"{name} is {value!r}; expected a number in [0, 1)")
         if not (_checks.is_real(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay is {self.weight_decay!r}; expected a finite number of at least 0")
         if not (isinstance(self.milestones, tuple) and all(map(_checks.is_whole, self.milestones))):
             raise ValueError(f"milestones is {self.milestones!r}; expected a tuple of epochs, each at least 1")
-        if not (_checks.is_real(self.label_smoothing) and 0 <= self.label_smoothing < 1):
-            raise ValueError(f"label_smoothing is {self.label_smoothing!r}; expected a number in [0, 1)")
         for name in ("nesterov", "through_reset"):
             _checks.kind(name, getattr(self, name), bool)
         Surrogate(self.surrogate, self.surrogate_width)
@@ -102,12 +102,11 @@ class Recipe:
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std is {self.std!r}; expected positive numbers")
         _checks.kind("dataset", self.dataset, str)
-        allowed = {"dtype": ("float32", "float64"), "solver": tuple(SOLVERS), "input": ("static", "spikes")}
-        allowed |= {"schedule": ("steps", "cosine", "one-cycle"), "method": ("ide", "stbp")}
-        for name, choices in allowed.items():
-            value = getattr(self, name)
-            if not _checks.is_one_of(value, choices):
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+        _checks.one_of("dtype", self.dtype, ("float32", "float64"))
+        _checks.one_of("solver", self.solver, tuple(SOLVERS))
+        _checks.one_of("input", self.input, ("static", "spikes"))
+        _checks.one_of("schedule", self.schedule, ("steps", "cosine", "one-cycle"))
+        _checks.one_of("method", self.method, ("ide", "stbp"))
 
 
 @dataclass(frozen=True)
@@ -276,13 +275,9 @@ def load(
         nearest = difflib.get_close_matches(name, _TABLE, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ValueError(f"no preset is called {name!r}: {hint}there are {', '.join(_TABLE)}")
-    for argument, value, choices in (
-        ("neuron", neuron, ("lif", "if")),
-        ("norm", norm, ("operator", "kernel")),
-        ("profile", profile, ("paper", "authors")),
-    ):
-        if not _checks.is_one_of(value, choices):
-            raise ValueError(f"{argument} is {value!r}, expected {choices[0]!r} or {choices[1]!r}")
+    _checks.one_of("neuron", neuron, ("lif", "if"))
+    _checks.one_of("norm", norm, ("operator", "kernel"))
+    _checks.one_of("profile", profile, ("paper", "authors"))
     preset = replace(_TABLE[name], norm=norm)
     if neuron == "if":
         preset = replace(preset, neuron=IF(preset.neuron.v_th))

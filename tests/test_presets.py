@@ -25,7 +25,7 @@ def test_every_preset_survives_json_and_fits_its_data(name, neuron):
     [
         ({"name": "fashion-mnist"}, "no preset is called 'fashion-mnist': did you mean 'fashion-mnist-400'? there are"),
         ({"name": "zzz"}, "no preset is called 'zzz': there are digits, fashion-mnist-400"),
-        ({"name": "digits", "neuron": "hh"}, "neuron is 'hh', expected 'lif' or 'if'"),
+        ({"name": "digits", "neuron": "hh"}, "neuron is 'hh'; expected one of lif, if"),
     ],
 )
 def test_wrong_names(arguments, message):

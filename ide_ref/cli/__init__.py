@@ -64,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.words = list(sys.argv[1:] if argv is None else argv)
     try:
         if getattr(args, "threads", None) is not None:
-            _set_threads(args.threads)
+            import numba
+
+            most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+            if args.threads > most:
+                raise ValueError(f"--threads is {args.threads}; expected at most {most}")
+            numba.set_num_threads(args.threads)
         status = int(args.run(args))
         sys.stdout.flush()
         return status
@@ -73,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(f"ide-ref {args.command}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _fail(args.command, "interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
         return _fail(args.command, f"{error.name} is not installed; {_common.INSTALL}")
     except ValueError as error:
@@ -83,19 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(args.command, f"{where}{error.strerror or error}; give another place or make room there")
     except RuntimeError as error:
-        print(f"ide-ref {args.command}: {error}", file=sys.stderr)
-        return FAILED
+        return _fail(args.command, str(error), FAILED)
 
 
-def _fail(command: str, message: str) -> int:
+def _fail(command: str, message: str, status: int = WRONG_USE) -> int:
     print(f"ide-ref {command}: {' '.join(message.split())}", file=sys.stderr)
-    return WRONG_USE
-
-
-def _set_threads(n: int) -> None:
-    import numba
-
-    try:
-        numba.set_num_threads(n)
-    except ValueError as error:
-        raise ValueError(f"--threads is {n}: {error}") from None
+    return status

@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     if args.figure:
         from ide_ref import figures
 
-        points = []
-        for t in timings:
-            label = f"{t.preset}, {t.dtype}, threads: {t.threads}"
-            points.append((label, t.firing_rate, t.events_per_second / t.threads))
+        labels = (f"{t.preset}, {t.dtype}, threads: {t.threads}" for t in timings)
+        points = [
+            (name, t.firing_rate, t.events_per_second / t.threads) for name, t in zip(labels, timings, strict=True)
+        ]
         figures.roofline(points, limits=limits, dense=rate / 2 / machine.most_threads(), path=args.figure)
     document = {"machine": machine.describe(), "seed": args.seed, "event_limits": limits}
     document["timings"] = [t.to_dict() for t in timings]

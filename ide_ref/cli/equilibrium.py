@@ -13,10 +13,8 @@ from ide_ref.cli import _common
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ide_ref.maps import Frozen
     from ide_ref.network import Params
     from ide_ref.presets import Preset
-    from ide_ref.simulation import Rates
 
 _RECORDED = 2**26  # numbers kept of a run, two per neuron and step
 
@@ -42,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from ide_ref.neurons import IF, LIF
     from ide_ref.simulation import simulate
     from ide_ref.solvers import NotConverged
-    from ide_ref.theory import conditions, error_bound
+    from ide_ref.theory import conditions, error_bound, fixed_point_residual
     from ide_ref.training.evaluation import load_batch, load_data
 
     preset, params, fresh = _network(args)
@@ -70,13 +68,15 @@ def run(args: argparse.Namespace) -> int:
         try:
             panels.append(figures.panel(error_bound(frozen, x, rates, known=found), name=neuron.name.upper()))
         except NotConverged as error:
-            panels.append(_observed(frozen, x, rates, neuron.name.upper(), str(error)))
+            # How far the rates are from solving (FP) is told without a*.
+            times = figures.times_drawn(n_steps)
+            observed = {"residual": fixed_point_residual(frozen, x, rates, times), "firing_rates": rates.mean_spikes}
+            panels.append({"name": neuron.name.upper(), "times": times, **observed, "problem": str(error)})
     title = f"{preset.name}, {'freshly drawn' if fresh else 'trained'}"
+    sharper = ", but a sharper condition holds" if found.applies and found.paper >= 1 else ""
+    told = "the theorems apply" if found.applies else "the theorems do not apply, this is what was observed"
+    verdict = f"(COND) {found.paper:.3g}{sharper}: {told}"
     missing = [p["name"] for p in panels if p["problem"]]
-    verdict = f"(COND) {found.paper:.3g}: the theorems do not apply, this is what was observed"
-    if found.applies:
-        sharper = "" if found.paper < 1 else ", but a sharper condition holds"
-        verdict = f"(COND) {found.paper:.3g}{sharper}: the theorems apply"
     if missing:
         verdict += f"; no a* was found for {' and '.join(missing)}"
     paths = [out / f"equilibrium.{suffix}" for suffix in ("png", "svg")]
@@ -127,21 +127,6 @@ def _with_statistics(preset: Preset, params: Params, images: NDArray) -> Params:
             params[f"{m.name}.running_mean"] = m.norm.mean
             params[f"{m.name}.running_var"] = m.norm.variance
     return params
-
-
-def _observed(frozen: Frozen, x: NDArray, rates: Rates, name: str, problem: str) -> dict[str, Any]:
-    """The same where no a* was found: how far the rates are from solving (FP)."""
-    from ide_ref.figures import times_drawn
-    from ide_ref.theory import fixed_point_residual
-
-    times = times_drawn(rates.n_steps)
-    return {
-        "name": name,
-        "times": times,
-        "residual": fixed_point_residual(frozen, x, rates, times),
-        "firing_rates": rates.mean_spikes,
-        "problem": problem,
-    }
 
 
 def _table(title: str, verdict: str, panels: list[dict[str, Any]], n_steps: int, out: Path) -> str:

@@ -65,13 +65,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_function(args: argparse.Namespace) -> int:
-    """A gradient through any fixed point, by Taylor remainders."""
+    """The gradient through any fixed point, as a user's function gives it, by Taylor remainders."""
     from ide_ref import figures
     from ide_ref.verify import check_fixed_point
 
     figure = _figure("--figure", args.figure)
-    arguments = _arguments(args.function)
-    report = check_fixed_point(**{"seed": args.seed, "tol": args.tol, **arguments})
+    make = imported("--function", args.function)
+    if not callable(make):
+        raise ValueError(f"--function {args.function} is of type {type(make).__name__}; expected a function")
+    found = make()
+    known = set(inspect.signature(check_fixed_point).parameters)
+    if not isinstance(found, dict) or not known.issuperset(found):
+        what = f"a dict with {sorted(set(found) - known)}" if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"--function {args.function} returned {what}; expected a dict of {', '.join(sorted(known))}")
+    missing = {"f", "z", "theta", "x", "gradient"} - set(found)
+    if missing:
+        raise ValueError(f"--function {args.function} returned nothing for {', '.join(sorted(missing))}")
+    report = check_fixed_point(**{"seed": args.seed, "tol": args.tol, **found})
     text = report.table()
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
@@ -79,24 +89,6 @@ def _run_function(args: argparse.Namespace) -> int:
         text += f"\nwritten: {figure}"
     _common.print_result(args, {"function": args.function, **report.to_dict()}, text)
     return 0 if report.verdict == "right" else 1
-
-
-def _arguments(place: str) -> dict[str, Any]:
-    """What a user's function gives for :func:`ide_ref.verify.check_fixed_point`."""
-    from ide_ref.verify import check_fixed_point
-
-    make = imported("--function", place)
-    if not callable(make):
-        raise ValueError(f"--function {place} is of type {type(make).__name__}; expected a function")
-    found = make()
-    known = set(inspect.signature(check_fixed_point).parameters)
-    if not isinstance(found, dict) or not known.issuperset(found):
-        what = f"a dict with {sorted(set(found) - known)}" if isinstance(found, dict) else type(found).__name__
-        raise ValueError(f"--function {place} returned {what}; expected a dict of {', '.join(sorted(known))}")
-    missing = {"f", "z", "theta", "x", "gradient"} - set(found)
-    if missing:
-        raise ValueError(f"--function {place} returned nothing for {', '.join(sorted(missing))}")
-    return found
 
 
 def _run_network(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
 from ide_ref.cli import _common
 
@@ -78,34 +79,23 @@ def angles(args: argparse.Namespace) -> int:
     from ide_ref.training.evaluation import load_batch, load_data
 
     preset, params = _common.load_network(args, args.network)
-    surrogates = [Surrogate(name, args.surrogate_width) for name in args.surrogate]
-    through_reset = not args.detach_reset
+    how: dict[str, Any] = {"surrogates": [Surrogate(name, args.surrogate_width) for name in args.surrogate]}
+    how["through_reset"] = not args.detach_reset
     found: tuple[measure.Angles, ...]
     if args.after is None:
         if args.method is not None or args.limit is not None:
             raise ValueError("--method and --limit are of the training of --after N,N; expected that with them")
         data = load_data(preset, data_dir=args.data_dir, source=args.data, limit=args.samples)
         x, y = load_batch(preset, data, "train", np.arange(min(args.samples, len(data.y_train))))
-        found = (
-            measure.measure_angles(
-                preset, params, x, y, surrogates=surrogates, through_reset=through_reset, seed=args.seed
-            ),
-        )
+        found = (measure.measure_angles(preset, params, x, y, seed=args.seed, **how),)
     else:
         if args.network not in _common.PRESETS:
             raise ValueError(f"--after trains a preset from its start, and {args.network} is none; leave it out")
         preset = replace(preset, recipe=replace(preset.recipe, method=args.method or "ide"))
         data = load_data(preset, data_dir=args.data_dir, source=args.data, limit=args.limit)
-        found = measure.angles_over_training(
-            preset,
-            data,
-            _common.whole_numbers("--after", args.after, 0),
-            n_samples=args.samples,
-            surrogates=surrogates,
-            through_reset=through_reset,
-            seed=args.seed,
-        )
+        after = _common.whole_numbers("--after", args.after, 0)
+        found = measure.angles_over_training(preset, data, after, n_samples=args.samples, seed=args.seed, **how)
     document = {"network": args.network, "neuron": preset.neuron.name, "samples": args.samples}
-    document |= {"surrogate_width": args.surrogate_width, "through_reset": through_reset}
+    document |= {"surrogate_width": args.surrogate_width, "through_reset": how["through_reset"]}
     _common.print_result(args, {**document, "angles": [one.to_dict() for one in found]}, measure.table(found))
     return 0

@@ -172,8 +172,7 @@ class Dataset:
 
         ValueError for another split, or indices that are no whole numbers of its range.
         """
-        if not _checks.is_one_of(split, SPLITS):
-            raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
+        _checks.one_of("split", split, SPLITS)
         x, y = self._part(split)
         chosen = np.asarray(indices)
         if chosen.ndim != 1 or chosen.dtype.kind not in "iu":

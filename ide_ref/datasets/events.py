@@ -7,7 +7,7 @@ after it. The sensor has 34 by 34 pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,14 +86,9 @@ def write_events(path: str | Path, events: Events) -> None:
     """
     path = _checks.path("path", path)
     _check_events(events)
-    t = np.asarray(events.t)
-    records = np.empty((len(t), _RECORD), np.uint8)
-    records[:, 0] = events.x
-    records[:, 1] = events.y
-    records[:, 2] = np.asarray(events.polarity) << 7 | t >> 16
-    records[:, 3] = t >> 8 & 0xFF
-    records[:, 4] = t & 0xFF
-    path.write_bytes(records.tobytes())
+    x, y, polarity, t = (np.asarray(part, np.int64) for part in (events.x, events.y, events.polarity, events.t))
+    records = np.stack([x, y, polarity << 7 | t >> 16, t >> 8 & 0xFF, t & 0xFF], axis=1)
+    path.write_bytes(records.astype(np.uint8).tobytes())
 
 
 def _check_events(events: Events) -> None:
@@ -146,7 +141,7 @@ def bin_events(
     frame = t // window if window is not None else t * n_frames // (t[-1] + 1) if len(t) else t
     cell = ((frame * 2 + events.polarity) * SENSOR_SIZE + events.y) * SENSOR_SIZE + events.x
     cell = cell[: np.searchsorted(frame, n_frames)]
-    shape = _frames_shape(n_frames)
+    shape = (n_frames, 2, SENSOR_SIZE, SENSOR_SIZE)
     counts = np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
     return (counts > 0).astype(np.uint8) if binary else counts.astype(np.int32)
 
@@ -174,27 +169,26 @@ class EventFrames:
     @property
     def shape(self) -> tuple[int, ...]:
         """(B, T, 2, 34, 34)."""
-        return (len(self.paths), *_frames_shape(self.n_frames))
+        return (len(self.paths), self.n_frames, 2, SENSOR_SIZE, SENSOR_SIZE)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def cached(self) -> EventFrames:
         """The same recordings, all of them read now, as by :func:`read_events`, and kept in memory as packed bits."""
-        n_bytes = -(-int(np.prod(_frames_shape(self.n_frames))) // 8)
+        n_bytes = -(-int(np.prod(self.shape[1:])) // 8)
         packed = np.empty((len(self), n_bytes), np.uint8)
         for row, path in zip(packed, self.paths, strict=True):
             row[:] = np.packbits(self._bin(path))
         packed.flags.writeable = False
-        return EventFrames(self.paths, self.n_frames, self.window, packed)
+        return replace(self, packed=packed)
 
     def take(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Spike trains of the given recordings, (B, T, 2, 34, 34) uint8, 0 or 1.
 
         Where nothing is cached their files are read, as by :func:`read_events`.
         """
-        chosen = np.asarray(indices)
-        shape = _frames_shape(self.n_frames)
+        chosen, shape = np.asarray(indices), self.shape[1:]
         if self.packed is not None:
             bits = np.unpackbits(self.packed[chosen], axis=1, count=int(np.prod(shape)))
             return bits.reshape(len(chosen), *shape)
@@ -227,8 +221,7 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
     DataError
         A class folder is missing, or none of them holds a ``.bin`` file.
     """
-    if not _checks.is_one_of(split, ("train", "test")):
-        raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
+    _checks.one_of("split", split, ("train", "test"))
     base = _checks.path("folder", folder) / split.capitalize()
     remedy = f"unpack {base.name}.zip of N-MNIST into {folder}"
     found: list[tuple[str, int, Path]] = []
@@ -241,7 +234,3 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
         raise DataError(f"{base}: no recordings, expected .bin files in its folders 0 to {N_CLASSES - 1}; {remedy}")
     found.sort()
     return tuple(path for _, _, path in found), np.array([label for _, label, _ in found], np.int64)
-
-
-def _frames_shape(n_frames: int) -> tuple[int, int, int, int]:
-    return (n_frames, 2, SENSOR_SIZE, SENSOR_SIZE)

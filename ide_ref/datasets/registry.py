@@ -42,8 +42,6 @@ from ide_ref.datasets.synthetic import SYNTHETIC_NOTICE
 
 _SYSTEM_ROOT = Path("/usr/share/datasets")
 _EMBEDDED = Path(__file__).parent / "data"
-_IDX_PREFIX = MappingProxyType({"train": "train", "test": "t10k"})
-_IDX_PARTS = ("images-idx3", "labels-idx1")
 _Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
@@ -310,42 +308,44 @@ def _find(info: DatasetInfo, data_dir: str | Path | None) -> tuple[Path | None, 
     return incomplete
 
 
-def _idx_file(folder: Path, split: str, part: str) -> Path:
-    plain = folder / f"{_IDX_PREFIX[split]}-{part}-ubyte"
-    return plain if plain.is_file() else plain.with_name(plain.name + ".gz")
-
-
-def _cifar_files(info: DatasetInfo, split: str) -> dict[str, int]:
-    """File names of a split, with the number of records each has to hold."""
+def _files(info: DatasetInfo, folder: Path, split: str) -> list[Path]:
+    """The files of a split, in the order of its items; of IDX those of images and labels, of events the folder."""
+    if info.form == "events":
+        return [folder / split.capitalize()]
     if info.form == "cifar100":
-        return {"train.bin": 50_000} if split == "train" else {"test.bin": 10_000}
-    names = [f"data_batch_{k}.bin" for k in range(1, 6)] if split == "train" else ["test_batch.bin"]
-    return dict.fromkeys(names, 10_000)
+        return [folder / f"{split}.bin"]
+    if info.form == "cifar10":
+        return (
+            [folder / f"data_batch_{k}.bin" for k in range(1, 6)] if split == "train" else [folder / "test_batch.bin"]
+        )
+    prefix = "train" if split == "train" else "t10k"
+    plain = [folder / f"{prefix}-{part}-ubyte" for part in ("images-idx3", "labels-idx1")]
+    return [file if file.is_file() else file.with_name(file.name + ".gz") for file in plain]
+
+
+def _n_records(info: DatasetInfo, split: str) -> int:
+    """What each file of a CIFAR set has to hold."""
+    return 50_000 if info.form == "cifar100" and split == "train" else 10_000
 
 
 def _missing(info: DatasetInfo, folder: Path) -> list[str]:
-    if info.form == "events":
-        return [name for name in ("Train", "Test") if not (folder / name).is_dir()]
-    if info.form == "idx":
-        files = [_idx_file(folder, split, part) for split in SPLITS for part in _IDX_PARTS]
-    else:
-        files = [folder / file for split in SPLITS for file in _cifar_files(info, split)]
-    return [file.name for file in files if not file.is_file()]
+    is_there = Path.is_dir if info.form == "events" else Path.is_file
+    return [file.name for split in SPLITS for file in _files(info, folder, split) if not is_there(file)]
 
 
 def _count(info: DatasetInfo, folder: Path, split: str) -> int:
     if info.form == "events":
         return len(find_recordings(folder, split)[0])
+    files, n_records = _files(info, folder, split), _n_records(info, split)
     if info.form == "idx":
-        return idx_shape(_idx_file(folder, split, "images-idx3"))[0]
-    files = _cifar_files(info, split)
-    for file, n_records in files.items():
-        check_size(folder / file, n_records, 1 + (info.form == "cifar100"))
-    return sum(files.values())
+        return idx_shape(files[0])[0]
+    for file in files:
+        check_size(file, n_records, 1 + (info.form == "cifar100"))
+    return len(files) * n_records
 
 
 def _read_idx(info: DatasetInfo, folder: Path, split: str, limit: int | None) -> _Images:
-    images_file, labels_file = (_idx_file(folder, split, part) for part in _IDX_PARTS)
+    images_file, labels_file = _files(info, folder, split)
     images = read_idx(images_file, shape=(None, *info.input_shape[1:]), dtype=np.uint8)
     labels = read_idx(labels_file, shape=(len(images),), dtype=np.uint8).astype(np.int64)
     wrong = np.flatnonzero(labels >= info.n_classes)
@@ -358,8 +358,8 @@ def _read_idx(info: DatasetInfo, folder: Path, split: str, limit: int | None) ->
 def _read_cifar(info: DatasetInfo, folder: Path, split: str, limit: int | None) -> _Images:
     read = read_cifar10 if info.form == "cifar10" else read_cifar100
     images, labels = [], []
-    for file, n_records in _cifar_files(info, split).items():
-        x, y, *_ = read(folder / file, n_records=n_records)
+    for file in _files(info, folder, split):
+        x, y, *_ = read(file, n_records=_n_records(info, split))
         images.append(x)
         labels.append(y)
         if limit is not None and sum(map(len, labels)) >= limit:

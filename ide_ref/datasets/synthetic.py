@@ -136,8 +136,7 @@ def make_recordings(
         The split is there already, or the folder cannot be written.
     """
     pixels, classes = _check_images(images), np.asarray(labels)
-    if not _checks.is_one_of(split, ("train", "test")):
-        raise ValueError(f"split is {split!r}, expected 'train' or 'test'")
+    _checks.one_of("split", split, ("train", "test"))
     if classes.shape != (len(pixels),) or classes.dtype.kind not in "iu":
         raise ValueError(f"labels are {classes.dtype} of shape {classes.shape}, expected ({len(pixels)},) integers")
     if classes.size and (classes.min() < 0 or classes.max() >= N_CLASSES):

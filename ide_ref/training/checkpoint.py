@@ -134,16 +134,15 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             told = f"has format {version}, this ide_ref reads up to {FORMAT_VERSION}"
             raise CheckpointError(f"{path}: {told}; install a newer ide_ref")
         preset, history = Preset.from_dict(about["preset"]), tuple(about["history"])
-        arrays: dict[str, Arrays] = {"params": {}, "velocity": {}}
-        for name, array in tensors.items():
-            part, _, own = name.partition("/")
-            if part in arrays:
-                arrays[part][own] = array
-        preset.network.check_params(arrays["params"])
-        expected = {name: arrays["params"][name].shape for name in preset.network.trainable}
-        if {name: array.shape for name, array in arrays["velocity"].items()} != expected:
+        params, velocity = (
+            {name.removeprefix(part): array for name, array in tensors.items() if name.startswith(part)}
+            for part in ("params/", "velocity/")
+        )
+        preset.network.check_params(params)
+        expected = {name: params[name].shape for name in preset.network.trainable}
+        if {name: array.shape for name, array in velocity.items()} != expected:
             raise ValueError("velocity does not fit the parameters")
-        return Checkpoint(preset, about["seed"], **arrays, step=about["step"], totals=about["totals"], history=history)
+        return Checkpoint(preset, about["seed"], params, velocity, about["step"], about["totals"], history)
     except CheckpointError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:

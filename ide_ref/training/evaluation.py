@@ -179,8 +179,7 @@ def evaluate(
         batch_size = max(1, min(512, 2**24 // network.state_size))
     batch_size = _checks.whole("batch_size", batch_size)
     frozen = freeze(network, params)
-    if not _checks.is_one_of(split, ("train", "test")):
-        raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
+    _checks.one_of("split", split, ("train", "test"))
     n_samples = len(data.y_train if split == "train" else data.y_test)
     total, correct = 0.0, 0
     spikes = np.zeros(len(network.populations), np.int64)

@@ -54,8 +54,7 @@ def learning_rate(
             raise ValueError(f"{name} is {value!r}, expected a finite number")
     for name, count in (("epoch", epoch), ("step", step), ("warmup_steps", warmup_steps)):
         _checks.whole(name, count, 0)
-    if not _checks.is_one_of(schedule, SCHEDULES):
-        raise ValueError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
+    _checks.one_of("schedule", schedule, SCHEDULES)
     if schedule == "steps":
         rate = base * gamma ** sum(epoch >= milestone for milestone in milestones)
         return rate * (step + 1) / warmup_steps if step < warmup_steps else rate

@@ -145,7 +145,7 @@ def test_a_written_set_loads_and_says_that_it_is_synthetic(tmp_path, no_data):
         ({"images": np.zeros((2, 28, 28))}, "images are float64"),
         ({"labels": [1]}, r"labels are int64 of shape \(1,\), expected \(2,\) integers"),
         ({"labels": [1, 10]}, "labels reach from 1 to 10, expected 0 to 9"),
-        ({"split": "valid"}, "split is 'valid', expected 'train' or 'test'"),
+        ({"split": "valid"}, "split is 'valid'; expected one of train, test"),
         ({"limit": 0}, "limit is 0; expected a whole number of at least 1"),
         ({"images": np.zeros((2, 28, 28), np.uint8), "sensor": QUIET}, r"images\[0\] gives no event"),
     ],
