@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ def source(cell: dict) -> str:
 
 def runner():
     """notebooks/run.py as a module."""
+    # A check of addresses, which no notebook holds, would take seconds to import.
+    sys.modules.setdefault("rfc3987_syntax", None)
     pytest.importorskip("jupytext", reason="jupytext reads the notebooks' sources")
     pytest.importorskip("nbclient", reason="nbclient executes the notebooks")
     spec = importlib.util.spec_from_file_location("run_notebooks", FOLDER / "run.py")
