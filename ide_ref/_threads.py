@@ -55,10 +55,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
 def fit(work: float) -> Iterator[None]:
     """One thread where a sweep of a batch has few multiply-adds, all there are otherwise."""
     before = numba.get_num_threads()
-    if before == 1 or work >= SMALL:
-        yield
-        return
-    numba.set_num_threads(1)
+    numba.set_num_threads(1 if work < SMALL else before)
     try:
         yield
     finally:

@@ -104,12 +104,12 @@ def training_curves(
     figure, (left, right) = new_figure(2, ax=ax)
     points = _points(len(epochs))
     # A logarithmic axis has no place for 0.
-    for ax, unit, values in (
-        (left, "cross-entropy", lambda split: [max(line[f"{split}_loss"], 1e-8) for line in history]),
-        (right, "error (%)", lambda split: [_error(line[f"{split}_accuracy"]) for line in history]),
-    ):
-        ax.plot(epochs, values("train"), color=TRAIN, label="train (with dropout)", **points)
-        ax.plot(epochs, values("test"), color=TEST, label="test", **points)
+    splits = ("train", "test")
+    losses = [[max(line[f"{split}_loss"], 1e-8) for line in history] for split in splits]
+    errors = [[max(100 * (1 - line[f"{split}_accuracy"]), 1e-2) for line in history] for split in splits]
+    for ax, unit, (train, test) in ((left, "cross-entropy", losses), (right, "error (%)", errors)):
+        ax.plot(epochs, train, color=TRAIN, label="train (with dropout)", **points)
+        ax.plot(epochs, test, color=TEST, label="test", **points)
         # One epoch has one tick.
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         # Room for the words below the best epoch.
@@ -121,7 +121,7 @@ def training_curves(
                 ax.axvline(before["epoch"] + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
     accuracies = [line["test_accuracy"] for line in history]
     best = accuracies.index(max(accuracies))
-    place = epochs[best], _error(accuracies[best])
+    place = epochs[best], errors[1][best]
     right.plot(*place, "o", color=ACCENT, markersize=5)
     words: dict[str, Any] = {"ha": "center", "color": ACCENT, "fontsize": 9}
     right.annotate(f"least {1 - accuracies[best]:.2%}", place, xytext=(0, -14), textcoords="offset points", **words)
@@ -129,10 +129,6 @@ def training_curves(
     left.set_title(title, loc="left", fontsize=11)
     right.set_title(f"test error {1 - accuracies[-1]:.2%} at the end", loc="left", fontsize=11)
     return save(figure, path)
-
-
-def _error(accuracy: float) -> float:
-    return max(100 * (1 - accuracy), 1e-2)
 
 
 def convergence(

@@ -86,6 +86,13 @@ def positive(text: str) -> float:
     return value
 
 
+def picture(text: str) -> Path:
+    """An option that is the file of a figure."""
+    if Path(text).suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected a file that ends in .png or .svg")
+    return Path(text)
+
+
 def whole_numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     """An option's list of whole numbers, sorted."""
     try:

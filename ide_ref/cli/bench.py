@@ -21,7 +21,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--solver", help="of (BETA)")
     p.add_argument("--tol", type=_common.positive, help="relative residual of (BETA)")
     p.add_argument("--threads", dest="thread_counts", type=_common.count, metavar="N", nargs="+", default=[])
-    p.add_argument("--figure", metavar="FILE", help="draw the rates of events against the machine's limits (PNG, SVG)")
+    p.add_argument("--figure", type=_common.picture, metavar="FILE", help="draw the rates of events, .png or .svg")
     p.add_argument("--continuous", action="store_true", help="spikes per second in continuous time instead")
 
 

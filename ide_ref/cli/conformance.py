@@ -11,9 +11,7 @@ def add(p: argparse.ArgumentParser) -> None:
     output, threads, *_ = _common.option_groups()
     actions = p.add_subparsers(dest="action", metavar="make|compare", required=True)
 
-    p = actions.add_parser(
-        "make", parents=[output, threads], help="write a pack of small cases with every stage's output"
-    )
+    p = actions.add_parser("make", parents=[output, threads], help="write small cases with every stage's output")
     p.add_argument("directory", metavar="DIR")
     p.add_argument("--case", action="append", metavar="NAME", help="only this case (may be given again)")
 

@@ -33,7 +33,9 @@ def add(p: argparse.ArgumentParser) -> None:
         metavar="MODULE:NAME",
         help="in place of a network: a function without arguments that returns those of check_fixed_point by name",
     )
-    p.add_argument("--figure", metavar="FILE", help="of --function: draw its Taylor remainders, .png or .svg")
+    p.add_argument(
+        "--figure", type=_common.picture, metavar="FILE", help="of --function: draw its Taylor remainders, .png or .svg"
+    )
     p.add_argument("--small", action="store_true", help="the preset's structure in small, on drawn inputs: no data set")
     p.add_argument("--samples", type=_common.count, default=8, metavar="N", help="batch size (default 8)")
     p.add_argument(
@@ -49,8 +51,8 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--tol", type=_common.positive, help="largest relative error (default: 1e-7 central, 1e-9 cell)")
     p.add_argument("--solver", choices=_common.SOLVERS, default="gmres", help="of (BETA) (default gmres)")
     p.add_argument("--evaluation", action="store_true", help="running statistics and no dropout, as in evaluation")
-    p.add_argument("--sweep", metavar="FILE", help="draw the error over the step, a V, to a .png or .svg file")
-    p.add_argument("--budget", metavar="FILE", help="draw what separates training's gradient from the exact one")
+    p.add_argument("--sweep", type=_common.picture, metavar="FILE", help="draw the error over the step, .png or .svg")
+    p.add_argument("--budget", type=_common.picture, metavar="FILE", help="draw why training's gradient is not exact")
     p.add_argument("--times", metavar="T,T", help="of the budget (default: 14 up to 200, or to the trains' length)")
     p.add_argument("--parameter", metavar="NAME", help="of the sweep's direction (default: all together)")
 
@@ -69,7 +71,6 @@ def _run_function(args: argparse.Namespace) -> int:
     from ide_ref import figures
     from ide_ref.verify import check_fixed_point
 
-    figure = _figure("--figure", args.figure)
     make = imported("--function", args.function)
     if not callable(make):
         raise ValueError(f"--function {args.function} is of type {type(make).__name__}; expected a function")
@@ -83,10 +84,10 @@ def _run_function(args: argparse.Namespace) -> int:
         raise ValueError(f"--function {args.function} returned nothing for {', '.join(sorted(missing))}")
     report = check_fixed_point(**{"seed": args.seed, "tol": args.tol, **found})
     text = report.table()
-    if figure is not None:
-        figure.parent.mkdir(parents=True, exist_ok=True)
-        figures.remainders(report, title=args.function, path=figure)
-        text += f"\nwritten: {figure}"
+    if args.figure is not None:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
+        figures.remainders(report, title=args.function, path=args.figure)
+        text += f"\nwritten: {args.figure}"
     _common.print_result(args, {"function": args.function, **report.to_dict()}, text)
     return 0 if report.verdict == "right" else 1
 
@@ -97,11 +98,10 @@ def _run_network(args: argparse.Namespace) -> int:
     from ide_ref.training.evaluation import load_batch, load_data
     from ide_ref.verify import check_gradient, small
 
-    figure, budget = _figure("--sweep", args.sweep), _figure("--budget", args.budget)
-    if figure is None and args.parameter is not None:
+    if args.sweep is None and args.parameter is not None:
         raise ValueError("--parameter says where --sweep FILE goes; give both")
     times = None if args.times is None else _common.whole_numbers("--times", args.times)
-    if budget is None and times is not None:
+    if args.budget is None and times is not None:
         raise ValueError("--times are those of --budget FILE; give both")
     if args.coordinates == args.directions == 0:
         raise ValueError("--coordinates and --directions are both 0; expected something to check")
@@ -114,9 +114,9 @@ def _run_network(args: argparse.Namespace) -> int:
     if args.parameter is not None and args.parameter not in network.trainable:
         raise ValueError(f"--parameter is {args.parameter!r}; expected one of {', '.join(network.trainable)}")
     longest = preset.recipe.n_steps if preset.recipe.input == "spikes" else None
-    if budget is not None and longest is not None and times is not None and max(times) > longest:
+    if longest is not None and times is not None and max(times) > longest:
         raise ValueError(f"--times has {max(times)}; expected at most {longest}, the frames of an input (--n-steps)")
-    for path in (figure, budget):
+    for path in (args.sweep, args.budget):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     if args.small:
@@ -142,12 +142,12 @@ def _run_network(args: argparse.Namespace) -> int:
     )
     document = {"preset": preset.name, "samples": len(y), **report.to_dict()}
     text = report.table()
-    if figure is not None:
-        document["sweep"], said = _draw_sweep(args, preset, (params, x, y), figure)
+    if args.sweep is not None:
+        document["sweep"], said = _draw_sweep(args, preset, (params, x, y), args.sweep)
         text += said
-    if budget is not None:
+    if args.budget is not None:
         times = times or tuple(t for t in _TIMES if longest is None or t <= longest)
-        document["budget"], said = _draw_budget(args, preset, (params, x, y), times, budget)
+        document["budget"], said = _draw_budget(args, preset, (params, x, y), times, args.budget)
         text += said
     _common.print_result(args, document, text)
     return 0 if report.passed else 1
@@ -189,9 +189,3 @@ def _draw_budget(
     text = f"\n\nwhat separates training's gradient ({recipe.solver}, tolerance {recipe.tol:g}) from the exact one\n"
     text += f"{table_over_time(budgets)}\nwritten: {path}"
     return {"over_time": [b.to_dict() for b in budgets], "figure": str(path)}, text
-
-
-def _figure(option: str, name: str | None) -> Path | None:
-    if name is not None and Path(name).suffix not in (".png", ".svg"):
-        raise ValueError(f"{option} is {name!r}; expected a file that ends in .png or .svg")
-    return None if name is None else Path(name)

@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def memory(args: argparse.Namespace) -> int:
-    """``ide-ref measure memory``."""
     from ide_ref.measure import memory as measure
 
     preset, _ = _common.load_network(args, args.network)
@@ -59,7 +58,6 @@ def memory(args: argparse.Namespace) -> int:
 
 
 def activity(args: argparse.Namespace) -> int:
-    """``ide-ref measure activity``."""
     from ide_ref.measure.activity import measure_activity
     from ide_ref.training.evaluation import load_data
 
@@ -71,7 +69,6 @@ def activity(args: argparse.Namespace) -> int:
 
 
 def angles(args: argparse.Namespace) -> int:
-    """``ide-ref measure angles``."""
     import numpy as np
 
     from ide_ref.measure import angles as measure

@@ -34,9 +34,7 @@ def add(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     p.add_argument("--limit", type=_common.count, metavar="N", help="only the first N training and N test images")
-    p.add_argument(
-        "--batch-size", type=_common.count, metavar="B", help="samples per step (default 128, or the preset's)"
-    )
+    p.add_argument("--batch-size", type=_common.count, metavar="B", help="default 128, or the preset's")
     p.add_argument("--lr", type=_common.positive, metavar="R", help="learning rate (default 0.05, or the preset's)")
     p.add_argument("--schedule", choices=("steps", "cosine", "one-cycle"), help="of the learning rate")
     p.add_argument("--warmup-steps", type=_common.count, metavar="N", help="batches in which the learning rate rises")

@@ -158,14 +158,8 @@ class Dataset:
     def first(self, n_items: int) -> Dataset:
         """The first so many items of each split."""
         n = _checks.whole("n_items", n_items)
-
-        def cut(x: NDArray[np.generic] | EventFrames) -> NDArray[np.generic] | EventFrames:
-            if isinstance(x, EventFrames):
-                return replace(x, paths=x.paths[:n], packed=None if x.packed is None else x.packed[:n])
-            return x[:n]
-
-        y_train, y_test = self.y_train[:n], self.y_test[:n]
-        return replace(self, x_train=cut(self.x_train), y_train=y_train, x_test=cut(self.x_test), y_test=y_test)
+        x_train, x_test = (x.first(n) if isinstance(x, EventFrames) else x[:n] for x in (self.x_train, self.x_test))
+        return replace(self, x_train=x_train, y_train=self.y_train[:n], x_test=x_test, y_test=self.y_test[:n])
 
     def batch(self, split: str, indices: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
         """Items of a split, "train" or "test", as the data set holds them: x, (B, ...), and y, (B,).

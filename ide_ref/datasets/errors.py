@@ -14,10 +14,11 @@ def damaged(path: Path, offset: int, found: str, expected: str) -> DataError:
     return DataError(f"{path}: byte {offset}: found {found}, expected {expected}; replace the file with an intact copy")
 
 
-def read_bytes(path: Path, expected: str) -> bytes:
-    """Whole content of a file; DataError where it is not there or cannot be read, saying what it should hold."""
+def read_bytes(path: Path, expected: str, most: int = -1) -> bytes:
+    """Content of a file, or its first bytes; DataError where it cannot be read, saying what it should hold."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            return stream.read(most)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file, expected {expected}; run `ide-ref data`") from None
     except OSError as error:

@@ -183,6 +183,10 @@ class EventFrames:
         packed.flags.writeable = False
         return replace(self, packed=packed)
 
+    def first(self, n: int) -> EventFrames:
+        """The first so many recordings."""
+        return replace(self, paths=self.paths[:n], packed=None if self.packed is None else self.packed[:n])
+
     def take(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Spike trains of the given recordings, (B, T, 2, 34, 34) uint8, 0 or 1.
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ide_ref import _checks
-from ide_ref.datasets.errors import DataError, damaged, read_bytes
+from ide_ref.datasets.errors import damaged, read_bytes
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -78,11 +78,7 @@ def idx_shape(path: str | Path) -> tuple[int, ...]:
         The file cannot be read or does not begin as an IDX file does.
     """
     path = _checks.path("path", path)
-    try:
-        with path.open("rb") as stream:
-            begin = stream.read(2 * _LONGEST_HEADER)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}), expected an IDX file; check the path") from None
+    begin = read_bytes(path, "an IDX file", 2 * _LONGEST_HEADER)
     if begin[:2] == _GZIP_MAGIC:
         try:
             begin = zlib.decompressobj(wbits=31).decompress(begin, _LONGEST_HEADER)

@@ -193,9 +193,8 @@ def load(
         parts[split][1].flags.writeable = False
     synthetic = folder / SYNTHETIC_NOTICE
     notice = synthetic.read_text(encoding="utf-8").strip() if synthetic.is_file() else info.notice
-    (x_train, y_train), (x_test, y_test) = parts["train"], parts["test"]
     spikes = info.form == "events"
-    return Dataset(name, x_train, y_train, x_test, y_test, info.n_classes, info.scale, folder, notice, spikes)
+    return Dataset(name, *parts["train"], *parts["test"], info.n_classes, info.scale, folder, notice, spikes)
 
 
 def status(*, data_dir: str | Path | None = None) -> tuple[Status, ...]:

@@ -173,7 +173,6 @@ def evaluate(
     """
     _checks.kind("preset", preset, Preset)
     _checks.kind("data", data, Dataset)
-    _checks.kind("params", params, Mapping)
     network, n_steps = preset.network, preset.recipe.n_steps
     if batch_size is None:
         batch_size = max(1, min(512, 2**24 // network.state_size))

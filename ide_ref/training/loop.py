@@ -124,14 +124,7 @@ def train(
     when interrupted). Each file is replaced as a whole. The first SIGINT or SIGTERM ends the training after
     the current batch, a second SIGINT at once.
 
-    A line of the metrics has: ``epoch`` (from 1), ``lr``; ``train_loss`` and ``train_accuracy``, averaged
-    over the batches as they were met, with dropout; ``test_loss``, ``test_accuracy``; ``firing_rate``
-    (spikes per neuron and step while training); ``solver_iterations`` (mean per batch) and ``solver_residual``
-    (largest relative residual of (BETA) in the epoch); ``certificate`` and ``contraction`` of the epoch's
-    last batch ((CERT), largest of its samples, and (COND), dropout included; null for infinite, and of (BETA) all
-    three with backpropagation through time);
-    ``contraction_without_dropout``, γ of the network after the epoch, and ``condition_holds``, whether that is
-    below 1; ``seconds`` (training) and ``test_seconds``.
+    ``docs/long-runs.md`` explains each field of a line of the metrics.
 
     Parameters
     ----------
@@ -427,10 +420,9 @@ def _stop_signals(log: TextIO | None) -> Iterator[Callable[[], None]]:
         if received:
             raise _Stopped(received[0])
 
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    # Signals arrive in the main thread, and only there may handlers be set.
+    main = threading.current_thread() is threading.main_thread()
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         yield check
     finally:
