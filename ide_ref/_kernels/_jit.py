@@ -75,7 +75,16 @@ class Forms:
         self.many = _kept(function, {**options, "parallel": True})
 
     def __call__(self, *args):
-        return (self.one if numba.get_num_threads() == 1 else self.many)(*args)
+        return self._form()(*args)
+
+    def _form(self):
+        return self.one if numba.get_num_threads() == 1 else self.many
+
+    def is_compiled(self):
+        """Whether there is code for some types, in this process or kept; or never will be, where none can be kept."""
+        form = self._form()
+        kept = getattr(getattr(form, "_cache", None), "_cache_file", None)
+        return kept is None or bool(form.signatures or kept._load_index())
 
 
 def _kept(function, options, name=""):

@@ -35,8 +35,8 @@ from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import simulate
 from ide_ref.solvers import NotConverged
 from ide_ref.theory import verdict
+from ide_ref.training import ahead, losses
 from ide_ref.training import checkpoint as checkpoints
-from ide_ref.training import losses
 from ide_ref.training.checkpoint import Checkpoint
 from ide_ref.training.evaluation import evaluate, load_batch, statistics
 from ide_ref.training.losses import Loss, cross_entropy
@@ -194,7 +194,9 @@ def train(
     # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
     quiet = np.errstate(over="ignore", invalid="ignore")
     work = preset.network.n_multiplications * preset.recipe.batch_size
-    with _stop_signals(log) as check, quiet, _threads.fit(work), _long_start(log) as started:
+    first = load_batch(preset, data, "train", np.arange(min(preset.recipe.batch_size, len(data.y_train))))
+    beside = ahead.compiling(preset, state.params, *first)
+    with _stop_signals(log) as check, quiet, _threads.fit(work), beside, _long_start(log) as started:
         try:
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
