@@ -69,6 +69,7 @@ def backwards(preset: Preset, params: Params, x: NDArray, y: NDArray) -> Params:
     rates = Rates(network, a, a[:, :0], frozen.mean_input(x), recipe.n_steps, *counts, margin)
     _, d_logits = cross_entropy(read_out(frozen, rates), y)
     back = backward(frozen, rates, d_logits, solver=recipe.solver, tol=recipe.tol, allow_unconverged=True)
+    back.certificate.max()  # what the end of an epoch tells
     velocity = {name: np.zeros_like(value) for name, value in params.items()}
     new, _ = optimiser(recipe).step({**params, **back.statistics}, velocity, back.gradients, rate=0.0)
     return network.project(new)
