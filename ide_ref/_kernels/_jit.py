@@ -84,7 +84,12 @@ class Forms:
         """Whether there is code for some types, in this process or kept; or never will be, where none can be kept."""
         form = self._form()
         kept = getattr(getattr(form, "_cache", None), "_cache_file", None)
-        return kept is None or bool(form.signatures or kept._load_index())
+        if kept is None or form.signatures:
+            return True
+        try:
+            return bool(kept._load_index())
+        except Exception:  # as in `_Cache.load_overload`
+            return False
 
 
 def _kept(function, options, name=""):

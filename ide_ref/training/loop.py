@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import numba
 import numpy as np
 
 from ide_ref import _checks, _threads
@@ -195,7 +196,8 @@ def train(
     quiet = np.errstate(over="ignore", invalid="ignore")
     work = preset.network.n_multiplications * preset.recipe.batch_size
     first = load_batch(preset, data, "train", np.arange(min(preset.recipe.batch_size, len(data.y_train))))
-    beside = ahead.compiling(preset, state.params, *first)
+    alone = numba.get_num_threads() == 1
+    beside = nullcontext() if alone else ahead.compiling(preset, state.params, state.velocity, *first)
     with _stop_signals(log) as check, quiet, _threads.fit(work), beside, _long_start(log) as started:
         try:
             while state.epoch < preset.recipe.epochs:
@@ -337,8 +339,6 @@ def _end_epoch(
 
 
 def _about(preset: Preset, data: Dataset, seed: int, command: Sequence[str], state: Checkpoint) -> dict[str, Any]:
-    import numba
-
     return {
         "preset": preset.to_dict(),
         "seed": seed,
