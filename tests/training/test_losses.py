@@ -10,7 +10,8 @@ from ide_ref import cross_entropy
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_no_logit_is_too_large(dtype):
-    loss, gradient = cross_entropy(np.array([[1e4, -1e4], [-1e4, 1e4]], dtype), [0, 0])
+    # Each row's own largest logit is taken off: the second row's are far below the first's.
+    loss, gradient = cross_entropy(np.array([[1e4, -1e4], [-3e4, -1e4]], dtype), [0, 0])
     assert (loss, gradient.dtype) == (1e4, dtype)
     np.testing.assert_array_equal(gradient, [[0, 0], [-0.5, 0.5]])
     loss, gradient = cross_entropy(np.array([[1.5e38, 1.5e38, -1.5e38]], dtype), [0])
@@ -22,6 +23,7 @@ def test_no_logit_is_too_large(dtype):
     ("logits", "y", "message"),
     [
         (np.zeros((2, 3)), [0, 3], "y holds labels 0 to 3, expected 0 to 2"),
+        (np.zeros((2, 3)), [-1, 2], "y holds labels -1 to 2, expected 0 to 2"),
         *((np.zeros((1, 3)), np.array([label]), f"y holds labels {label} to ") for label in (2**63, -(2**63))),
         (np.zeros(3), [0], "logits has shape (3,) and dtype float64, expected floats of shape (B, n_classes)"),
         (np.zeros((2, 3), int), [0, 1], "logits has shape (2, 3) and dtype int64, expected floats"),
