@@ -107,8 +107,7 @@ class AffineMap:
         """z = W s + bias, before normalisation, (B, n_from) to (B, n_to)."""
         z = self.synapse.apply(self.taps, s)
         if self.bias is not None:
-            by_channel = z.reshape(len(z), -1, self.synapse.out_shape[0])
-            by_channel += self.bias
+            z += self.synapse.out_channels(self.bias)
         return z
 
     def normalise(self, z: NDArray, out: NDArray | None = None) -> NDArray:

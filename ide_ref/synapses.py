@@ -223,6 +223,9 @@ _ONE_RUN = Runs.of(_ONE, 1)
 class Dense(Synapse):
     """All to all: W (n_out, n_in), row index the receiving neuron."""
 
+    targets = _ONE
+    runs = _ONE_RUN
+
     def __post_init__(self) -> None:
         _checks.shape("in_shape", self.in_shape)
         _checks.shape("out_shape", self.out_shape)
@@ -234,14 +237,6 @@ class Dense(Synapse):
     @property
     def channels(self) -> tuple[int, int]:
         return self.n_in, self.n_out
-
-    @property
-    def targets(self) -> NDArray[np.int32]:
-        return _ONE
-
-    @property
-    def runs(self) -> Runs:
-        return _ONE_RUN
 
     @cached_property
     def _cells(self) -> tuple[Any, ...]:
@@ -504,6 +499,7 @@ class AvgPool2d(_Windowed):
     """Mean over windows, channel by channel; no weight. Zero padding counts in the mean. See :meth:`over`."""
 
     depthwise = True
+    weight_shape = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -516,10 +512,6 @@ class AvgPool2d(_Windowed):
         stride = kernel if stride is None else stride
         cls._check_windows(in_shape, kernel, stride, padding)
         return cls(*cls._fitting(in_shape, in_shape[0], kernel, stride, padding))
-
-    @property
-    def weight_shape(self) -> Shape:
-        return ()
 
     def to_taps(self, weight: NDArray) -> NDArray:
         """(k², 1, C) factors, all 1/k²; the argument tells the dtype alone."""

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 import ide_ref
 from ide_ref import IF, LIF, Connection, Dense, Readout, Restriction, build, constraints, equations, freeze, simulate
+from ide_ref import maps as maps_module
 from ide_ref.authors import PAPER, Profile, edited
 from ide_ref.constraints import EPSILON
-from ide_ref.network import finite
+from ide_ref.network import check_norm, finite
+from ide_ref.norms import Norm
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, to_channels_last
 
 
@@ -41,27 +43,21 @@ GOOD = Connection("in", "input", "a", Dense((2,), (4,)))
 
 
 @pytest.mark.parametrize(
-    ("connection", "message"),
+    ("name", "source", "target", "sizes", "message"),
     [
-        (
-            Connection("x", "a", "b", Dense((5,), (3,))),
-            "connection 'x' goes from 'a' with shape (5,), but that has (4,)",
-        ),
-        (
-            Connection("x", "a", "b", Dense((4,), (5,))),
-            "connection 'x' goes into 'b' with shape (5,), but that has (3,)",
-        ),
-        (Connection("x", "input", "a", Dense((3,), (4,))), "goes from 'input' with shape (3,), but that has (2,)"),
-        (Connection("x", "c", "b", Dense((4,), (3,))), "connection 'x' goes from 'c', which is no population"),
-        (Connection("x", "a", "c", Dense((4,), (3,))), "connection 'x' ends in 'c', which is no population"),
-        (Connection("x", "a", "input", Dense((4,), (2,))), "connection 'x' ends in 'input', which is no population"),
-        (Connection("in", "a", "b", Dense((4,), (3,))), "connection name 'in' is used twice or reserved"),
-        (Connection("readout", "a", "b", Dense((4,), (3,))), "connection name 'readout' is used twice or reserved"),
+        ("x", "a", "b", (5, 3), "connection 'x' goes from 'a' with shape (5,), but that has (4,)"),
+        ("x", "a", "b", (4, 5), "connection 'x' goes into 'b' with shape (5,), but that has (3,)"),
+        ("x", "input", "a", (3, 4), "connection 'x' goes from 'input' with shape (3,), but that has (2,)"),
+        ("x", "c", "b", (4, 3), "connection 'x' goes from 'c', which is no population"),
+        ("x", "a", "c", (4, 3), "connection 'x' ends in 'c', which is no population"),
+        ("x", "a", "input", (4, 2), "connection 'x' ends in 'input', which is no population"),
+        ("in", "a", "b", (4, 3), "connection name 'in' is used twice or reserved"),
+        ("readout", "a", "b", (4, 3), "connection name 'readout' is used twice or reserved"),
     ],
 )
-def test_connections_that_do_not_fit_are_named(connection, message):
+def test_connections_that_do_not_fit_are_named(name, source, target, sizes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        make(GOOD, connection)
+        make(GOOD, Connection(name, source, target, Dense(sizes[:1], sizes[1:])))
 
 
 def test_populations_and_readouts_that_do_not_fit_are_named():
@@ -290,6 +286,13 @@ def test_operator_norms_are_true(case):
                 assert m.operator_norm == pytest.approx(plain, rel=1e-10)
 
 
+def test_a_bound_of_a_norm_is_computed_where_it_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(maps_module, "operator_norm", lambda *given, bound: asked.append(bound) or Norm(1.0, 2.0))
+    m = freeze(layer(), layer().init(np.random.default_rng(0))).maps[1]
+    assert (m.operator_norm, m.norm_bound, asked) == (1.0, Norm(1.0, 2.0), [False, True])
+
+
 def test_a_new_start_vector_finds_the_same_norm():
     network = layer()
     params = network.init(np.random.default_rng(0))
@@ -362,6 +365,12 @@ def test_freezing_needs_what_it_needs():
     for shape in ((3,), (2, 4), (2, 5, 4), ()):
         with pytest.raises(ValueError, match=re.escape(f"x has shape {shape}; expected (batch, *(3,))")):
             network.check_input(np.zeros(shape), np.float64)
+
+
+def test_an_infinite_norm_is_refused():
+    pair = constraints.SingularPair(np.inf, np.ones(1), np.ones(1), 0.0)
+    with pytest.raises(ValueError, match=r"weight of connection 'in' has norm inf in float32; \(NORM\) needs one"):
+        check_norm(GOOD, pair, np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("profile", [PAPER, Profile(one_power_step=True)])
