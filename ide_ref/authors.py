@@ -9,7 +9,7 @@ allow_unconverged=True``) and the norm of the restriction (``Restriction(norm="k
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -62,8 +62,6 @@ class Profile:
 
 
 PAPER = Profile()
-
-Kind = TypeVar("Kind", bound=AffineMap)
 
 
 def authors(n_populations: int) -> Profile:
@@ -122,7 +120,7 @@ class UnbiasedMap(AffineMap):
         return replace(as_kind(AffineMap, self), norm=self.norm_in_rollout)
 
 
-def as_kind(kind: type[Kind], m: AffineMap) -> Kind:
+def as_kind(kind: type[AffineMap], m: AffineMap) -> Any:
     """The same map as one of another class."""
     return kind(**{part.name: getattr(m, part.name) for part in fields(AffineMap)})
 

@@ -93,7 +93,7 @@ class Rates:
 
     def without_potentials(self) -> Rates:
         """The same without u[T], (B, 0): training has no use for it, and it is 80 MB in the larger networks."""
-        return replace(self, u=self.u[:, :0].copy(), recording=None)
+        return replace(self, u=np.empty((len(self.u), 0), self.u.dtype), recording=None)
 
     @property
     def mean_spikes(self) -> dict[str, float]:
@@ -148,8 +148,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     plan = frozen.plan_with_input if is_spike_input else frozen.plan
     weights_of_rate = net.neuron.leak ** np.arange(n_steps)[::-1]
     n = net.state_size
-    u = memory.empty((n_batch, n), dtype)
-    a = memory.empty((n_batch, n), dtype)
+    u, a = memory.empty((n_batch, n), dtype), memory.empty((n_batch, n), dtype)
     n_spikes, n_events = np.empty((2, n_batch, len(net.populations)), np.int64)
     margin = np.empty(n_batch, dtype)
     steps = n_steps if record else 0

@@ -252,16 +252,7 @@ def _pull_back(
 
         ∂L/∂z̄ = −(scale/n) (D + ∂L/∂bn_weight (z̄ − mean)/d).
 
-    Parameters
-    ----------
-    pullback, m
-        Of the connection.
-    product : (K, C_in, C_out) array or None
-        H; None where nothing was sent before the last step, or nothing is learned from it.
-    delta : (B, n_to) array
-        Σ_t δ[t].
-    mean : (B, n_from) array
-        s̄, average rates or x̄.
+    ``product`` is H, as taps, or None for 0; ``delta`` is Σ_t δ[t], (B, n_to), and ``mean`` s̄ or x̄, (B, n_from).
     """
     c, n_channels = pullback.connection, m.synapse.out_shape[0]
     gradients: Params = {}

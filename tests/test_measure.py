@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +142,15 @@ def measured(preset, params, **options):
     return x, y, angles.measure_angles(preset, params, x, y, surrogates=SURROGATES, seed=4, **options)
 
 
-def test_angles_are_between_the_gradients_of_the_public_functions():
-    preset = tiny.preset(tol=1e-3, label_smoothing=0.1)
+def test_angles_are_between_the_gradients_of_the_public_functions(monkeypatch):
+    preset = tiny.preset(tol=1e-3, max_iter=77, label_smoothing=0.1)
     params = loop.begin(preset, 0).params
+    asked = []
+    for function in (find_equilibrium, backward):
+        asks = partial(
+            lambda function, *given, **options: asked.append(options) or function(*given, **options), function
+        )
+        monkeypatch.setattr(angles, function.__name__, asks)
     x, y, found = measured(preset, params, through_reset=False)
     theta = {name: value.astype(np.float64) for name, value in params.items()}
     x = x.astype(np.float64)
@@ -153,6 +160,13 @@ def test_angles_are_between_the_gradients_of_the_public_functions():
         return cross_entropy(read_out(frozen, state), y, label_smoothing=0.1)[1]
 
     rates, state = simulate(frozen, x, 3, record=True), find_equilibrium(frozen, x)
+    # Newton's method goes on from the rates, to rounding; the implicit gradient is the recipe's.
+    np.testing.assert_array_equal(asked[0].pop("start"), rates.a)
+    assert asked == [
+        {"method": "newton", "max_iter": 60},
+        {"solver": "gmres", "tol": 1e-12, "max_iter": 5000},
+        {"solver": preset.recipe.solver, "tol": 1e-3, "max_iter": 77, "allow_unconverged": True},
+    ]
     gradients = {
         "exact": backward(frozen, state, logits(state), solver="direct").gradients,
         "ide": backward(frozen, rates, logits(rates), tol=1e-3).gradients,

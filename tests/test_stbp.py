@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from ide_ref import (
     IF,
     LIF,
+    Connection,
+    Dense,
     Surrogate,
     backward,
     backward_through_time,
@@ -26,11 +28,14 @@ from ide_ref import (
     presets,
     read_out,
     simulate,
+    stbp,
 )
 from ide_ref import equations_stbp as page
 from ide_ref.authors import Profile, edited
 from ide_ref.bench import steps
 from ide_ref.cli import _common, main
+from ide_ref.constraints import BatchNorm
+from ide_ref.maps import AffineMap, Pullback
 from ide_ref.stbp import SURROGATES
 from ide_ref.training import checkpoint, evaluation, loop
 from ide_ref.training.step import training_step
@@ -251,6 +256,20 @@ def test_float32_is_float64_rounded(case, name, width, through_reset):
     for part, found in gradients.items():
         assert back.gradients[part].dtype == back.delta.dtype == np.float32
         np.testing.assert_allclose(back.gradients[part], found, rtol=0, atol=1e-5 * largest, err_msg=part)
+
+
+def test_a_long_sum_of_float32_is_that_of_its_terms():
+    """⟨W, H⟩ of the derivative by the normalisation's weight, of two channels and 100,000 equal terms each."""
+    one = np.ones(2, np.float32)
+    norm = BatchNorm(one, 0 * one, 0 * one, one, from_batch=False)
+    synapse, taps = Dense((100_000,), (2,)), np.full((1, 100_000, 2), 0.1, np.float32)
+    connection = Connection("c", "a", "b", synapse, batch_norm=True)
+    params = {"c.running_mean": 0 * one, "c.running_var": one}
+    mean, delta = np.zeros((1, 100_000), np.float32), np.zeros((1, 2), np.float32)
+    map_ = AffineMap("c", synapse, taps, norm=norm)
+    found, _ = stbp._pull_back(Pullback(connection, params), map_, taps, delta, mean)
+    expected = 1e5 * np.float64(np.float32(0.1) * np.float32(0.1)) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(found["c.bn_weight"], expected, rtol=2e-7)
 
 
 def layer(n, neuron, **params):

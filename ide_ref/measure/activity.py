@@ -65,21 +65,21 @@ class Activity:
 
     def table(self) -> str:
         """As text."""
+        synapses, neurons, dense = (f"{self.energy[of] / 1e6:.3f} uJ" for of in ("synapses", "neurons", "dense"))
+        counts = [(name, count, "additions") for name, count in self.operations.items()]
+        counts += [(name, count, "multiply-adds") for name, count in self.multiplications.items()]
+        counts += [
+            ("neurons", self.neuron_updates, "updates"),
+            ("dense pass", self.dense_multiplications, "multiply-adds"),
+        ]
         lines = [
             f"{self.preset} ({self.neuron.upper()}, gradient by {self.method}), T = {self.n_steps}, "
-            f"{self.n_samples:,} samples; spikes per neuron and step"
+            f"{self.n_samples:,} samples; spikes per neuron and step",
+            *(f"  {name:<8} {rate:.4f}" for name, rate in [*self.firing_rates.items(), ("total", self.firing_rate)]),
+            "per sample, in millions",
+            *(f"  {name:<12} {count / 1e6:>10.3f} {what}" for name, count, what in counts),
+            f"energy in 45 nm: {synapses} of synapses, {neurons} of neurons; {dense} of the dense pass",
         ]
-        lines += [f"  {name:<8} {rate:.4f}" for name, rate in [*self.firing_rates.items(), ("total", self.firing_rate)]]
-        lines.append("per sample, in millions")
-        lines += [f"  {name:<12} {count / 1e6:>10.3f} additions" for name, count in self.operations.items()]
-        lines += [f"  {name:<12} {count / 1e6:>10.3f} multiply-adds" for name, count in self.multiplications.items()]
-        lines.append(f"  {'neurons':<12} {self.neuron_updates / 1e6:>10.3f} updates")
-        lines.append(f"  {'dense pass':<12} {self.dense_multiplications / 1e6:>10.3f} multiply-adds")
-        of = self.energy
-        lines.append(
-            f"energy in 45 nm: {of['synapses'] / 1e6:.3f} uJ of synapses, {of['neurons'] / 1e6:.3f} uJ of neurons; "
-            f"{of['dense'] / 1e6:.3f} uJ of the dense pass"
-        )
         return "\n".join(lines)
 
 
