@@ -150,10 +150,8 @@ def table(found: Sequence[StepMemory]) -> str:
     ]
     for one in found:
         first = next(other for other in found if other.method == one.method)
-        numbers = "".join(
-            f"{size / 2**20:>{width}.0f}"
-            for size, width in ((one.resident, 10), (one.idle, 8), (one.arrays, 10), (one.recording, 11))
-        )
+        sizes = (size / 2**20 for size in (one.resident, one.idle, one.arrays, one.recording))
+        numbers = "{:>10.0f}{:>8.0f}{:>10.0f}{:>11.0f}".format(*sizes)
         lines.append(f"{one.method:<8}{one.n_steps:>5}{one.batch_size:>5}{numbers}{one.arrays / first.arrays:>15.2f}")
     return "\n".join(
         [*lines, "MiB: the process at most, before its steps, NumPy's arrays at most, of these the recording"]
