@@ -235,7 +235,7 @@ def simulate_continuous(
         sizes = (n, n, n, n, _continuous.N_CLOCK, _continuous.N_COUNTS)
         arrays = tuple(np.empty(size, dtype) for size, dtype in zip(sizes, "dddqdq", strict=True))
         _continuous.begin(drives[0], tau, v_th, *arrays)
-        n_sampled, spike_times, spike_neurons = 0, np.empty(0), np.empty(0, np.int64)
+        n_sampled, spike_times, spike_neurons = 0, np.array([]), np.array([], np.int64)
     else:
         n_sampled = _check_resumed(resume, net, tau, delay, times)
         arrays = tuple(array.copy() for array in resume.state.arrays)
@@ -374,7 +374,7 @@ def _inputs(frozen: Frozen, x: NDArray | PiecewiseInput | Pulses) -> tuple[NDArr
                 f"x has shape {x.shape}; expected {net.input_shape}, one sample (or PiecewiseInput, or Pulses)"
             )
         edges, values = np.zeros(1), x[None]
-    return edges, constant_drive(frozen, values), np.empty(0), np.empty(0, np.int64)
+    return edges, constant_drive(frozen, values), np.array([]), np.array([], np.int64)
 
 
 def constant_drive(frozen: Frozen, x: NDArray) -> NDArray:
@@ -415,7 +415,7 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[tuple[NDArray, NDArray, N
     net = frozen.network
     n = net.state_size
     rows: list[tuple[NDArray, NDArray, NDArray, NDArray]] = []
-    weights: list[NDArray] = [np.empty(0)]
+    weights: list[NDArray] = [np.array([])]
     offset = 0
     for c, (source, target) in zip(frozen.maps, net.edges, strict=True):
         if source < 0 and not with_input:
@@ -434,7 +434,7 @@ def _blocks(frozen: Frozen, with_input: bool) -> tuple[tuple[NDArray, NDArray, N
         weights.append(c.folded_taps.ravel())
         offset += weights[-1].size
     # An empty row first: a network may have no such connection.
-    empty = (np.empty(0, np.int64),) * 4
+    empty = (np.array([], np.int64),) * 4
     sender, *columns = (np.concatenate(part) for part in zip(empty, *rows, strict=True))
     order = np.argsort(sender, kind="stable")
     n_sources = n + (int(np.prod(net.input_shape)) if with_input else 0)

@@ -214,6 +214,14 @@ def test_batch_norm_pulls_back(from_batch):
     assert np.vdot(v, norm.linear(delta, z)) == pytest.approx(np.vdot(norm.linear(v, z), delta), abs=1e-12)
 
 
+def test_how_a_mean_was_rounded_is_no_part_of_the_derivative():
+    """A change of all cells alike is taken off whole, though float32 keeps no mean of 2^20 + z to a hundredth."""
+    z = np.random.default_rng(0).normal([2.0**20, 1.0], 1, (50, 2)).astype(np.float32)
+    norm = BatchNorm(*np.ones((2, 2), np.float32), *batch_statistics(z, 2), from_batch=True)
+    assert np.abs(z.mean(axis=0, dtype=float) - norm.mean).max() > 0.01
+    np.testing.assert_allclose(norm.linear(np.ones_like(z), z), 0, atol=1e-5)
+
+
 def test_batch_statistics_sum_float32_in_float64():
     """Half of 2^25 + {0, 4} are lost to a float32 sum, and the variance with them."""
     z = np.float32(2**25) + np.float32([[0], [4]] * 500)

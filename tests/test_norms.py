@@ -64,8 +64,11 @@ def test_symbol_and_gram_bound_the_norm_of_every_synapse(in_shape, out_shape, se
         W = synapse.out_channels(scale.astype(np.float64))[:, None] * W
     exact = operator_norm(synapse, taps, scale)
     assert not exceeds(W, exact.upper * (1 + 1e-14))
+    size = max(synapse.n_in, synapse.n_out)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(norms, "EXACT_SIZE", 0)
+        patch.setattr(norms, "EXACT_SIZE", size)
+        assert operator_norm(synapse, taps, scale) == exact
+        patch.setattr(norms, "EXACT_SIZE", size - 1)
         large = operator_norm(synapse, taps, scale)
     assert large.upper >= exact.value * (1 - 1e-13)
     assert large.value <= exact.upper

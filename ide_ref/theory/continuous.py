@@ -111,8 +111,7 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     # Rates and drives are sums over spikes and connections: relative to what they are made of.
     terms = run.spike_times.size + net.state_size + float(np.prod(net.input_shape)) + 32.0
     sizes = certificates.pre_activations(frozen, np.abs(star)[None], run.a + run.a_delayed, absolute=True)
-    made_of = np.abs(run.recurrent) + np.abs(run.drive) + v_th * run.a + np.abs(u_plus)
-    made_of += np.concatenate([p.value for p in sizes], axis=1)
+    made_of = np.concatenate([p.value for p in sizes], axis=1) + np.abs(run.drive) + v_th * run.a + np.abs(u_plus)
     drift, of_input = (1.0 - run.ratio)[:, None] * run.recurrent, run.drive - constant_drive(frozen, star[None])
     parts = (run.a - equilibrium.a, run.a_delayed - equilibrium.a, drift, of_input, u_plus)
     error, delayed, drift, of_input, potential = (population_norms(net, part) for part in parts)
@@ -134,7 +133,7 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
         one_step = raised(r @ conditions_.stacked_series.T, slack)
         stacked = certificates.certified(whole, gamma)
     c = np.maximum.reduceat(np.abs(run.u_plus).max(axis=0, initial=0.0), net.offsets[:-1])
-    c = raised(c + float(run.kernel_total.max(initial=0.0)) * lost.max(axis=0, initial=0.0), 12)
+    c = raised(c + (run.kernel_total[:, None] * lost).max(axis=0, initial=0.0), 12)
     return ContinuousBound(
         error, delayed, one_step + known, drift, of_input, potential, rounding, certificate,
         stacked + certificates.norm_above(known), c, equilibrium, conditions_,
