@@ -120,9 +120,9 @@ def norms(x: NDArray) -> NDArray:
 
 
 def _relative(residual: NDArray, size: NDArray) -> NDArray:
-    # A NaN in either, like a residual where b is 0, is infinitely far from solved.
+    # A NaN or an infinity in either, like a residual where b is 0, is infinitely far from solved.
     out = np.where(residual == 0, 0.0, np.inf).astype(residual.dtype)
-    return np.divide(residual, size, out=out, where=(size > 0) & np.isfinite(residual))
+    return np.divide(residual, size, out=out, where=(size > 0) & np.isfinite(residual) & np.isfinite(size))
 
 
 def accept(
@@ -145,7 +145,7 @@ def accept(
     ----------
     x, y, b : (B, n) arrays
     allowed : (B,) array or float
-        Largest residual to accept, absolute.
+        Largest residual to accept, absolute; where that is beyond the floats, nothing is accepted.
     history : sequence of float
         Residuals of the steps before, to tell divergence from slowness.
     stalled : bool
@@ -164,7 +164,7 @@ def accept(
         grain = np.sqrt(x.shape[1]) * float(np.finfo(x.dtype).smallest_subnormal)
         empty = (of_x == 0) & (residual == 0)
         rounding = np.where(empty, 0.0, eps * (of_b + of_y + of_x) + grain)
-        left = ~((residual <= allowed) & (rounding <= allowed))
+        left = ~((residual <= allowed) & (rounding <= allowed) & (allowed < np.inf))
         if not left.any():
             return Verdict("converged", residual, rounding)
         grew_from = _grew_from(history)

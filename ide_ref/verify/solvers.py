@@ -112,6 +112,8 @@ class SolverReport:
         return finite({"agree": self.agree, "warnings": self.system.warnings, "solvers": own.pop("rows"), **own})
 
 
+# What leaves the range of the floats is told by the figures, not by warnings.
+@np.errstate(over="ignore", invalid="ignore")
 def examine(
     product: Matvec,
     b: NDArray,
@@ -179,12 +181,11 @@ def examine(
 def _residual_above(matrices: NDArray, b: NDArray, x: NDArray) -> NDArray:
     """(B,) bounds of ‖b + J x − x‖₂ from above, with the rounding of computing it in float64."""
     x, b = x.astype(np.float64), b.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        y = np.einsum("bij,bj->bi", matrices, x)
-        size = np.einsum("bij,bj->bi", np.abs(matrices), np.abs(x))
-        terms = x.shape[1] + 8
-        off = ROUNDOFF * (2 * terms * size + 4 * (np.abs(b) + np.abs(x) + np.abs(y)))
-        return certificates.norm_above(np.abs((b + y) - x) + off + terms * GRAIN)
+    y = np.einsum("bij,bj->bi", matrices, x)
+    size = np.einsum("bij,bj->bi", np.abs(matrices), np.abs(x))
+    terms = x.shape[1] + 8
+    off = ROUNDOFF * (2 * terms * size + 4 * (np.abs(b) + np.abs(x) + np.abs(y)))
+    return certificates.norm_above(np.abs((b + y) - x) + off + terms * GRAIN)
 
 
 def cross_examine(

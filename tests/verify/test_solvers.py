@@ -7,8 +7,9 @@ import pytest
 from small import STRUCTURES, problem, rollout
 
 import ide_ref
+from ide_ref.solvers import solve
 from ide_ref.verify import cross_examine
-from ide_ref.verify.solvers import METHODS, examine
+from ide_ref.verify.solvers import METHODS, SINGULAR, examine
 
 
 def system(matrix, n_batch=2, seed=0):
@@ -44,8 +45,13 @@ def test_gmres_that_stagnates_is_reported():
 
 
 def test_singular_system_is_reported():
+    """J, of radius and norm 1, has an eigenvalue at which I − J has 0."""
     report = examine(*system(np.diag([1.0, 0.5, 0.2])), gamma=1.0)
-    assert any("singular to working precision" in text for text in report.system.warnings)
+    assert [text.split(":")[0] for text in report.system.warnings] == [
+        "gamma is 1.000, not below 1", "spectral radius of J is 1.000", "I - J is singular to working precision",
+        "I - J is indefinite (symmetric part down to 0.00e+00)",
+    ]  # fmt: skip
+    assert report.system.condition == np.inf
     assert all(row.verdict != "converged" for row in report.rows), report.table()
     assert np.isnan(report.row("direct").error)
     for method in ("direct", "gmres"):
@@ -77,21 +83,58 @@ def test_indefinite_and_out_of_products():
     assert report.system.smallest == pytest.approx(-1)
     assert report.row("fixed_point").verdict == "diverged"
     slow = examine(*system(np.diag([0.99, 0.5])), gamma=0.99, methods=("fixed_point",), max_iter=50)
-    assert slow.row("fixed_point").verdict == "out of iterations"
+    assert (slow.row("fixed_point").verdict, slow.row("fixed_point").iterations) == ("out of iterations", 50)
     assert slow.row("fixed_point").error <= slow.row("fixed_point").certificate * (1 + 1e-12)
+
+
+def test_the_worst_sample_is_told_and_what_is_singular_has_no_error():
+    """I − J = diag(5¹², 2⁻¹²), of condition 10¹² exactly, beside what is twice and four times as well determined."""
+    _, b = system(np.zeros((2, 2)), n_batch=3)
+    systems = np.array([[5.0**12, 2.0**-12], [5.0**12, 2.0**-11], [5.0**12, 2.0**-10]])
+    report = examine(lambda v: v - systems * v, b, methods=("direct",))
+    assert (report.system.condition, np.isnan(report.row("direct").error)) == (SINGULAR, True)
+    assert any("singular to working precision" in text for text in report.system.warnings)
+    shares = np.array([[0.5], [0.25], [0.75]])
+    b *= np.array([[1.0], [1e3], [1e-3]])
+    report = examine(lambda v: shares * v, b, gamma=0.75, methods=("fixed_point",), tol=1e-3)
+    row, found = report.rows[0], solve("fixed_point", lambda v: shares * v, b, tol=1e-3)
+    assert report.system.smallest == 0.25
+    assert row.residual == found.relative.max()
+    assert row.error == pytest.approx(np.linalg.norm(found.x - b / (1 - shares), axis=1).max())
+    assert row.certificate == pytest.approx(found.residual.max() / 0.25)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_systems_of_one_unknown_and_of_none(n):
+    report = examine(*system(0.5 * np.eye(n)), gamma=0.5)
+    assert report.agree
+    assert report.system.examined == (n == 1)
+
+
+@pytest.mark.parametrize("b", [[0.4e308, 0.0], [0.9e308, 0.0], [1.5e308, 1.5e308]])
+def test_what_is_beyond_the_floats_is_not_solved_and_warns_of_nothing(b, recwarn):
+    """A sum of the certificate's, the solution, the norm of b."""
+    report = examine(lambda v: 0.5 * v, np.array([b]), gamma=0.5, methods=(*METHODS, "damped"))
+    assert all(row.verdict != "converged" for row in report.rows if b[0] > 0.5e308), report.table()
+    assert all(np.isinf(row.certificate) for row in report.rows)
+    assert all(np.isinf(row.residual) for row in report.rows if b[1])
+    assert not recwarn.list
+
+
+def test_what_is_asked_of_a_network_reaches_its_system():
+    given = rollout(*problem("fashion-mnist-400"))
+    report = cross_examine(*given, methods=("gmres", "fixed_point"), tol=1e-3, max_iter=2, max_size=4)
+    assert [row.method for row in report.rows] == ["gmres", "fixed_point"]
+    assert (report.tol, report.system.examined, report.row("fixed_point").iterations) == (1e-3, False, 2)
+    # The network's own certificate takes no system apart.
+    assert np.isfinite(report.row("gmres").certificate)
+    assert f"{report.system.size} unknowns per sample, tolerance 1e-03; gamma " in report.table()
 
 
 def test_halved_on_request_solves_another_equation():
     row = examine(*system(np.diag([0.5, 0.25])), methods=("direct", "damped")).row("damped")
     assert row.verdict == "another equation"
     assert row.error > 0.1
-
-
-def test_large_systems_are_not_taken_apart():
-    report = examine(*system(0.5 * np.eye(8)), max_size=4)
-    assert not report.system.examined
-    assert [row.method for row in report.rows] == [m for m in METHODS if m != "direct"]
-    assert np.isnan(report.system.radius)
 
 
 def test_wrong_arguments():
@@ -118,7 +161,9 @@ def test_certificates_are_of_the_size_of_the_error(size):
     assert exact.certificate <= 1e-13 * size
 
 
-def test_systems_up_to_the_largest_size_are_taken_apart():
-    report = examine(*system(0.5 * np.eye(4)), max_size=4)
-    assert report.system.examined
-    assert "direct" in [row.method for row in report.rows]
+@pytest.mark.parametrize("n", [4, 5])
+def test_systems_up_to_the_largest_size_are_taken_apart(n):
+    report = examine(*system(0.5 * np.eye(n)), max_size=4)
+    assert report.system.examined == (n == 4)
+    assert [row.method for row in report.rows] == [m for m in METHODS if n == 4 or m != "direct"]
+    assert np.isnan(report.system.radius) == (n == 5)
