@@ -309,12 +309,12 @@ def table_over_time(budgets: Sequence[Budget]) -> str:
     if not budgets:
         raise ValueError("budgets is empty; expected what explain_over_time returns")
     parts = [p.name for p in budgets[0].parts if any(b.part(p.name).norm > 0 for b in budgets)]
-    widths = [max(len(name), 11) for name in (*parts, "whole error")]
-    titles = [f"{name:>{width}}" for name, width in zip((*parts, "whole error"), widths, strict=True)]
+    widths = {name: max(len(name), 11) for name in (*parts, "whole error")}
+    titles = [f"{name:>{width}}" for name, width in widths.items()]
     lines = ["  ".join([f"{'T':>5}", *titles, "   cosine", "|a[T] - a*|"])]
     for b in budgets:
         norms = [*(b.part(name).norm for name in parts), b.total.norm]
-        cells = [f"{norm:>{width}.1e}" for norm, width in zip(norms, widths, strict=True)]
+        cells = [f"{norm:>{width}.1e}" for norm, width in zip(norms, widths.values(), strict=True)]
         lines.append("  ".join([f"{b.n_steps:>5}", *cells, f"{b.cosine:>9.4f}", f"{b.distance:>11.1e}"]))
     closure, gamma = max(b.closure for b in budgets), budgets[-1].contraction
     a_star, beta = (max(getattr(b, f"{which}_certificate") for b in budgets) for which in ("equilibrium", "exact"))

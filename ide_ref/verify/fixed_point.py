@@ -326,18 +326,15 @@ class _Problem:
 
         With the inverse of I − ∂f/∂z of a point close by, by Newton's method with that slope.
         """
-        z, residual, late = start, np.inf, 0
+        z, late = start, 0
         with np.errstate(over="ignore", invalid="ignore"):
             r = self(theta, z) - z
             residual = float(np.linalg.norm(r))
             for _ in range(_MOST):
                 if residual == 0 or late == (_PATIENCE if residual > self._allowed(z) else 1):
                     break
-                if inverse is not None and late == 0:
-                    after = z + inverse @ r
-                    r_after = self(theta, after) - after
-                else:
-                    after, r_after = self._accelerated(theta, z)
+                after = z + inverse @ r if inverse is not None and late == 0 else self._accelerated(theta, z)
+                r_after = self(theta, after) - after
                 reached = float(np.linalg.norm(r_after))
                 # What only creeps while it is small already is at its rounding.
                 late = 0 if reached < 0.5 * residual else late + 1
@@ -355,12 +352,10 @@ class _Problem:
         """The largest residual of what may be called a fixed point."""
         return float(np.sqrt(grain(self.dtype))) * (1.0 + float(np.linalg.norm(z)))
 
-    def _accelerated(self, theta: Theta, z: NDArray) -> tuple[NDArray, NDArray]:
+    def _accelerated(self, theta: Theta, z: NDArray) -> NDArray:
         """Some iterations by Anderson's acceleration: the linear solver's, on f(z) = b + (f(z) − b)."""
         b = np.full((1, z.size), (1.0 + np.linalg.norm(z)) / np.sqrt(max(1, z.size)))
-        tried = solvers.anderson(lambda v: self(theta, v[0])[None] - b, b, tol=1e-17, max_iter=_CHUNK, x0=z[None])
-        after = tried.x[0]
-        return after, self(theta, after) - after
+        return solvers.anderson(lambda v: self(theta, v[0])[None] - b, b, tol=1e-17, max_iter=_CHUNK, x0=z[None]).x[0]
 
     def inverse(self, base: _Point) -> NDArray | None:
         """(I − ∂f/∂z)⁻¹ there, by differences; None where z is too large or that is singular."""

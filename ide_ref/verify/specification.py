@@ -79,7 +79,7 @@ def specify(
     for c, (source, target) in zip(network.connections, network.edges, strict=True):
         named = ((name.rpartition("."), value) for name, value in params.items())
         own = {part: np.asarray(value, np.float64) for (owner, _, part), value in named if owner == c.name}
-        learned, given = (tie(c.synapse), None) if c.synapse.weight_shape else (None, fixed(c.synapse))
+        learned, given = (tie(c.synapse), None) if c.synapse.weight_shape else (None, matrix(c.synapse, np.empty(())))
         channel = np.arange(c.synapse.n_out) % c.synapse.out_shape[0]
         norm = None if c.restriction is None else c.restriction.norm
         connection = equations.Connection(source, target, learned, given, channel, norm)
@@ -89,10 +89,9 @@ def specify(
         maps.append(equations.freeze(connection, own, x_mean, keep, training))
     sizes = [population.size for population in network.populations]
     net = equations.Network(sizes, maps, network.neuron.leak, network.neuron.v_th)
-    # The readout's matrix in channels-last order.
     order = tie(network.readout.synapse)
-    W_o = equations.tied(params["readout.weight"].astype(np.float64), order)
-    readout = (network.index(network.readout.source), W_o, params["readout.bias"].astype(np.float64))
+    W_o, b_o = (params[f"readout.{part}"].astype(np.float64) for part in ("weight", "bias"))
+    readout = (network.index(network.readout.source), equations.tied(W_o, order), b_o)
     names = [c.name for c in network.connections]
     return Specified(net, connections, owned, readout, names, inputs, training, order)
 
@@ -102,9 +101,9 @@ def tie(synapse: Synapse) -> NDArray[np.int64]:
     """(n_out, n_in) which number of the weight array, flat, stands at each place of the matrix; −1 for none."""
     count = int(np.prod(synapse.weight_shape))
     numbered = np.arange(1.0, count + 1.0).reshape(synapse.weight_shape)
-    return np.rint(synapse.apply(synapse.to_taps(numbered), np.eye(synapse.n_in)).T).astype(np.int64) - 1
+    return np.rint(matrix(synapse, numbered)).astype(np.int64) - 1
 
 
-def fixed(synapse: Synapse) -> NDArray:
-    """(n_out, n_in) the matrix of a synapse without weights."""
-    return synapse.apply(synapse.to_taps(np.empty(())), np.eye(synapse.n_in)).T
+def matrix(synapse: Synapse, weight: NDArray) -> NDArray:
+    """(n_out, n_in) the matrix of a synapse with a weight array; with an empty one where it has no weights."""
+    return synapse.apply(synapse.to_taps(weight), np.eye(synapse.n_in)).T

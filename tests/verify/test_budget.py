@@ -159,6 +159,21 @@ def test_finite_time_moves_the_rates_and_then_the_masks(seed):
         np.testing.assert_allclose(masks, there[name] - moved[name], rtol=0, atol=1e-11, err_msg=name)
 
 
+def test_all_solves_but_trainings_are_taken_to_rounding(monkeypatch):
+    seen = []
+
+    def recorded(*args, **options):
+        seen.append(options)
+        return ide_ref.backward(*args, **options)
+
+    monkeypatch.setattr("ide_ref.verify.budget.backward", recorded)
+    explain_gradient(*problem("fashion-mnist-400"), 5, profile=Profile(sweep_first=True), solver="anderson", tol=1e-2)
+    exact = {"solver": "gmres", "tol": 1e-12, "max_iter": 5000, "allow_unconverged": False}
+    training = {"solver": "anderson", "tol": 1e-2, "max_iter": 200, "allow_unconverged": True}
+    # Of the operator's norm, the network's, and at a[T]; under a quirk there may be no solution.
+    assert seen == [exact, exact, exact, exact | {"allow_unconverged": True}, training]
+
+
 def test_a_spike_train_is_explained_by_its_first_frames():
     network, params, _, y = problem("fashion-mnist-400")
     x = 1.0 * (np.random.default_rng(0).random((4, 6, *network.input_shape)) < 0.3)

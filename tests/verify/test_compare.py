@@ -17,6 +17,7 @@ from ide_ref import presets
 from ide_ref.authors import PAPER, edited
 from ide_ref.verify import MISTAKES, Context, check_gradient, compare
 from ide_ref.verify.arrays import as_array
+from ide_ref.verify.compare import Suspect, _likely
 
 DENSE = "fashion-mnist-400"
 WHERE = dict.fromkeys([m.name for m in MISTAKES], DENSE)
@@ -263,6 +264,20 @@ def test_other_names_are_taken_by_shape_where_it_leaves_one_choice(shapes, own, 
             may_be = [other for other in ours if called[other] != other and ours[other].shape == shape]
             assert rows[called[name]].detail == f"may be {' or '.join(may_be)}, by its shape {shape}"
     assert report.n_parameters == len(ours)
+
+
+def test_the_tolerance_itself_is_the_same_and_mistakes_must_explain_thirty_times_more():
+    ours = {"w": np.array([3.0, 4.0]), "b": np.array([1.0])}
+    theirs = {**ours, "w": np.array([3.0, 5.0])}
+    distance = 1 / np.linalg.norm(theirs["w"])
+    assert compare(ours, theirs, tol=distance).same
+    assert not compare(ours, theirs, tol=np.nextafter(distance, 0)).same
+    found = [Suspect(f"leaves {left}", "", left) for left in (1 / 32, 1e-4, 1e-5, 1.01e-4, 1 / 29)]
+    assert [s.left for s in _likely(found, 30 / 32, 1e-9)] == [1e-5, 1e-4]
+    assert [s.left for s in _likely(found, 30 / 32, 1.01e-2)] == [1e-5, 1e-4, 1.01e-4]
+    assert [s.left for s in _likely(found[:1], 30 / 32, 1e-9)] == [1 / 32]
+    assert _likely(found[-1:], 1.0, 1e-9) == ()
+    assert _likely([], 1.0, 1e-9) == ()
 
 
 def test_two_parameters_are_never_taken_for_one():

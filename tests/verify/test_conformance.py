@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,19 @@ from safetensors.numpy import load_file, save, save_file
 
 from ide_ref import equations
 from ide_ref.verify import conformance
-from ide_ref.verify.conformance import STAGES, VERSION, Case, PackError, check, compare, reference, run_port
+from ide_ref.verify.conformance import (
+    STAGES,
+    VERSION,
+    Case,
+    CaseResult,
+    ConformanceReport,
+    Divergence,
+    PackError,
+    check,
+    compare,
+    reference,
+    run_port,
+)
 from ide_ref.verify.conformance.make import _steady, specify_case, stages
 
 
@@ -44,6 +57,8 @@ def test_a_pack_is_small_and_made_twice_the_same(whole_pack, pack, tmp_path):
     again = [*sorted(pack.glob("*.safetensors")), tmp_path / f"{ONE}.safetensors"]
     assert len(again) == 4
     assert all(path.read_bytes() == (whole_pack / path.name).read_bytes() for path in again)
+    text = (whole_pack / "manifest.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
 
 
 def test_the_fast_functions_pass_every_case_as_a_port(whole_pack):
@@ -345,6 +360,60 @@ def test_many_failures_are_summed_up_by_stage_and_case(whole_pack):
     assert "g 42 0 40 beta 22 20 40 grad 22 0 60" in text
     assert all(len(line) <= 120 for line in lines if not line.startswith(("FAILED", "look first")))
     assert lines[-2] == "22 of 82 cases agree, 22 of them through every stage"
+
+
+def test_the_text_of_a_report():
+    def result(case, stage, array, kind, detail, compared=()):
+        return CaseResult(case, Divergence(case, stage, array, kind, detail=detail), compared, False)
+
+    report = ConformanceReport(
+        (
+            CaseResult("whole", None, STAGES, True),
+            CaseResult("empty", None, (), False),
+            CaseResult("half", None, ("weight", "x_mean"), False),
+            CaseResult("half-too", None, ("weight", "x_mean"), False),
+            CaseResult("less", None, ("weight",), False),
+            *(result(f"a-name-of-some-length-{k}", "u", "a1", "missing", "gone", ("weight",)) for k in range(9)),
+            result("nowhere", "", "", "unknown", "no such case"),
+            result("raised", "port", "", "error", "it raised"),
+            result("early", "weight", "feedback", "missing", "gone"),
+        ),
+        ("one", "two"),
+    )
+    assert not report.passed
+    assert report.table().splitlines() == [
+        "FAILED  case empty: nothing to compare",
+        "FAILED  case nowhere: no such case",
+        "FAILED  case raised, stage port: it raised",
+        "FAILED  case early, stage weight, feedback: gone",
+        "FAILED  case a-name-of-some-length-0, stage u, a1: gone",
+        "        and 8 more in stage u: a-name-of-some-length-1, a-name-of-some-length-2, a-name-of-some-length-3,",
+        "          a-name-of-some-length-4, a-name-of-some-length-5, a-name-of-some-length-6, a-name-of-some-length-7,",
+        "          a-name-of-some-length-8",
+        "agrees  case half and 1 more, as far as it goes: weight, x_mean",
+        "agrees  case less, as far as it goes: weight",
+        "stage     agree  diverge  not reached",
+        "weight       13        1            3",
+        "x_mean        3        0           14",
+        *(
+            f"{stage:<8}      1        {9 * (stage == 'u')}           {16 - 9 * (stage == 'u'):>2}"
+            for stage in STAGES[2:]
+        ),
+        "4 of 17 cases agree, 1 of them through every stage",
+        "no output of one and 1 more: not compared",
+        "look first at: case nowhere: no such case",
+    ]
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert document["first"]["text"] == "case nowhere: no such case"
+    assert [row["passed"] for row in document["cases"]] == [r.passed for r in report.results]
+    assert [row["divergence"] is None for row in document["cases"]] == [True] * 5 + [False] * 12
+    alone = replace(report, results=report.results[:1], absent=("one",))
+    assert (alone.passed, alone.first, alone.to_dict()["first"]) == (True, None, None)
+    assert alone.table().splitlines() == [
+        "1 of 1 cases agree, 1 of them through every stage",
+        "no output of one: not compared",
+    ]
+    assert not replace(report, results=()).passed
 
 
 def test_partial_ports_go_as_far_as_they_go(case):
