@@ -33,7 +33,7 @@ from ide_ref.verify.conformance import (
     reference,
     run_port,
 )
-from ide_ref.verify.conformance.make import _steady, specify_case, stages
+from ide_ref.verify.conformance.make import _robust, _rollout, _steady, specify_case, stages
 
 
 def changed(case, change):
@@ -117,8 +117,54 @@ def test_rounding_is_bounded_by_the_terms_of_the_sum():
 )
 def test_the_draws_are_those_of_this_version(cases, name, labels, margins):
     """Every port and file of outputs is held against them: others belong to another version."""
+    config = cases[name].config
     assert (VERSION, cases[name].y.tolist()) == (2, labels)
-    np.testing.assert_allclose(cases[name].config["smallest_margin"], margins, rtol=1e-5)
+    np.testing.assert_allclose(config["smallest_margin"], margins, rtol=1e-5)
+    tolerances = {"float64": (1e-12, 1e-9), "float32": (2e-6, 5e-4)}
+    assert (config["solver_tol"], config["rtol"]) == tolerances[config["dtype"]]
+    assert config["sgd"] == {"rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+    assert config["bn"] == {"epsilon": 1e-5, "momentum": 0.1}
+    assert config["neuron"] == {"leak": 0.95, "v_th": 2.0}
+
+
+def test_a_graph_is_described_in_plain_words(cases):
+    config = cases[ONE].config
+    shapes = {p["name"]: p["shape"] for p in config["populations"]}
+    assert shapes == {"a1": [2, 4, 4], "a2": [2, 4, 4], "a3": [3, 2, 2], "a4": [3, 2, 2], "a5": [2, 2, 2]}
+    by_name = {c["name"]: c for c in config["connections"]}
+    kernel = {"kernel": 3, "stride": 2, "padding": 1}
+    normalised = {"bias": True, "batch_norm": True, "restriction": None}
+    assert by_name["hidden2"] == {
+        "name": "hidden2", "source": "a2", "target": "a3", "kind": "conv", **kernel, **normalised,
+    }  # fmt: skip
+    restricted = {"bias": False, "batch_norm": False, "restriction": {"c": 1.0, "norm": "operator"}}
+    assert by_name["feedback"] == {
+        "name": "feedback", "source": "a5", "target": "a1", "kind": "conv_transpose", **kernel, "output_padding": 1,
+        **restricted,
+    }  # fmt: skip
+    assert config["readout"] == {"source": "a5"}
+    flat = {"name": "feedback", "source": "a1", "target": "a1", "kind": "dense", **restricted}
+    assert cases[DROPOUT].config["connections"][1] == flat
+
+
+def test_draws_within_rounding_are_left_out(cases):
+    """A potential as near as twice the steps' rounding to V_th, or a pre-activation as near as four units to a kink."""
+    spec = specify_case(cases[DROPOUT])
+    _, spikes = _rollout(spec)
+    (a,), x_mean = [equations.average(s, spec.net.leak) for s in spikes], equations.average(spec.x, spec.net.leak)
+    p = equations.arriving(spec.net, 0, x_mean, [a], [a])
+    assert np.any(p == 0)  # cut off by dropout
+    distance = np.minimum(np.abs(p[p != 0]), np.abs(p[p != 0] - 2)).min()
+    far = np.ones_like(spikes[0])
+    assert _robust(spec, [far], spikes, [distance / 4.001])
+    assert not _robust(spec, [far], spikes, [distance / 4])
+    for step in range(far.shape[1]):
+        for sign in (1, -1):
+            near = far.copy()
+            near[1, step, 3] = sign * 2e-9 * (step + 1)
+            assert not _robust(spec, [near], spikes, [1e-9])
+            near[1, step, 3] *= 1.001
+            assert _robust(spec, [near], spikes, [1e-9])
 
 
 def test_alpha_stays_inside_its_bounds_after_a_step(cases):
@@ -224,12 +270,14 @@ def test_a_mistake_in_the_equations_is_located(mistake, pack, monkeypatch):
     assert (report.first.stage, report.first.rounding) == (stage, False), report.table()
 
 
-def test_dropout_masks_of_the_pack_are_those_of_the_reference(cases):
-    made = cases[DROPOUT]
+@pytest.mark.parametrize("name", [DROPOUT, "alexnet-f-lif-static-float64-bn-dropout"])
+def test_dropout_masks_of_the_pack_are_those_of_the_reference(name):
+    (made,) = conformance.cases([name])
     out = reference(made)
     cut_off = made.keep["input"] == 0
     assert 0 < cut_off.sum() < cut_off.size
     assert np.all(out["drive/a1"][cut_off] == 0)
+    assert np.all(made.expected["drive/a1"][cut_off] == 0)
     # Other masks, other numbers: they are taken from the case, not drawn.
     swapped = {**made.arrays, "input/keep/input": made.keep["input"][::-1].copy()}
     assert np.all(reference(Case(made.config, swapped))["drive/a1"][cut_off[::-1]] == 0)
