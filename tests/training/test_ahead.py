@@ -35,7 +35,7 @@ def test_it_makes_a_step_without_a_rollout(digits, monkeypatch):
         numba.set_num_threads(threads)
     assert not done.rates.a.any()
     assert done.rates.x_mean.shape == x.shape
-    assert done.backward.solution.converged.all()
+    assert done.backward.solution.converged
     assert done.backward.gradients["readout.bias"].any()
     assert any(np.any(done.velocity[name] != 0) for name in done.velocity)
 
