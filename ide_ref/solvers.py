@@ -213,6 +213,10 @@ class _Run:
             return np.zeros_like(self.b), Image(np.zeros_like(self.b))
         return x0, self.image(x0)
 
+    def residual(self, x: NDArray, image: Image) -> NDArray:
+        """b + J x − x."""
+        return self.b + image.y - x
+
     def note(self, length: NDArray) -> float:
         """The largest relative residual, by the residuals' norms (B,)."""
         worst = float(np.max(_relative(length, self.size), initial=0.0))
@@ -279,7 +283,7 @@ def gmres(
     iterations = 0
     stalled, ended = False, np.zeros(n_batch, bool)
     while True:
-        r = b + image.y - x
+        r = run.residual(x, image)
         length = norms(r)
         worst = run.note(length)
         if worst <= tol or run.n_products >= max_iter or stalled or not np.isfinite(worst):
@@ -289,7 +293,7 @@ def gmres(
         np.divide(r, length[:, None], out=basis[0], where=length[:, None] > 0)
         R = np.zeros((n_batch, n_steps, n_steps))
         rotations = np.zeros((n_steps, 2, n_batch))
-        right = np.zeros((n_batch, n_steps + 1))
+        right = np.empty((n_batch, n_steps + 1))
         right[:, 0] = length
         for k in range(n_steps):
             w = basis[k] - run.image(basis[k]).y
@@ -320,16 +324,16 @@ def gmres(
             if np.all(np.abs(right[:, k + 1]) <= tol * run.size):
                 break
         used = k + 1
-        # A direction that (I − J) sends to nothing new and to nothing old has no part in the solution.
+        # A direction that (I − J) sends to nothing new and nothing old, or out of range, has no part in the solution.
         triangle = R[:, :used, :used]
         largest = np.max(np.abs(triangle), axis=(1, 2))
-        none = np.abs(np.einsum("bii->bi", triangle)) <= np.finfo(b.dtype).eps * largest[:, None]
+        none = ~(np.abs(np.einsum("bii->bi", triangle)) > np.finfo(b.dtype).eps * largest[:, None])
         triangle[:, range(used), range(used)] += np.where(none, 1.0, 0.0)
         weights = np.linalg.solve(triangle, np.where(none, 0.0, right[:, :used])[:, :, None])[:, :, 0]
         after = x + np.einsum("bk,kbn->bn", weights.astype(b.dtype), basis[:used])
         image_after = run.image(after)
         # Each sample keeps the better of its two points.
-        better = norms(b + image_after.y - after) < length
+        better = norms(run.residual(after, image_after)) < length
         stalled = not np.any(better)
         if not stalled:
             x = np.where(better[:, None], after, x)
@@ -396,8 +400,7 @@ def anderson(
     sums, changes = np.empty((2, memory, n_batch, n), b.dtype)
     gram = np.empty((n_batch, memory, memory))
     ridge = 10.0 * np.finfo(b.dtype).eps
-    r = b + image.y - x
-    r_before = move = r
+    r_before = move = r = run.residual(x, image)
     for k in range(max_iter - run.n_products):
         length = norms(r)
         if run.is_over(length):
@@ -423,7 +426,7 @@ def anderson(
         x = x + move
         del image  # as large as all states, perhaps: it goes before the next one comes
         image = run.image(x)
-        r_before, r = r, b + image.y - x
+        r_before, r = r, run.residual(x, image)
     return run.solution(x, image, run.n_products)
 
 
@@ -438,7 +441,7 @@ def broyden(
     n_batch, n = b.shape
     run = _Run("broyden", matvec, b, tol)
     x, image = run.start(x0)
-    r = b + image.y - x
+    r = run.residual(x, image)
     left, right = np.empty((2, n_batch, memory, n), b.dtype)
     used = 0
 
@@ -453,14 +456,14 @@ def broyden(
         move = -inverse(r, left, right)
         x = x + move
         image = run.image(x)
-        r_after = b + image.y - x
+        r_after = run.residual(x, image)
         if used == memory:
             used = 0
         change = r_after - r
         v = inverse(move, right, left)
         along = np.einsum("bn,bn->b", v, change)
         # A sample that has arrived no longer changes; its update would be 0/0.
-        along[np.abs(along) <= np.finfo(b.dtype).tiny] = np.inf
+        along[along == 0] = np.inf
         left[:, used] = (move - inverse(change, left, right)) / along[:, None]
         right[:, used] = v
         used += 1
@@ -623,9 +626,8 @@ def require(solution: Solution, what: str) -> Solution:
     """The solution if it converged; otherwise :class:`NotConverged` with what was reached and what helps."""
     if solution.converged:
         return solution
-    with np.errstate(divide="ignore", invalid="ignore"):
-        size = solution.residual / solution.relative
-        reach = float(np.max(np.where(size > 0, solution.rounding / size, 0.0)))
+    left = (solution.residual > 0) & np.isfinite(solution.relative)
+    reach = float(np.max(solution.rounding[left] / solution.residual[left] * solution.relative[left], initial=0.0))
     worst = float(np.max(solution.relative))
     why = explain(solution.status, reach, solution.x.dtype, solution.diverged_at)
     raise NotConverged(

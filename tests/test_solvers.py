@@ -1,11 +1,13 @@
 """All solvers against a dense solve, and their honesty about systems they cannot solve."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ide_ref.solvers import SOLVERS, NotConverged, Verdict, _scale, accept, broyden, norms, require, solve
+from ide_ref.solvers import SOLVERS, NotConverged, Verdict, _scale, accept, broyden, hopeless, norms, require, solve
 
 HONEST = [name for name in SOLVERS if name != "damped"]
 solvers = pytest.mark.parametrize("method", HONEST)
@@ -68,6 +70,24 @@ def test_spectral_radius_above_one_is_no_obstacle(method):
     solution = solve(method, product(J), b, tol=1e-10, max_iter=2000)
     assert solution.converged
     np.testing.assert_allclose(solution.x, exact(J, b), atol=1e-8)
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_what_leaves_the_range_of_the_floats_raises_nothing(method):
+    """Too large, no number, too small, whatever NumPy is told to do then."""
+    factors = np.array([[1e300], [-1e-300], [0.5]])
+    with np.errstate(all="raise"):
+        solution = solve(method, lambda v: factors * v * [1.0, -1e10, 1e-10], np.full((3, 3), 1e-20), max_iter=20)
+        assert solution.status != "converged" or method == "direct"
+        with pytest.raises(NotConverged) as raised:
+            require(replace(solution, status="stagnated"), "test")
+    assert "stagnated" in str(raised.value)
+
+
+def test_a_residual_is_hopeless_from_where_rounding_is_as_large_as_b():
+    for dtype in (np.float32, np.float64):
+        end = 1 / float(np.finfo(dtype).eps)
+        assert [hopeless(worst, np.dtype(dtype)) for worst in (end / 2, end, np.nan)] == [False, True, True]
 
 
 def test_the_plain_iteration_admits_divergence():
@@ -297,6 +317,21 @@ def test_every_product_is_counted(method, n_batch, n, seed, max_iter, data):
     assert len(seen) <= most
 
 
+@pytest.mark.parametrize("max_iter", [1, 2, 3, 4, 9, 43, 45])
+def test_a_hard_system_takes_all_products_that_are_allowed(max_iter):
+    """Of 60 unknowns, rotated: no method comes to its end."""
+    Q = 0.99 * np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))[0]
+    b = np.random.default_rng(1).normal(size=(1, 60))
+    # What comes beyond: the product that judges, a Krylov space of one dimension where there is no room for more.
+    beyond = {"fixed_point": 1, "gmres": max_iter == 1, "scipy_gmres": {1: 2, 2: 1, 43: 2}.get(max_iter, 0)}
+    for method in ("fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "damped"):
+        for x0 in (None, 0.5 * b):
+            solution = solve(method, lambda v: v @ Q.T, b, tol=1e-15, max_iter=max_iter, x0=x0)
+            assert not solution.converged, method
+            if x0 is None:
+                assert solution.n_products == max_iter + beyond.get(method, 0), method
+
+
 @pytest.mark.parametrize("method", SOLVERS)
 def test_what_a_solver_does_is_the_same_at_any_size(method):
     """Powers of 2 round nothing: the same steps, and as many."""
@@ -313,11 +348,12 @@ def test_what_a_solver_does_is_the_same_at_any_size(method):
 
 @pytest.mark.parametrize("method", [name for name in HONEST if name != "direct"])
 def test_a_start_that_is_just_good_enough_is_left_as_it_is(method):
-    b = np.diag([1.0, 4.0])
-    x0 = b * (1 - 2.0**-10)
-    solution = solve(method, np.zeros_like, b, tol=2.0**-10, x0=x0)
-    assert solution.converged
-    np.testing.assert_array_equal(solution.x, x0)
+    one, four = np.diag([1.0, 4.0]), np.diag([4.0, 4.0])
+    for b, tol, joined in ((one, 2.0**-10, False), (2.0**-600 * one, 2.0**-10, False), (four, 2.0**-9, True)):
+        x0 = b * (1 - 2.0**-10)
+        solution = solve(method, np.zeros_like, b, tol=tol, x0=x0, joined=joined)
+        assert solution.converged
+        np.testing.assert_array_equal(solution.x, x0)
 
 
 def test_the_halved_iteration_ends_when_its_steps_are_small():
@@ -364,9 +400,9 @@ def test_broyden_forgets_what_its_memory_has_no_room_for():
 def test_sizes_from_which_a_system_is_scaled():
     for dtype in (np.float32, np.float64):
         info = np.finfo(dtype)
-        for share, scaled in ((1 / 3 - 0.01, False), (1 / 3, True), (1 / 3 + 0.01, True)):
-            for end in (float(info.tiny), float(info.max)):
-                assert (_scale(np.full((1, 1), end**share, dtype)) is not None) == scaled, (dtype, share, end)
+        for end, inwards in ((float(info.tiny) ** (1 / 3), 1.01), (float(info.max) ** (1 / 3), 0.99)):
+            for size, scaled in ((end, True), (inwards * end, False), (end / inwards, True)):
+                assert (_scale(np.full((1, 1), size, dtype)) is not None) == scaled, (dtype, size)
         for size in (info.smallest_subnormal, info.max):
             scale = _scale(np.full((1, 1), size))[0, 0]
             assert (scale.dtype, size / scale < 2) == (dtype, True)
