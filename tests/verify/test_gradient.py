@@ -379,27 +379,42 @@ def test_observed_order_is_that_of_the_shortest_steps_above_rounding():
     assert np.isnan(observed_order([1.0] * 5, [0.0] * 5, [-1.0] * 5))
 
 
-def test_a_region_without_an_equilibrium_is_as_good_as_a_kink():
-    neuron = ide_ref.IF()
+def one_neuron(weight, x=0.2):
+    """A problem of one neuron a = (weight a + x)/V_th, and its frozen maps with another weight."""
     network = ide_ref.build(
-        "1 (F1)", input_shape=(1,), n_classes=2, neuron=neuron, restriction=None, batch_norm=False, dropout=0.0
+        "1 (F1)", input_shape=(1,), n_classes=2, neuron=ide_ref.IF(), restriction=None, batch_norm=False, dropout=0.0
     )
-    x, y, v_th = np.full((1, 1), 0.2), np.array([0]), network.neuron.v_th
     theta = network.init(np.random.default_rng(0)) | {
-        "input.weight": np.ones((1, 1)), "input.bias": np.zeros(1), "feedback.weight": np.full((1, 1), v_th / 2),
+        "input.weight": np.ones((1, 1)), "input.bias": np.zeros(1), "feedback.weight": np.full((1, 1), weight),
     }  # fmt: skip
-    check = _Problem(network, theta, x, y, False, 0)
-    base = check.solve(check.freeze(theta))
-    toward = {"feedback.weight": np.ones((1, 1))}
-    point = check.along(base, toward, v_th / 2, "cell")
+    check = _Problem(network, theta, np.full((1, 1), x), np.array([0]), False, 0)
+    return check, lambda other: check.freeze(theta | {"feedback.weight": np.full((1, 1), other)})
+
+
+def test_a_region_without_an_equilibrium_is_as_good_as_a_kink():
+    v_th = ide_ref.IF().v_th
+    check, frozen = one_neuron(v_th / 2)
+    base = check.solve(frozen(v_th / 2))
+    point = check.along(base, {"feedback.weight": np.ones((1, 1))}, v_th / 2, "cell")
     assert np.isnan(point.loss)
     assert point.crossed
     with pytest.raises(ide_ref.NotConverged, match=r"linear region: residual .* the system is nearly singular"):
-        solve_region(check.freeze(theta | {"feedback.weight": np.full((1, 1), v_th)}), base, x)
-    # One step further a is negative, and right: a = 0.2/v_th / (1 - w/v_th).
-    region = solve_region(check.freeze(theta | {"feedback.weight": np.full((1, 1), 2 * v_th)}), base, x)
+        solve_region(frozen(v_th), base, check.x)
+    # One step further a is negative, and right: 0.2/v_th / (1 - w/v_th).
+    region = solve_region(frozen(2 * v_th), base, check.x)
     np.testing.assert_allclose(region.a, -0.2 / v_th, rtol=1e-14)
     assert region.residual.max() < 1e-15
+
+
+def test_an_equilibrium_that_is_slow_to_reach_is_reached():
+    v_th = ide_ref.IF().v_th
+    check, frozen = one_neuron(0.5 * v_th, x=1e-3 * v_th)
+    slow = check.solve(frozen(0.99 * v_th), np.full((1, 1), 0.5))
+    fast = check.solve(frozen(0.5 * v_th))
+    # Below the kink at 1, and to the last bits where few sweeps reach them.
+    assert slow.status == "converged"
+    np.testing.assert_allclose(slow.a, 0.1, rtol=0, atol=1e-13 * (1 + 0.1) / 0.01)
+    np.testing.assert_allclose(fast.a, 2e-3, rtol=4e-16)
 
 
 def test_how_differences_are_judged():
