@@ -65,9 +65,8 @@ def contraction_bound(frozen: Frozen) -> Contraction:
     For one layer ‖W‖/V_th; for (LAYERS) the product of the norms over V_th^N; for a graph the 2-norm of the
     non-negative matrix that carries norms from source to source through one sweep.
     """
-    value, _ = _carried(frozen, [c.operator_norm for c in frozen.maps])
     size, n_roundings = _carried(frozen, [c.norm_bound.upper for c in frozen.maps])
-    return Contraction(value, raised(size, n_roundings))
+    return Contraction(contraction(frozen), raised(size, n_roundings))
 
 
 def contraction(frozen: Frozen) -> float:
@@ -121,37 +120,43 @@ def certified(residual: NDArray, gamma: float) -> NDArray:
     return resolved(np.array([[gamma]]), np.asarray(residual, np.float64)[:, None])[:, 0]
 
 
+def from_below(N: NDArray, v: NDArray) -> NDArray:
+    """(I − N) v from below for v ≥ 0, rows: the roundings are those of 1 − N_ll, of the products and of the difference.
+
+    1 − N_ll is exact or off by one rounding, so that one population's γ close to 1 loses nothing.
+    """
+    others = np.where(np.eye(len(N), dtype=bool), 0.0, N)
+    return lowered((1.0 - np.diag(N)) * v, 4) - raised(v @ others.T, len(N) + 4)
+
+
+def witness(N: NDArray) -> NDArray | None:
+    """v > 0 with (I − N) v > 0, all roundings against it: a spectral radius of N below 1 is verified; None for none.
+
+    Such a v proves that (I − N)⁻¹ exists and is not negative (Collatz).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        try:
+            v = np.linalg.solve(np.eye(len(N)) - N, np.ones(len(N)))
+        except np.linalg.LinAlgError:
+            return None
+        return v if np.min([v, from_below(N, v)]) > 0.0 else None
+
+
 def resolved(N: NDArray, d: NDArray) -> NDArray:
     """(I − N)⁻¹ d from above, (B, N) for rows d ≥ 0; infinite where a spectral radius of N below 1 is not verified.
 
-    v > 0 with (I − N) v > 0 proves that (I − N)⁻¹ exists and is not negative (Collatz); then e is an upper bound as
-    soon as (I − N) e ≥ d. Both are checked with all roundings against them.
+    Where it is, e is an upper bound as soon as (I − N) e ≥ d, which is checked with all roundings against it.
     """
-    n = len(N)
-    infinite = np.full(d.shape, np.inf)
-    # 1 − N_ll is exact or off by one rounding, so that one population's γ close to 1 loses nothing.
-    diagonal = 1.0 - np.diag(N)
-    others = np.where(np.eye(n, dtype=bool), 0.0, N)
-
-    def from_below(v: NDArray) -> NDArray:
-        """(I − N) v for v ≥ 0, rows; the roundings are those of 1 − N_ll, of the products and of the difference."""
-        return lowered(diagonal * v, 4) - raised(v @ others.T, n + 4)
-
+    v = witness(N)
+    if v is None:
+        return np.full(d.shape, np.inf)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         # A bound of the size that is wanted, to be raised along v until it is one. Of what is 0 or not finite nothing
         # comes of it; that is told at the end.
         size = np.max(d, axis=1, keepdims=True)
-        M = np.diag(diagonal) - others
-        try:
-            v = np.linalg.solve(M, np.ones(n))
-            e = np.maximum(np.linalg.solve(M, (d / size).T).T, 0.0)
-        except np.linalg.LinAlgError:
-            return infinite
-        reach = from_below(v)
-        if not np.min([v, reach]) > 0.0:
-            return infinite
-        missing = np.maximum(raised(d / size, 1) - from_below(e), 0.0)
-        along = raised(np.max(missing / reach, axis=1, keepdims=True), 4)
+        e = np.maximum(np.linalg.solve(np.eye(len(N)) - N, (d / size).T).T, 0.0)
+        missing = np.maximum(raised(d / size, 1) - from_below(N, e), 0.0)
+        along = raised(np.max(missing / from_below(N, v), axis=1, keepdims=True), 4)
         bound = raised((e + along * v) * size, 12)
         bound = np.where(np.all(d == 0, axis=1, keepdims=True), 0.0, bound)
         return np.where(np.isfinite(bound), bound, np.inf)
@@ -167,7 +172,7 @@ def why_not(frozen: Frozen) -> str:
     if coupled(frozen.maps, frozen.network):
         return "the samples of a batch are coupled through its statistics, so none has a bound of its own"
     N = np.add(*population_norms(frozen))
-    if np.all(np.isfinite(resolved(N, np.ones((1, len(N)))))):
+    if witness(N) is not None:
         return ""
     radius = float(np.max(np.abs(np.linalg.eigvals(N)))) if np.all(np.isfinite(N)) else math.inf
     if radius >= 1.0:
@@ -313,8 +318,7 @@ def equilibrium_error(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = 
     a : (B, n) array
     sigma : {"clip", "relu"}
     """
-    N = np.add(*population_norms(frozen))
-    return resolved(N, defects(frozen, x_mean, a, sigma))
+    return resolved(np.add(*population_norms(frozen)), defects(frozen, x_mean, a, sigma))
 
 
 def defects(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip") -> NDArray:

@@ -294,7 +294,6 @@ def _checked(
     times = _checks.reals("times", times)
     if times.ndim != 1 or times.size == 0 or not (times[0] > 0 and np.all(np.diff(times) >= 0) and times[-1] < np.inf):
         raise ValueError(f"times has shape {times.shape}; expected at least one, positive, finite and ascending")
-    times = np.ascontiguousarray(times)
     tau = time_constant("tau", tau)
     if not (_checks.is_real(delay) and delay >= 0):
         raise ValueError(f"delay is {delay!r}; expected a finite number of at least 0")
@@ -304,7 +303,7 @@ def _checked(
         raise ValueError(f"frozen is {frozen.dtype} and made for {kind}; expected float64 for evaluation")
     if not float(frozen.network.neuron.v_th) / tau < np.inf:
         raise ValueError(f"tau is {tau!r}; expected one that is not so short that v_th/tau is beyond float64")
-    return times, tau, float(delay), max_events
+    return np.ascontiguousarray(times), tau, float(delay), max_events
 
 
 def time_constant(name: str, value: float) -> float:

@@ -25,9 +25,7 @@ ROUNDOFF = 2.0**-53
 GRAIN = 2.0**-1074
 """The smallest positive float64: what a product may lose to underflow."""
 
-_LAPACK = (
-    8.0  # singular and eigenvalues are off by at most so many roundoffs per row or column, relative to the largest
-)
+_LAPACK = 8.0  # singular and eigenvalues are off by at most so many roundoffs of the largest per row or column
 _PER_DEGREE = 16  # frequencies of the grid for each degree of the symbol
 
 Bounded = TypeVar("Bounded", float, NDArray)
@@ -102,11 +100,9 @@ def matrix_norm(W: NDArray) -> Norm:
         value = float(np.linalg.svd(W, compute_uv=False)[0])
         # The entries' own rounding changes the norm by less than ‖|W|‖ ≤ √min(m, n) ‖W‖ times a roundoff.
         return Norm(value, raised(value, _LAPACK * max(m, n) + math.sqrt(min(m, n))))
-    from scipy.linalg import eigvalsh
-
     gram = unit @ unit.T if m <= n else unit.T @ unit
     k = len(gram)
-    largest = max(float(eigvalsh(gram, subset_by_index=[k - 1, k - 1])[0]), 0.0)
+    largest = max(float(np.linalg.eigvalsh(gram)[-1]), 0.0)
     # Each entry of the product is off by max(m, n) roundoffs of |W| |W|ᵀ, whose norm is at most ‖W‖_F².
     frobenius = float(np.sum(np.square(unit)))
     off = ROUNDOFF * (_LAPACK * k * largest + 2.0 * (max(m, n) + 4) * frobenius)

@@ -506,12 +506,12 @@ def test_the_block_radius_adds_what_goes_by_several_ways():
 
 @pytest.mark.parametrize("largest", [condition.EXACT_SIZE, 0])
 def test_the_stacked_norm_adds_what_goes_forward_and_what_comes_back(largest, monkeypatch):
-    """Two neurons, each connected with both by 0.3: the norm of their matrix is 0.6."""
-    network = dense_network(IF(1.0), [1, 1], [(-1, 0), (0, 1), (1, 0), (0, 0), (1, 1)])
+    """Two neurons and one, each connected with all by 0.3: the norm of their matrix is 0.9."""
+    network = dense_network(IF(1.0), [2, 1], [(-1, 0), (0, 1), (1, 0), (0, 0), (1, 1)])
     params = network.init(np.random.default_rng(0))
-    params |= {f"c{i}.weight": np.full((1, 1), 0.3) for i in range(1, 5)}
+    params |= {f"c{i}.weight": np.full_like(params[f"c{i}.weight"], 0.3) for i in range(1, 5)}
     monkeypatch.setattr(condition, "EXACT_SIZE", largest)
     for dtype in (np.float32, np.float64):
         stacked = conditions(freeze(network, {name: value.astype(dtype) for name, value in params.items()})).stacked
-        assert stacked.value == pytest.approx(0.6, rel=1e-6)
-        assert stacked.value + stacked.error >= 0.6 * (1 - 1e-7)
+        assert stacked.value == pytest.approx(0.9, rel=1e-6)
+        assert stacked.value + stacked.error >= 0.9 * (1 - 1e-7)

@@ -81,7 +81,7 @@ class Conditions:
     @property
     def applies(self) -> bool:
         """Whether one of the conditions for the discrete theorems holds beyond doubt, rounding included."""
-        return bool(np.all(np.isfinite(self.series))) or self.by_weights
+        return certificates.witness(self.propagation) is not None or self.by_weights
 
     @cached_property
     def resolvent(self) -> NDArray:
@@ -149,7 +149,7 @@ def conditions(frozen: Frozen) -> Conditions:
         # A weight is off by a few roundings at most; where there is none, nothing is lost.
         whole = parts[0] + parts[1]
         whole = raised(whole, 12) * (whole > 0)
-        by_weights = bool(np.all(np.isfinite(certificates.resolved(whole, np.ones((1, len(whole)))))))
+        by_weights = certificates.witness(whole) is not None
     stacked = _stacked_norm(frozen, forward + feedback)
     return Conditions(norms, paper, block, elementwise, stacked, forward, feedback, by_weights)
 

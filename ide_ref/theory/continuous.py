@@ -158,7 +158,7 @@ def continuous_envelope(
     """
     times = np.asarray(times, np.float64)
     N = conditions_.both
-    if not np.all(np.isfinite(conditions_.stacked_series)):
+    if certificates.witness(N) is None:
         return np.full((times.size, len(N)), np.inf)
     sum_ = raised(conditions_.stacked_series @ (disturbance / v_th), len(N) + 8)
     if delay == 0:

@@ -402,13 +402,11 @@ def _iterate(conditions_: Conditions, r: NDArray, start: NDArray) -> NDArray:
     n = len(conditions_.forward)
     given = raised(r @ conditions_.resolvent.T, n + 4)
     out = np.empty_like(given)
-    b = start
-    # Where no condition holds the sum outgrows the floats: infinity is the bound then.
+    # Where no condition holds the sum outgrows the floats: infinity is the bound then. No factor is 0.
     with np.errstate(over="ignore", invalid="ignore"):
         for t in range(given.shape[1]):
-            b = raised(b @ conditions_.propagation.T + given[:, t], n + 5)
-            out[:, t] = b
-    out[np.isnan(out)] = np.inf
+            start = raised(start @ conditions_.propagation.T + given[:, t], n + 5)
+            out[:, t] = start
     return out
 
 
