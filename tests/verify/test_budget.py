@@ -24,6 +24,13 @@ def test_parts_add_up_to_the_training_gradient(name, profile):
     solver = {"tol": 1e-3} if profile == "paper" else {"max_iter": 2}
     budget = explain_gradient(*args, 6, profile=made, **solver)
     assert budget.closure <= 1e-10
+    quirks = [
+        f"profile: {quirk}" for quirk in ("long_average", "one_power_step", "clamp_alpha") if getattr(made, quirk)
+    ]
+    normed = made.batch_statistics_in_gradient or made.unbiased_spike_statistics or made.batch_statistics_in_beta
+    later = ["batch norm"] * normed + ["profile: sweep_first"] * made.sweep_first
+    names = [part.name for part in budget.parts]
+    assert names == ["restriction norm", *quirks, "finite T", "masks", *later, "solver"]
     trained = rollout(edited(args[0], made), *args[1:])
     direct = ide_ref.backward(*trained, solver="fixed_point", allow_unconverged=True, **({"tol": 1e-4} | solver))
     for key, value in direct.gradients.items():

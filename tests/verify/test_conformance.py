@@ -74,7 +74,16 @@ def test_the_fast_functions_pass_every_case_as_a_port(whole_pack):
 def test_every_combination_is_there(whole_pack):
     structures = "fashion-mnist-400", "mnist-64c5", "nmnist-64c5", "alexnet-f", "cifarnet-f"
     options = ("if", "lif"), ("static", "spikes"), ("float64", "float32"), ("bn", "plain")
-    names = {case.name for case in conformance.load(whole_pack)}
+    found = conformance.load(whole_pack)
+    graphs = {(case.config["structure"], tuple(case.config["input_shape"])) for case in found}
+    assert graphs == {
+        ("12 (F12)", (20,)),
+        ("3C5s (F3C5)", (1, 6, 6)),
+        ("3C5s (F3C5)", (2, 6, 6)),
+        ("2C3s-2C3-3C3s-3C3-2C3 (F2C3u)", (3, 8, 8)),
+        ("2C3s-2C3-2C3s-4C3-2C3 (F2C3u)", (3, 8, 8)),
+    }
+    names = {case.name for case in found}
     assert names > {"-".join(parts) for parts in itertools.product(structures, *options)}
 
 
@@ -294,6 +303,7 @@ def test_flipped_mask_or_spike_is_located_and_weighed(case):
     d = check(case, changed(case, flip)).divergence
     assert (d.stage, d.array, d.step, d.index, d.rounding) == ("spikes", "a3", 3, (1, 2, 1, 0), False)
     assert d.error == pytest.approx(abs(case.arrays["margin/a3"][1, 2, 2, 1, 0]))
+    assert d.allowed == 3 * case.config["rounding"]["a3"]
     assert str(d).startswith(f"case {ONE}, stage spikes, a3, step 3, sample 1, neuron (2, 1, 0): expected")
     assert "rounding cannot explain it" in str(d)
     # At the threshold it can.
@@ -425,6 +435,7 @@ def test_the_text_of_a_report():
             result("nowhere", "", "", "unknown", "no such case"),
             result("raised", "port", "", "error", "it raised"),
             result("early", "weight", "feedback", "missing", "gone"),
+            result("too", "weight", "feedback", "missing", "gone"),
         ),
         ("one", "two"),
     )
@@ -434,6 +445,7 @@ def test_the_text_of_a_report():
         "FAILED  case nowhere: no such case",
         "FAILED  case raised, stage port: it raised",
         "FAILED  case early, stage weight, feedback: gone",
+        "        and 1 more in stage weight: too",
         "FAILED  case a-name-of-some-length-0, stage u, a1: gone",
         "        and 8 more in stage u: a-name-of-some-length-1, a-name-of-some-length-2, a-name-of-some-length-3,",
         "          a-name-of-some-length-4, a-name-of-some-length-5, a-name-of-some-length-6, a-name-of-some-length-7,",
@@ -441,20 +453,20 @@ def test_the_text_of_a_report():
         "agrees  case half and 1 more, as far as it goes: weight, x_mean",
         "agrees  case less, as far as it goes: weight",
         "stage     agree  diverge  not reached",
-        "weight       13        1            3",
-        "x_mean        3        0           14",
+        "weight       13        2            3",
+        "x_mean        3        0           15",
         *(
-            f"{stage:<8}      1        {9 * (stage == 'u')}           {16 - 9 * (stage == 'u'):>2}"
+            f"{stage:<8}      1        {9 * (stage == 'u')}           {17 - 9 * (stage == 'u'):>2}"
             for stage in STAGES[2:]
         ),
-        "4 of 17 cases agree, 1 of them through every stage",
+        "4 of 18 cases agree, 1 of them through every stage",
         "no output of one and 1 more: not compared",
         "look first at: case nowhere: no such case",
     ]
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["first"]["text"] == "case nowhere: no such case"
     assert [row["passed"] for row in document["cases"]] == [r.passed for r in report.results]
-    assert [row["divergence"] is None for row in document["cases"]] == [True] * 5 + [False] * 12
+    assert [row["divergence"] is None for row in document["cases"]] == [True] * 5 + [False] * 13
     alone = replace(report, results=report.results[:1], absent=("one",))
     assert (alone.passed, alone.first, alone.to_dict()["first"]) == (True, None, None)
     assert alone.table().splitlines() == [
