@@ -121,18 +121,17 @@ def certified(residual: NDArray, gamma: float) -> NDArray:
 
 
 def from_below(N: NDArray, v: NDArray) -> NDArray:
-    """(I − N) v from below for v ≥ 0, rows: the roundings are those of 1 − N_ll, of the products and of the difference.
-
-    1 − N_ll is exact or off by one rounding, so that one population's γ close to 1 loses nothing.
-    """
+    """(I − N) v from below, of v's shape, for rows v ≥ 0."""
     others = np.where(np.eye(len(N), dtype=bool), 0.0, N)
+    # Roundings: of 1 − N_ll (none from 1/2 on, so that one population loses nothing at γ close to 1), of the products,
+    # of the difference.
     return lowered((1.0 - np.diag(N)) * v, 4) - raised(v @ others.T, len(N) + 4)
 
 
 def witness(N: NDArray) -> NDArray | None:
-    """v > 0 with (I − N) v > 0, all roundings against it: a spectral radius of N below 1 is verified; None for none.
+    """v > 0, (n,), with (I − N) v > 0, all roundings against it, for an (n, n) matrix N ≥ 0; None where none is found.
 
-    Such a v proves that (I − N)⁻¹ exists and is not negative (Collatz).
+    It verifies a spectral radius below 1: (I − N)⁻¹ exists and is not negative (Collatz).
     """
     with np.errstate(over="ignore", invalid="ignore"):
         try:
@@ -372,7 +371,7 @@ def beta_error(frozen: Frozen, maps: Sequence[AffineMap], slope: NDArray, g: NDA
 
 
 def known_to(certificate: NDArray) -> NDArray:
-    """The certificate where it is finite, else 0: where a* is known that well, bounds speak of the exact one."""
+    """Of a certificate (B, N) what is finite, else 0: where a* is known that well, bounds speak of the exact one."""
     return np.where(np.isfinite(certificate), certificate, 0.0)
 
 

@@ -164,6 +164,7 @@ def continuous_envelope(
     if delay == 0:
         return raised(sum_ / times[:, None], 8)
     steps = np.floor(times / (2 * delay)).astype(int)
-    # m products with N, by squaring or not, of len(N) terms each.
-    start = np.stack([raised(np.linalg.matrix_power(N, m) @ largest, (m + 2) * (len(N) + 4)) for m in steps])
-    return raised(start + 2.0 * sum_ / times[:, None], 12)
+    # Each factor of a power has room for the roundings of its product, by squaring or not, of len(N) terms.
+    N = raised(N, len(N))
+    start = np.stack([np.linalg.matrix_power(N, m) @ largest for m in steps])
+    return raised(start + 2.0 * sum_ / times[:, None], len(N) + 12)
