@@ -36,7 +36,7 @@ from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import simulate
 from ide_ref.solvers import NotConverged
 from ide_ref.theory import verdict
-from ide_ref.training import ahead, losses
+from ide_ref.training import _ahead, losses
 from ide_ref.training import checkpoint as checkpoints
 from ide_ref.training.checkpoint import Checkpoint
 from ide_ref.training.evaluation import evaluate, load_batch, statistics
@@ -196,8 +196,8 @@ def train(
     quiet = np.errstate(over="ignore", invalid="ignore")
     work = preset.network.n_multiplications * preset.recipe.batch_size
     first = load_batch(preset, data, "train", np.arange(min(preset.recipe.batch_size, len(data.y_train))))
-    alone = numba.get_num_threads() == 1
-    beside = nullcontext() if alone else ahead.compiling(preset, state.params, state.velocity, *first)
+    alone = numba.get_num_threads() == 1 or preset.recipe.method != "ide"
+    beside = nullcontext() if alone else _ahead.compiling(out / CHECKPOINT, *first)
     with _stop_signals(log) as check, quiet, _threads.fit(work), beside, _long_start(log) as started:
         try:
             while state.epoch < preset.recipe.epochs:

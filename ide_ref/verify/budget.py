@@ -284,18 +284,25 @@ def explain_over_time(
     x: ArrayLike,
     y: ArrayLike,
     n_steps: Sequence[int],
-    **options: Any,
+    *,
+    solver: str = "fixed_point",
+    tol: float = 1e-4,
+    max_iter: int = 200,
+    profile: Profile | None = None,
+    training: bool = True,
+    seed: int = 0,
 ) -> tuple[Budget, ...]:
     """:func:`explain_gradient` for several T, to be drawn by :func:`ide_ref.figures.budget_over_time`.
 
-    ``options`` are those of :func:`explain_gradient`. A spike train is cut to its first T frames, so a T beyond its
-    length is a ValueError, as one below 1 is.
+    A spike train is cut to its first T frames, so a T beyond its length is a ValueError, as one below 1 is.
     """
     x = np.asarray(x)
     is_spike_input = network.is_spike_input(x)
     if not n_steps or min(n_steps) < 1 or (is_spike_input and max(n_steps) > x.shape[1]):
         expected = f"numbers from 1 to {x.shape[1]}, the frames of x" if is_spike_input else "numbers of at least 1"
         raise ValueError(f"n_steps is {tuple(n_steps)}; expected {expected}")
+    options: dict[str, Any] = {"solver": solver, "tol": tol, "max_iter": max_iter, "profile": profile}
+    options |= {"training": training, "seed": seed}
     cut = {t: x[:, :t] if is_spike_input else x for t in n_steps}
     return tuple(explain_gradient(network, params, cut[t], y, t, **options) for t in n_steps)
 

@@ -143,7 +143,7 @@ def test_wrong_arguments():
     network, params, x, _ = problem("fashion-mnist-400")
     frozen = ide_ref.freeze(network, params)
     state = ide_ref.simulate(frozen, x, 2)
-    with pytest.raises(ValueError, match=r"d_logits has shape \(4, 7\) and .*; expected \(4, 5\), a row per sample"):
+    with pytest.raises(ValueError, match=r"d_logits has shape \(4, 7\); expected \(4, 5\), a row per sample"):
         cross_examine(frozen, state, np.zeros((4, 7)))
     plain = ide_ref.build("12", input_shape=(20,), n_classes=5, neuron=ide_ref.IF())
     frozen = ide_ref.freeze(plain, plain.init(np.random.default_rng(0)))
