@@ -21,12 +21,13 @@ from ide_ref import (
     theory,
     verify,
 )
+from ide_ref.measure import activity, angles, memory
 from ide_ref.training import losses, schedule, sgd
 from ide_ref.verify import solvers as examination
 
 TABLE = Path(__file__).parent / "data" / "defaults.json"
 INNER = (authors, certificates, constraints, equilibrium, implicit, maps, norms, solvers, synapses, theory, verify)
-MODULES = (ide_ref, *INNER, examination, losses, schedule, sgd)
+MODULES = (ide_ref, *INNER, activity, angles, memory, examination, losses, schedule, sgd)
 
 
 def defaults():
