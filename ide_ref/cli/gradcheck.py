@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Problem = tuple[Params, NDArray, NDArray]  # parameters, inputs and labels
 
 _TOL = {"central": 1e-7, "cell": 1e-9}
+# Options that --function takes, by the argument of check_fixed_point that they are, and those of printing.
+_JUDGED = {"directions": "n_directions", "tol": "tol", "seed": "seed"}
+_BESIDE = {"function", "figure", "json", "threads"}
 _TIMES = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200)
 
 
@@ -45,16 +48,24 @@ def add(p: argparse.ArgumentParser) -> None:
         help="central: (FP) solved anew, kinks set aside; cell: every neuron held on its piece (default central)",
     )
     p.add_argument("--coordinates", type=_common.seed, default=12, metavar="N", help="drawn a parameter (default 12)")
-    p.add_argument("--directions", type=_common.seed, default=2, metavar="N", help="drawn a parameter (default 2)")
+    p.add_argument(
+        "--directions", type=_common.seed, default=2, metavar="N", help="drawn a parameter (default 2; of --function 3)"
+    )
     p.add_argument("--one-sided", action="store_true", help="difference on one side where a kink lies on the other")
     p.add_argument("--step", type=_common.positive, metavar="H", help="longest step (default: 0.02 central, 2 cell)")
-    p.add_argument("--tol", type=_common.positive, help="largest relative error (default: 1e-7 central, 1e-9 cell)")
+    p.add_argument(
+        "--tol",
+        type=_common.positive,
+        help="largest relative error (default: 1e-7 central, 1e-9 cell; of --function 1e-5, of its gradients in single "
+        "precision 1e-4, in half precision 2e-2)",
+    )
     p.add_argument("--solver", choices=_common.SOLVERS, default="gmres", help="of (BETA) (default gmres)")
     p.add_argument("--evaluation", action="store_true", help="running statistics and no dropout, as in evaluation")
     p.add_argument("--sweep", type=_common.picture, metavar="FILE", help="draw the error over the step, .png or .svg")
     p.add_argument("--budget", type=_common.picture, metavar="FILE", help="draw why training's gradient is not exact")
     p.add_argument("--times", metavar="T,T", help="of the budget (default: 14 up to 200, or to the trains' length)")
     p.add_argument("--parameter", metavar="NAME", help="of the sweep's direction (default: all together)")
+    p.set_defaults(parser=p)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,6 +82,12 @@ def _run_function(args: argparse.Namespace) -> int:
     from ide_ref import figures
     from ide_ref.verify import check_fixed_point
 
+    given = _given(args)
+    others = sorted(given.keys() - _JUDGED.keys() - _BESIDE)
+    if others:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        taken = ", ".join(f"--{name}" for name in sorted({*_JUDGED, *_BESIDE} - {"function"}))
+        raise ValueError(f"{named}: of a network, not of --function MODULE:NAME; expected with it {taken}")
     make = imported("--function", args.function)
     if not callable(make):
         raise ValueError(f"--function {args.function} is of type {type(make).__name__}; expected a function")
@@ -82,7 +99,8 @@ def _run_function(args: argparse.Namespace) -> int:
     missing = {"f", "z", "theta", "x", "gradient"} - set(found)
     if missing:
         raise ValueError(f"--function {args.function} returned nothing for {', '.join(sorted(missing))}")
-    report = check_fixed_point(**{"seed": args.seed, "tol": args.tol, **found})
+    options = {argument: given[name] for name, argument in _JUDGED.items() if name in given}
+    report = check_fixed_point(**{**found, **options})
     text = report.table()
     if args.figure is not None:
         args.figure.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +108,13 @@ def _run_function(args: argparse.Namespace) -> int:
         text += f"\nwritten: {args.figure}"
     _common.print_result(args, {"function": args.function, **report.to_dict()}, text)
     return 0 if report.verdict == "right" else 1
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """What the words say, without defaults: an option that is given its default is given too."""
+    args.parser.set_defaults(**dict.fromkeys(vars(args)))
+    again = args.parser.parse_args(args.words[1:])
+    return {name: value for name, value in vars(again).items() if value is not None}
 
 
 def _run_network(args: argparse.Namespace) -> int:

@@ -28,6 +28,10 @@ def wrong():
     return layer(1e-3)
 
 
+def few():
+    return {**layer(), "n_directions": 1}
+
+
 def short():
     return {"f": f}
 
@@ -62,6 +66,23 @@ def test_a_right_and_a_wrong_gradient(run, layers, tmp_path):
     # Of a thousandth nothing is wrong to within a tenth.
     status, text, _ = run("gradcheck", "--function", f"{layers}:wrong", "--tol", "0.1", "--json")
     assert (status, json.loads(text)["tol"]) == (0, 0.1)
+
+
+def test_options_of_the_check_reach_it_and_those_of_a_network_are_refused(run, layers):
+    words = ("gradcheck", "--function", f"{layers}:few")
+    for given, n_rows in (((), 3), (("--directions", "1"), 3), (("--directions", "2"), 6)):
+        status, text, _ = run(*words, *given, "--json")
+        assert (status, len(json.loads(text)["rows"])) == (0, n_rows)
+    status, text, error = run(*words, "--small", "--samp", "8", "--neuron", "lif")  # abbreviated, and defaults
+    assert (status, text) == (2, "")
+    assert "--neuron, --samples, --small: of a network, not of --function MODULE:NAME" in error
+    assert "expected with it --directions, --figure, --json, --seed, --threads, --tol" in error
+
+
+def test_help_has_the_defaults_of_both(run):
+    told = " ".join(run("gradcheck", "--help")[1].split())
+    assert "of --function 1e-5, of its gradients in single precision 1e-4, in half precision 2e-2)" in told
+    assert "(default 2; of --function 3)" in told
 
 
 @pytest.mark.parametrize(
