@@ -103,6 +103,11 @@ class FixedPointReport:
     """Of what f returned."""
     n_evaluations: int
     """Of f."""
+    start_distance: float
+    """‖z − z*‖₂ of the z given and the fixed point found, over ‖z*‖₂ (over 1 where that is 0)."""
+    start_resolution: float
+    """Up to which a start distance is none: from the certificate (where that is infinite, from the dtype) and the
+    rounding of the z given."""
 
     @property
     def verdict(self) -> Verdict:
@@ -129,6 +134,10 @@ class FixedPointReport:
             f"{', one-sided' if row.one_sided else ''}"
             for row in self.rows
         ]
+        if self.dtype != "float64" and any(row.verdict == "undecidable" and not row.one_sided for row in self.rows):
+            lines.append(
+                f"f computes in {self.dtype}; its rounding hides the remainders: let it compute in float64, uncast"
+            )
         first, second = self.orders
         lines.append(
             f"{len(self.rows)} directions, tolerance {self.tol:.0e}: {self.verdict}; orders of the remainders without "
@@ -140,6 +149,8 @@ class FixedPointReport:
             f"of L {self.noise:.1e}; "
             f"{self.n_evaluations} evaluations of f"
         )
+        if self.start_distance > self.start_resolution:
+            lines.append(f"the z given was {self.start_distance:.1e}, relative, from it; the gradient is judged at it")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -252,7 +263,11 @@ def check_fixed_point(
             rows.append(_judge(label, number, given, samples, typical, ignored, tol))
     certificate = (base.residual + rounding) / (1.0 - lipschitz) if lipschitz < 1 else np.inf
     errors = base.residual, rounding, lipschitz, certificate, noise(base)
-    return FixedPointReport(tuple(rows), tol, base.loss, *errors, problem.dtype, problem.n_evaluations)
+    size = float(np.linalg.norm(base.z)) or 1.0
+    distance = float(np.linalg.norm(problem.start - base.z)) / size
+    reach = certificate if lipschitz < 1 else (base.residual + rounding) / np.sqrt(grain(problem.dtype))
+    start = distance, reach / size + grain(dtype_name(z))
+    return FixedPointReport(tuple(rows), tol, base.loss, *errors, problem.dtype, problem.n_evaluations, *start)
 
 
 class _Point(NamedTuple):

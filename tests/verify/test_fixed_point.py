@@ -59,6 +59,9 @@ def test_what_single_precision_cannot_tell_is_undecidable(kind, seed, error):
     report = layer.check(n_directions=1)
     assert report.dtype == "float32"
     assert report.verdict != ("right" if error else "wrong"), report.table()
+    # At a kink more digits would decide nothing.
+    hidden = any(row.verdict == "undecidable" and not row.one_sided for row in report.rows)
+    assert ("f computes in float32; its rounding" in report.table()) == hidden
 
 
 def test_a_large_state_is_solved_without_its_jacobian():
@@ -66,6 +69,23 @@ def test_a_large_state_is_solved_without_its_jacobian():
     layer = drawn("tanh", rng, n=45, n_batch=9, gamma=0.5)
     assert layer.check(n_directions=1).verdict == "right"
     assert spoilt(layer, rng, 1e-3).check(n_directions=1).verdict == "wrong"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e-3, 0.0, 1e3])
+def test_a_start_away_from_the_fixed_point_is_told_from_a_wrong_gradient(size, dtype):
+    """z = z/2 + b, whose fixed point is 2 b, where the gradient of ⟨c, z⟩ is 2 c."""
+    b, c = size * np.array([3.0, -4.0]), np.array([1.0, 2.0])
+    for off, told in ((0.0, False), (1e-2, True), (1.0, True)):
+        z = (2 * b + off * 2 * (size or 0.5) * np.array([0.0, 5.0])).astype(dtype)
+        report = check_fixed_point(
+            lambda z, x, theta: 0.5 * z + theta["b"], z, {"b": b}, None, {"b": 2 * c}, cotangent=c
+        )
+        assert report.verdict == "right"
+        assert report.start_distance == pytest.approx(off * (1 if size else 5), abs=1e-7)
+        line = f"the z given was {report.start_distance:.1e}, relative, from it"
+        assert (line in report.table()) == told, report.table()
+        assert report.to_dict()["start_distance"] == report.start_distance
 
 
 def test_a_map_need_not_contract():
@@ -76,6 +96,8 @@ def test_a_map_need_not_contract():
     assert report.verdict == "right"
     assert report.lipschitz == pytest.approx(3.0)
     assert report.certificate == np.inf
+    assert report.start_distance == pytest.approx(1.0)
+    assert 0 < report.start_resolution < 1e-6
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.0, "right"), (1.0, "right"), (-1.0, "wrong"), (2.0, "wrong")])
@@ -95,6 +117,7 @@ def test_between_the_sides_of_a_kink_nothing_is_decided():
         np.zeros(1), {"b": np.zeros(1)}, None, {"b": np.array([0.5])}, cotangent=np.ones(1),
     )  # fmt: skip
     assert report.verdict == "undecidable"
+    assert "f computes in" not in report.table()
 
 
 def test_a_loss_stands_in_for_the_cotangent():
