@@ -6,6 +6,7 @@ one, so that a name is a match to rounding and not a guess.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -423,13 +424,22 @@ class Comparison:
         if self.suspects:
             first, *others = self.suspects
             left = f"this leaves {first.left:.1e} of {self.distance:.1e}"
-            lines.append(f"looks like: {first.name}: {first.says} ({left})")
-            lines += [f"       or: {other.name}: {other.says}" for other in others]
+            told = [f"looks like: {first.name}: {first.says} ({left})"]
+            told += [f"       or: {other.name}: {other.says}" for other in others]
+            lines += [part for line in told for part in textwrap.wrap(line, 120, subsequent_indent=12 * " ")]
         elif any(row.status == "differs" for row in self.rows):
             lines.append("they differ, and no single known mistake explains all of it")
         elif self.n_compared:
             lines.append(f"they agree to {max(row.tol for row in self.rows if row.status == 'same'):.1e}")
         return "\n".join(lines)
+
+    __str__ = table
+
+    def __repr__(self) -> str:
+        verdict = "same" if self.same else "different"
+        return (
+            f"Comparison({verdict}, {self.n_compared} of {self.n_parameters} parameters, distance {self.distance:.1e})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values; numbers that are not finite become null."""

@@ -139,19 +139,25 @@ class FixedPointReport:
                 f"f computes in {self.dtype}; its rounding hides the remainders: let it compute in float64, uncast"
             )
         first, second = self.orders
-        lines.append(
-            f"{len(self.rows)} directions, tolerance {self.tol:.0e}: {self.verdict}; orders of the remainders without "
-            f"the gradient {first:.2f}, with it {second:.2f} (1.00 and 2.00 when it is right)"
-        )
-        lines.append(
-            f"fixed point in {self.dtype}: residual {self.residual:.1e}, rounding of f {self.rounding:.1e}, "
-            f"Lipschitz constant of f in z about {self.lipschitz:.3f}, so z is within {self.certificate:.1e}; rounding "
-            f"of L {self.noise:.1e}; "
-            f"{self.n_evaluations} evaluations of f"
-        )
+        lines += [
+            f"{len(self.rows)} directions, tolerance {self.tol:.0e}: {self.verdict}",
+            f"orders of the remainders without the gradient {first:.2f}, with it {second:.2f} "
+            "(1.00 and 2.00 when it is right)",
+            f"fixed point in {self.dtype}: residual {self.residual:.1e}, rounding of f {self.rounding:.1e}; "
+            f"rounding of L {self.noise:.1e}; {self.n_evaluations} evaluations of f",
+            f"Lipschitz constant of f in z about {self.lipschitz:.3f}, so z is within {self.certificate:.1e} of z*",
+        ]
         if self.start_distance > self.start_resolution:
-            lines.append(f"the z given was {self.start_distance:.1e}, relative, from it; the gradient is judged at it")
+            lines.append(
+                f"the z given was {self.start_distance:.1e}, relative, from the fixed point, where it is judged"
+            )
         return "\n".join(lines)
+
+    __str__ = table
+
+    def __repr__(self) -> str:
+        worst = max(row.error for row in self.rows)
+        return f"FixedPointReport({self.verdict}, {len(self.rows)} directions, worst relative error {worst:.1e})"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""

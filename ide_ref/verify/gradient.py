@@ -166,8 +166,11 @@ class GradientReport:
         sided = sum(row.one_sided for row in self.rows)
         lines.append(
             f"{self.checked} differences checked by method {self.method!r} ({sided} one-sided), "
-            f"{self.set_aside} set aside for kinks ({100 * self.set_aside_fraction:.1f} %); largest relative error "
-            f"{self.max_rel_error:.2e}, tolerance {self.tol:.0e}: {'passed' if self.passed else 'FAILED'}"
+            f"{self.set_aside} set aside for kinks ({100 * self.set_aside_fraction:.1f} %)"
+        )
+        lines.append(
+            f"largest relative error {self.max_rel_error:.2e}, tolerance {self.tol:.0e}: "
+            f"{'passed' if self.passed else 'FAILED'}"
         )
         if np.isfinite(self.orders[1]):
             lines.append(
@@ -177,18 +180,25 @@ class GradientReport:
         if self.unresolved:
             lines.append(
                 f"{self.unresolved} unresolved: rounding, or a loss that bends sharply (singular values or samples "
-                "that almost coincide), leaves them less certain than the tolerance; within that they agree"
+                "that almost coincide),\n  leaves them less certain than the tolerance; within that they agree"
             )
         lines.append(
             f"loss {self.loss:.6f}; gamma {self.contraction:.4f}; residual of (BETA) {self.beta_residual:.1e}, "
-            f"certified error of beta {self.certificate:.1e}; residual of the equilibrium "
-            f"{self.equilibrium_residual:.1e}, certified error {self.equilibrium_certificate:.1e}"
+            f"certified error of beta {self.certificate:.1e}\n"
+            f"residual of the equilibrium {self.equilibrium_residual:.1e}, "
+            f"certified error {self.equilibrium_certificate:.1e}"
         )
         if self.why_not:
             lines.append(f"no error is certified: {self.why_not}")
         where = f"sample {self.kink.sample}, {self.kink.population}, neuron {self.kink.neuron}"
         lines.append(f"nearest kink {self.kink.distance:.1e} away in potential: {where}")
         return "\n".join(lines)
+
+    __str__ = table
+
+    def __repr__(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        return f"GradientReport({verdict}, {self.checked} differences, worst relative error {self.max_rel_error:.1e})"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""

@@ -49,7 +49,12 @@ def test_planted_mistakes_are_named(mistake):
     report = compare(ours, wrong, context=Context(frozen, rates, d_logits, x))
     assert not report.same
     assert report.mistake == mistake, report.table()
-    assert report.suspects[0].says in report.table()
+    assert report.suspects[0].says in " ".join(report.table().split())
+    assert max(map(len, report.table().splitlines())) <= 120
+    assert str(report) == report.table()
+    assert (
+        repr(report) == f"Comparison(different, {len(ours)} of {len(ours)} parameters, distance {report.distance:.1e})"
+    )
     json.dumps(report.to_dict(), allow_nan=False)
 
 

@@ -83,7 +83,7 @@ def test_a_start_away_from_the_fixed_point_is_told_from_a_wrong_gradient(size, d
         )
         assert report.verdict == "right"
         assert report.start_distance == pytest.approx(off * (1 if size else 5), abs=1e-7)
-        line = f"the z given was {report.start_distance:.1e}, relative, from it"
+        line = f"the z given was {report.start_distance:.1e}, relative, from the fixed point"
         assert (line in report.table()) == told, report.table()
         assert report.to_dict()["start_distance"] == report.start_distance
 
@@ -153,7 +153,11 @@ def test_the_report_is_the_same_for_the_same_seed_and_can_be_written():
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["verdict"] == "right"
     assert len(document["rows"]) == len(report.rows) == 12
-    assert "right" in report.table()
+    assert "\n12 directions, tolerance 1e-05: right\n" in report.table()
+    assert max(map(len, report.table().splitlines())) <= 120
+    assert str(report) == report.table()
+    worst = max(row.error for row in report.rows)
+    assert repr(report) == f"FixedPointReport(right, 12 directions, worst relative error {worst:.1e})"
 
 
 def refuse(error, match, **changed):
