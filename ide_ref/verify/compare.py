@@ -386,6 +386,8 @@ class Comparison:
     distance: float
     """Root mean square over the parameters of the relative distances."""
     tol: float
+    factor: float = float("nan")
+    """What every gradient compared is ours times, where they differ by nothing else; NaN elsewhere."""
 
     @property
     def same(self) -> bool:
@@ -427,6 +429,8 @@ class Comparison:
             told = [f"looks like: {first.name}: {first.says} ({left})"]
             told += [f"       or: {other.name}: {other.says}" for other in others]
             lines += [part for line in told for part in textwrap.wrap(line, 120, subsequent_indent=12 * " ")]
+        elif np.isfinite(self.factor):
+            lines.append(f"every gradient compared is {self.factor:.6g} times ours")
         elif any(row.status == "differs" for row in self.rows):
             lines.append("they differ, and no single known mistake explains all of it")
         elif self.n_compared:
@@ -538,6 +542,7 @@ def compare(
     for name, detail in strangers.items():
         rows[name] = ComparedRow(str(name), "unexpected", detail=detail, theirs=str(name))
     suspects: tuple[Suspect, ...] = ()
+    factor = float("nan")
     overall = _rms([rows[name].distance for name in usable])
     if any(rows[name].status == "differs" for name in usable):
         # Planted mistakes may blow up; then they match nothing.
@@ -553,7 +558,17 @@ def compare(
                 alone = [Suspect(mistake, says, d[name]) for mistake, says, d in left if name in d]
                 alike = tuple(suspect.name for suspect in _likely(alone, rows[name].distance, tol))
                 rows[name] = replace(rows[name], looks_like=alike)
-    return Comparison(tuple(rows.values()), suspects, overall, tol)
+        factor = _factor(mine, usable)
+        if not all(_distance(usable[name], factor * mine[name], floor) <= rows[name].tol for name in usable):
+            factor = float("nan")
+    return Comparison(tuple(rows.values()), suspects, overall, tol, factor)
+
+
+def _factor(ours: Params, theirs: Params) -> float:
+    """The factor of ours that is closest to theirs; NaN where one of them is zero."""
+    size = sum(float(np.vdot(ours[name], ours[name])) for name in theirs)
+    along = sum(float(np.vdot(ours[name], value)) for name, value in theirs.items())
+    return along / size if along and size else float("nan")
 
 
 def _matched(ours: Params, theirs: Mapping[str, Any], read: Params) -> tuple[dict[str, str], dict[str, str]]:

@@ -183,6 +183,27 @@ def test_without_a_context():
     assert compare(ours, flipped).mistake == "flipped weight gradient"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("factor", [1.05, -2.0, 1e-3, 300.0])
+def test_a_common_factor_is_told(factor, dtype):
+    """A zero among the gradients, and a part of them alone, change nothing; one of another factor does."""
+    rng = np.random.default_rng(0)
+    ours = {name: rng.normal(size=shape).astype(dtype) for name, shape in (("w", (3, 2)), ("b", (3,)), ("s", ()))}
+    ours["zero"] = np.zeros(2, dtype)
+    theirs = {name: value * dtype(factor) for name, value in ours.items()}
+    del theirs["b"]
+    report = compare(ours, theirs)
+    assert report.factor == report.to_dict()["factor"] == pytest.approx(factor, rel=1e-6)
+    assert f"every gradient compared is {factor:g} times ours" in report.table()
+    for off in (-1.0, 0.0, 1 + 1e-4):
+        report = compare(ours, {**theirs, "s": theirs["s"] * dtype(off)})
+        assert np.isnan(report.factor)
+        assert "they differ, and no single known mistake explains all of it" in report.table()
+    assert np.isnan(compare(ours, ours).factor)
+    assert np.isnan(compare(ours, {"w": np.zeros((3, 2))}).factor)
+    assert np.isnan(compare({"w": np.zeros((3, 2))}, ours).factor)
+
+
 def test_bad_arrays_are_named_in_their_row():
     *_, ours = situation(DENSE)
     theirs = dict(ours)
