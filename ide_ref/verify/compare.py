@@ -435,6 +435,8 @@ class Comparison:
             lines.append("they differ, and no single known mistake explains all of it")
         elif self.n_compared:
             lines.append(f"they agree to {max(row.tol for row in self.rows if row.status == 'same'):.1e}")
+        elif given := sorted({row.status for row in self.rows} - {"missing"}):
+            lines.append(f"nothing was judged; all that was given: {', '.join(given)}")
         return "\n".join(lines)
 
     __str__ = table

@@ -245,10 +245,16 @@ def test_a_part_of_the_parameters_is_compared_as_a_part(name):
 
 def test_what_was_not_compared_is_not_the_same():
     *_, ours = situation(DENSE)
-    for theirs in ({}, {"spare": np.zeros(3)}, {"input.bias": np.zeros(3)}):
+    for theirs, told in (
+        ({}, ""),
+        ({"spare": np.zeros(3)}, "unexpected"),
+        ({name: np.zeros((*value.shape, 2)) for name, value in ours.items()}, "wrong shape"),
+        ({"input.bias": np.zeros(3), "readout.bias": np.full(5, np.nan)}, "not finite, wrong shape"),
+    ):
         report = compare(ours, theirs)
         assert not report.same
-        assert report.table().endswith("0 of 8 parameters compared")
+        verdict = f"\nnothing was judged; all that was given: {told}" * bool(told)
+        assert report.table().endswith("0 of 8 parameters compared" + verdict)
     beside = compare(ours, {**ours, "spare": np.zeros(3)})
     assert (beside.same, beside.complete, beside.mistake) == (False, True, None)
     assert compare({"w": np.ones(2)}, {0: np.zeros(3)}).rows[1].parameter == "0"
