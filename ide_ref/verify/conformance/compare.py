@@ -50,9 +50,13 @@ class Divergence:
         """Whether rounding can explain it; None where that is no question."""
         return self.error <= self.allowed if self.kind == "value" else None
 
+    @property
+    def where(self) -> str:
+        """Case, stage and array in words."""
+        return f"case {self.case}" + f", stage {self.stage}" * bool(self.stage) + f", {self.array}" * bool(self.array)
+
     def __str__(self) -> str:
-        where = f"case {self.case}" + (f", stage {self.stage}" if self.stage else "")
-        where += f", {self.array}" if self.array else ""
+        where = self.where
         if self.kind != "value":
             return f"{where}: {self.detail}"
         if self.step is not None:
@@ -150,7 +154,7 @@ class ConformanceReport:
         if self.absent:
             lines.append(f"no output of {_and_more(self.absent)}: not compared")
         if self.first is not None:
-            lines.append(f"look first at: {self.first}")
+            lines.append(f"look first at: {self.first.where}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
