@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -127,7 +128,11 @@ def test_the_command_times_each_dtype_and_draws(tmp_path, monkeypatch, capsys):
     assert document["machine"]["threads"] == machine.most_threads()
     assert path.stat().st_size > 10_000
     assert main(words) == 0
-    assert "synaptic events per second and thread at most" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "synaptic events per second and thread at most" in text
+    # What each column is has a line, in their order, and so have the stages below.
+    columns = re.split(r" (?!ms|MiB) *", text.splitlines()[0])
+    assert [re.split("  +", line)[0] for line in text.partition("\n\n")[2].splitlines()] == [*columns[1:], "ms:"]
 
 
 def test_a_roofline_takes_any_number_of_points(tmp_path):

@@ -250,6 +250,23 @@ def _events(network: Network, sent: NDArray) -> float:
     return total
 
 
+COLUMNS = """\
+dtype        of all arrays
+thr          threads of the kernels
+step ms      a whole training step, the median
+D ms         the same step as dense products at the rate of the matrix product below
+ratio        step over D
+smp/s        samples trained per second
+fwd ms       rollout and readout of the trained network in evaluation mode
+fwd/dense    its samples per second over those of dense products at that rate
+fwd/BLAS     the same over those of the rollout written with BLAS; empty where that was not timed
+events/s     spikes of the rollout times their receivers, per second of it
+sweeps       products with the transposed Jacobian for a gradient; T through time
+peak MiB     memory of the process so far
+ms:          median of each stage; a step is the sum of its stages, medians need not add up; loading is in neither"""
+"""What the table shows, in words."""
+
+
 def table(timings: list[Timing], limits: Mapping[str, float]) -> str:
     """Timings and what ``event_limits`` found, as text."""
     lines = [
@@ -272,4 +289,4 @@ def table(timings: list[Timing], limits: Mapping[str, float]) -> str:
         lines.append(f"matrix product (float32, n = {MATRIX}): {timings[0].matrix_rate / 1e9:.0f} GFLOP/s")
     found = ", ".join(f"{rate / 1e9:.1f} from weights of {size}" for size, rate in limits.items())
     lines.append(f"10⁹ synaptic events per second and thread at most (float32): {found}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", COLUMNS])
