@@ -26,7 +26,7 @@ from ide_ref.neurons import IF, Neuron
 from ide_ref.simulation import Rates, simulate
 from ide_ref.synapses import Dense, accumulate, to_channels_last
 from ide_ref.verify.arrays import as_array, dtype_name, grain
-from ide_ref.verify.gradient import RESOLUTION
+from ide_ref.verify.gradient import RESOLUTION, ZERO
 
 _Cache = BatchNormCache | None
 
@@ -35,8 +35,6 @@ DECISIVE = 30.0
 
 MOST_ITERATIONS = 200
 """Up to which an early end of (BETA) is recognised."""
-
-_ZERO = 100.0  # roundings of the largest gradient below which another is none
 
 
 @dataclass(frozen=True)
@@ -496,7 +494,7 @@ def compare(
     eps = max((grain(value.dtype.name) for value in own.values()), default=0.0)
     mine = {name: np.asarray(value, np.float64) for name, value in own.items()}
     largest = max((float(np.linalg.norm(value)) for value in mine.values()), default=0.0)
-    floor, zero = RESOLUTION * largest, _ZERO * eps * largest
+    floor, zero = RESOLUTION * largest, ZERO * eps * largest
     read: dict[str, NDArray] = {}
     refused: dict[str, str] = {}
     for name, value in theirs.items():

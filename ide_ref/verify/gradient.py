@@ -37,6 +37,9 @@ RESOLUTION = 1e-5
 """... and at least to this part of the largest of all: a bias under batch normalisation has gradient 0, and
 differences of a loss near 1 resolve no less."""
 
+ZERO = 100.0
+"""Roundings of the largest gradient below which another is none."""
+
 AGREE = 1e-2
 """Limits with and without the longest step that differ by more, relative, are two orders' chance agreement."""
 
@@ -72,6 +75,8 @@ class GradientRow:
     """Index of the coordinate it was found at, or (number,) of the direction."""
     largest: float
     """Largest absolute gradient in the parameter."""
+    zero: int = 0
+    """Differences zero to rounding, as the gradient is; counted neither as checked nor as unresolved."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,14 @@ class GradientReport:
         return sum(row.unresolved for row in self.rows)
 
     @property
+    def zero(self) -> int:
+        """Differences zero to rounding where the gradient is so too."""
+        return sum(row.zero for row in self.rows)
+
+    @property
     def set_aside_fraction(self) -> float:
         """Part of all differences that was set aside."""
-        return self.set_aside / max(1, self.checked + self.set_aside + self.unresolved)
+        return self.set_aside / max(1, self.checked + self.set_aside + self.unresolved + self.zero)
 
     @property
     def max_rel_error(self) -> float:
@@ -160,6 +170,7 @@ class GradientReport:
         ]
         for row in self.rows:
             flag = "" if not row.checked or row.max_rel_error <= self.tol else f"  <- at {row.worst}"
+            flag += f"  {row.zero} zero to rounding" * (row.zero > 0)
             counts = f"{row.checked:>7}  {row.set_aside:>9}  {row.unresolved:>10}"
             errors = f"{row.largest:>11.3e}  {row.max_rel_error:>14.2e}  {row.uncertainty:>11.1e}{flag}"
             lines.append(f"{row.parameter:<{width}}  {row.size:>8}  {row.kind:<11}  {counts}  {errors}")
@@ -177,6 +188,8 @@ class GradientReport:
                 f"orders of the Taylor remainders without the gradient {self.orders[0]:.2f}, with it "
                 f"{self.orders[1]:.2f} (1.00 and 2.00 when it is right)"
             )
+        if self.zero:
+            lines.append(f"{self.zero} zero to rounding, the gradient and the difference both: not compared")
         if self.unresolved:
             lines.append(
                 f"{self.unresolved} unresolved: rounding, or a loss that bends sharply (singular values or samples "
@@ -205,7 +218,7 @@ class GradientReport:
         own = asdict(self)
         renamed = {"why_not_certified": "why_not", "nearest_kink": "kink", "parameters": "rows"}
         told = {name: own.pop(field) for name, field in renamed.items()}
-        found = ("passed", "checked", "set_aside", "set_aside_fraction", "unresolved")
+        found = ("passed", "checked", "set_aside", "set_aside_fraction", "unresolved", "zero")
         errors = ("max_rel_error", "max_direction_error", "uncertainty")
         return finite({**{name: getattr(self, name) for name in (*found, *errors)}, **told, **own})
 
@@ -483,7 +496,8 @@ class _Check:
 
     def row(self, label: str, kind: Literal["coordinates", "directions"], tasks: Sequence[_Task]) -> GradientRow:
         """Take some differences and judge them."""
-        set_aside = unresolved = 0
+        set_aside = unresolved = zero = 0
+        overall = max(float(np.max(np.abs(g))) for g in self.found.values())
         compared: list[tuple[float, float, bool, tuple[int, ...]]] = []
         for task in tasks:
             result = self.difference(task)
@@ -500,7 +514,10 @@ class _Check:
             scale = max(abs(value), abs(result.value), task.floor)
             error, doubt = abs(value - result.value) / scale, result.uncertainty / scale
             if doubt > self.tol and error <= 10 * doubt:
-                unresolved += 1
+                if abs(value) <= ZERO * np.finfo(float).eps * overall and result.uncertainty <= RESOLUTION * overall:
+                    zero += 1
+                else:
+                    unresolved += 1
             else:
                 compared.append((error, doubt, result.one_sided, task.where))
         errors, doubts, sided, places = zip(*compared, strict=True) if compared else ((np.nan,), (np.nan,), (), ((),))
@@ -510,7 +527,7 @@ class _Check:
         largest = max(float(np.max(np.abs(self.found[name]))) for name in names)
         counts = len(compared), set_aside, unresolved, sum(sided)
         told = float(errors[worst]), float(np.fmax.reduce(doubts)), places[worst], largest
-        return GradientRow(label, kind, size, *counts, *told)
+        return GradientRow(label, kind, size, *counts, *told, zero)
 
 
 def _problem(
@@ -605,7 +622,8 @@ def check_gradient(
     beyond which another singular value of W̄, (NORM), leads counts as a kink with either.
 
     A difference fails when it is off by more than ``tol`` and ten times its own uncertainty; one that is less
-    certain than ``tol`` and does not fail is counted as unresolved.
+    certain than ``tol`` and does not fail is counted as unresolved, or as zero where it and the gradient
+    are zero to rounding.
 
     Parameters
     ----------
@@ -688,7 +706,7 @@ def check_gradient(
     orders = float(np.fmin.reduce(each[:, 0])), float(np.fmin.reduce(each[:, 1]))
     of_beta = float(np.max(ours.solution.relative)), float(np.max(ours.certificate))
     of_state = float(np.max(state.residual)), float(np.max(state.certificate)), ours.contraction
-    told = tuple(row for row in rows if row.checked + row.set_aside + row.unresolved)
+    told = tuple(row for row in rows if row.checked + row.set_aside + row.unresolved + row.zero)
     return GradientReport(told, method, tol, loss, *of_beta, *of_state, nearest_kink(state), ours.why_not, orders)
 
 

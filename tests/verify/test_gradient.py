@@ -448,6 +448,23 @@ def test_how_differences_are_judged():
     assert check.row("w", "coordinates", tasks[:1]).max_rel_error == pytest.approx(2e-6)
 
 
+def test_what_is_zero_to_rounding_is_said_to_be_and_not_unresolved():
+    """A gradient of rounding beside a difference of rounding; a larger one, or a larger doubt, is unresolved."""
+    found = {"w": np.array([7e-20, 3e-14, 0.0, 0.0]), "other": np.ones(1)}
+    differences = [(3e-11, 2e-11), (3e-11, 2e-11), (3e-4, 2e-4), (1e-6, 1e-9)]
+    answers = {k: _Difference(*pair, False) for k, pair in enumerate(differences)}
+    check = _Check(None, None, found, "cell", False, 1e-7, 0.0)
+    object.__setattr__(check, "difference", lambda task: answers[task.where[0]])
+    row = check.row("w", "coordinates", [_Task((k,), {"w": np.eye(4)[k]}, 1, 1e-5) for k in range(4)])
+    assert (row.zero, row.unresolved, row.checked, row.worst) == (1, 2, 1, (3,))
+    report = GradientReport((row,), "cell", 1e-7, 1.5, 1e-13, 2e-12, 3e-15, 4e-14, 0.5, Kink(1e-3, 2, "a1", (1, 2)))
+    lines = report.table().splitlines()
+    assert lines[1].endswith("  <- at (3,)  1 zero to rounding")
+    assert "1 zero to rounding, the gradient and the difference both: not compared" in lines
+    assert (report.to_dict()["zero"], report.to_dict()["unresolved"]) == (1, 2)
+    assert replace(report, rows=(replace(row, set_aside=1),)).set_aside_fraction == 0.2
+
+
 def test_the_numbers_of_a_report_are_those_of_its_equilibrium_and_its_solve(monkeypatch):
     seen = []
 
