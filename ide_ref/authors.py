@@ -145,10 +145,10 @@ class EditedNetwork(Network):
 
     def mean_input(self, x: NDArray) -> NDArray:
         mean = super().mean_input(x)
-        if not (self.profile.long_average and self.is_spike_input(x) and self.neuron.leak < 1.0):
+        if not (self.profile.long_average and self.is_spike_input(x) and self.input_neuron.leak < 1.0):
             return mean
         n_steps = x.shape[1]
-        return mean * (self.neuron.total_weight(2 * n_steps) / self.neuron.total_weight(n_steps + 1))
+        return mean * (self.input_neuron.total_weight(2 * n_steps) / self.input_neuron.total_weight(n_steps + 1))
 
     def leading_pair(self, c: Connection, weight: NDArray, start: NDArray, tol: float) -> SingularPair:
         if not self.profile.one_power_step:

@@ -85,7 +85,9 @@ def _carried(frozen: Frozen, norms: Sequence[float]) -> tuple[float, int]:
     for target in range(len(net.populations)):
         for i, source in net.into(target):
             if source >= 0:
-                reach[target] += norms[i] / net.neuron.v_th * (reach[source] if source < target else unit[source])
+                reach[target] += (
+                    norms[i] / net.neurons[target].v_th * (reach[source] if source < target else unit[source])
+                )
     carried = reach[sources]
     if len(sources) == 1:
         return float(carried[0, 0]), 3 * len(norms)
@@ -101,7 +103,7 @@ def population_norms(frozen: Frozen) -> tuple[NDArray, NDArray]:
         if source >= 0:
             into = forward if source < target else feedback
             # Parallel connections: the norm of their sum is at most the sum of their norms.
-            into[target, source] = raised(into[target, source] + m.norm_bound.upper / net.neuron.v_th, 3)
+            into[target, source] = raised(into[target, source] + m.norm_bound.upper / net.neurons[target].v_th, 3)
     return forward, feedback
 
 
@@ -333,7 +335,7 @@ def defects(frozen: Frozen, x_mean: NDArray, a: NDArray, sigma: str = "clip") ->
     for rows in chunks(frozen, len(a)):
         with np.errstate(over="ignore", invalid="ignore"):
             for i, p in enumerate(pre_activations(frozen, x_mean, a, rows)):
-                quotient = p.over(net.neuron.v_th)
+                quotient = p.over(net.neurons[i].v_th)
                 rates = Near(np.clip(quotient.value, 0.0, upper), quotient.error)
                 bounds[rows, i] = rates.plus(Near.exactly(-a[rows, net.slice_of(i)])).norm()
     return bounds
@@ -364,7 +366,8 @@ def beta_error(frozen: Frozen, maps: Sequence[AffineMap], slope: NDArray, g: NDA
                 if source < 0:
                     continue
                 sent = np.where(slope[rows, places[target]] != 0, beta[rows, places[target]], 0.0)
-                left[source] = left[source].plus(Map(m, rows).adjoint(Near.exactly(sent).over(net.neuron.v_th)))
+                delta = Near.exactly(sent).over(net.neurons[target].v_th)
+                left[source] = left[source].plus(Map(m, rows).adjoint(delta))
             for i, part in enumerate(left):
                 bounds[rows, i] = part.norm()
     return resolved(np.add(*population_norms(frozen)).T, bounds)

@@ -155,7 +155,7 @@ class ContinuousRun:
     @property
     def balance_error(self) -> float:
         """Largest violation of V_th a = p − u/K, times K: in units of the potential. Rounding."""
-        charge = self.kernel_total[:, None] * (self.p - self.network.neuron.v_th * self.a)
+        charge = self.kernel_total[:, None] * (self.p - self.network.thresholds() * self.a)
         return float(np.abs(charge - self.u).max(initial=0.0))
 
 
@@ -194,7 +194,7 @@ def simulate_continuous(
     Parameters
     ----------
     frozen : Frozen
-        float64, frozen for evaluation. Its leak is not used: ``tau`` takes its place.
+        float64, frozen for evaluation. Its leaks are not used: ``tau`` takes their place, in all populations.
     x : (*input_shape) array, PiecewiseInput or Pulses
         Constant input, piecewise constant input, or spikes.
     times : (M,) array
@@ -229,7 +229,7 @@ def simulate_continuous(
     net = frozen.network
     edges, drives, input_times, input_cells = given = _inputs(frozen, x)
     blocks, weights = _blocks(frozen, input_times.size > 0)
-    n, v_th = net.state_size, float(net.neuron.v_th)
+    n, v_th = net.state_size, net.thresholds()
     u_samples, u = np.empty((times.size, n)), np.empty(n)
     if resume is None:
         sizes = (n, n, n, n, _continuous.N_CLOCK, _continuous.N_COUNTS)
@@ -301,7 +301,7 @@ def _checked(
     if frozen.batch_size is not None or frozen.dtype != np.float64:
         kind = "evaluation" if frozen.batch_size is None else "a training batch"
         raise ValueError(f"frozen is {frozen.dtype} and made for {kind}; expected float64 for evaluation")
-    if not float(frozen.network.neuron.v_th) / tau < np.inf:
+    if not float(max(neuron.v_th for neuron in frozen.network.neurons)) / tau < np.inf:
         raise ValueError(f"tau is {tau!r}; expected one that is not so short that v_th/tau is beyond float64")
     return np.ascontiguousarray(times), tau, float(delay), max_events
 

@@ -1,9 +1,8 @@
 """The method in plain NumPy, one function an equation: the specification that the rest of the package is held against.
 
 Populations l of n_l neurons, B samples, every connection a dense matrix whose row index is the receiving neuron; a
-state is a list of arrays (B, n_l). Nothing here is fast, checked or optional. Read from the top: a spiking network and
-its average rates, the equation they settle at, the gradient that follows from that equation alone, what stands between
-parameters and matrices, and at the end ``gradient``, the whole method in twenty lines.
+state is a list of arrays (B, n_l). From the top: a spiking network and its average rates, the equation they settle at,
+the gradient that follows from it alone, what stands between parameters and matrices, ``gradient``, the whole method.
 """
 
 from __future__ import annotations
@@ -32,12 +31,17 @@ class Map(NamedTuple):
 
 
 class Network(NamedTuple):
-    """Populations of the given sizes, the maps between them, and the constants λ and V_th of all neurons."""
+    """Populations of the given sizes, the maps between them, and λ and V_th, which each population may have its own."""
 
     sizes: Sequence[int]
     maps: Sequence[Map]
-    leak: float
-    v_th: float
+    leak: float | Sequence[float]
+    v_th: float | Sequence[float]
+
+
+def own(constant: Any, i: int) -> Any:
+    """λ or V_th of population i: one number is that of all populations."""
+    return constant[i] if isinstance(constant, Sequence) else constant
 
 
 def output(m: Map, s: NDArray) -> NDArray:
@@ -65,9 +69,9 @@ def step(net: Network, u: State, s: State, x: NDArray) -> tuple[State, State]:
     """
     u_next, s_next = State(), State()
     for i in range(len(net.sizes)):
-        v = net.leak * u[i] + arriving(net, i, x, s, s_next)
-        s_next.append(np.where(v >= net.v_th, 1.0, 0.0))
-        u_next.append(v - net.v_th * s_next[i])
+        v = own(net.leak, i) * u[i] + arriving(net, i, x, s, s_next)
+        s_next.append(np.where(v >= own(net.v_th, i), 1.0, 0.0))
+        u_next.append(v - own(net.v_th, i) * s_next[i])
     return u_next, s_next
 
 
@@ -86,8 +90,7 @@ def average(s: NDArray, leak: float) -> NDArray:
 
     (RATE) S_t = Σ_{i<t} λ^i; a[t] = (1/S_t) Σ_{τ=1..t} λ^{t−τ} s[τ]; x̄[t] = (1/S_{t+1}) Σ_{τ=0..t} λ^{t−τ} x[τ]
     """
-    T = s.shape[1]
-    weights = np.array([leak ** (T - t) for t in range(1, T + 1)])
+    weights = np.array([leak**age for age in reversed(range(s.shape[1]))])
     return np.einsum("t,btn->bn", weights, s) / weights.sum()
 
 
@@ -99,7 +102,7 @@ def sweep(net: Network, a: State, x: NDArray) -> tuple[State, State]:
     new, p = State(), State()
     for i in range(len(net.sizes)):
         p.append(arriving(net, i, x, a, new))
-        new.append(np.clip(p[i] / net.v_th, 0.0, 1.0))
+        new.append(np.clip(p[i] / own(net.v_th, i), 0.0, 1.0))
     return new, p
 
 
@@ -117,7 +120,7 @@ def mask(net: Network, a: State, x: NDArray) -> State:
     (MASK) m = 1 where 0 ≤ p/V_th ≤ 1, else 0; M = diag(m)
     """
     p = [arriving(net, i, x, a, a) for i in range(len(net.sizes))]
-    return [np.where((q >= 0) & (q <= net.v_th), 1.0, 0.0) for q in p]
+    return [np.where((q >= 0) & (q <= own(net.v_th, i)), 1.0, 0.0) for i, q in enumerate(p)]
 
 
 def block_matrix(net: Network) -> NDArray:
@@ -138,8 +141,8 @@ def beta(net: Network, m: State, g: State) -> State:
     (BETA) β* = (I − (1/V_th) Wᵀ M)⁻¹ (∂L/∂a*)ᵀ
     """
     W = block_matrix(net)
-    M = np.concatenate(m, axis=1)[:, None, :]
-    system = np.eye(W.shape[1]) - W.transpose(0, 2, 1) * M / net.v_th
+    slope = np.concatenate([m[i] / own(net.v_th, i) for i in range(len(m))], axis=1)  # M/V_th, of who receives
+    system = np.eye(W.shape[1]) - W.transpose(0, 2, 1) * slope[:, None, :]
     solved = np.linalg.solve(system, np.concatenate(g, axis=1)[:, :, None])[:, :, 0]
     return np.split(solved, np.cumsum(net.sizes)[:-1], axis=1)
 
@@ -245,9 +248,8 @@ def pull_back(c: Connection, m: Map, p: Params, delta: NDArray, a: NDArray, trai
     delta = m.keep * delta
     if m.norm is not None:
         z = a @ m.W.T + m.b
-        delta, found["bn_weight"], found["bn_bias"] = normalise_back(
-            delta, z, m.norm, c.channel, training and c.source < 0
-        )
+        from_batch = training and c.source < 0
+        delta, found["bn_weight"], found["bn_bias"] = normalise_back(delta, z, m.norm, c.channel, from_batch)
         first = np.unique(c.channel, return_index=True)[1]
         for name, value in zip(("running_mean", "running_var"), moments(z, c.channel), strict=True):
             found[name] = (1 - MOMENTUM) * p[name] + MOMENTUM * value[first]
@@ -256,8 +258,8 @@ def pull_back(c: Connection, m: Map, p: Params, delta: NDArray, a: NDArray, trai
     if c.tie is not None:
         found["weight"] = untied(hebb(delta, a), c.tie, p["weight"])
     if c.restriction is not None:
-        w, alpha = p["weight"], float(p["alpha"])
-        found["weight"], found["alpha"] = restrict_back(found["weight"], w, alpha, *norm(c, w))
+        parts = p["weight"], float(p["alpha"]), *norm(c, p["weight"])
+        found["weight"], found["alpha"] = restrict_back(found["weight"], *parts)
     return found
 
 
@@ -285,15 +287,14 @@ def gradient(
 ) -> tuple[float, State, State, list[dict[str, Any]]]:  # fmt: skip
     """L, a[T], β and all gradients, the readout's last, for an input (B, T, n_in), labels, and (source, W^o, b^o)."""
     source, W_o, b_o = readout
-    x_mean = average(x, net.leak)
-    a = [average(s, net.leak) for s in rollout(net, x)]
+    x_mean = average(x, own(net.leak, min((m.target for m in net.maps if m.source < 0), default=0)))  # its readers' λ
+    a = [average(s, own(net.leak, i)) for i, s in enumerate(rollout(net, x))]
     value, d_o = loss(read_out(W_o, b_o, a[source]), y)
-    g = [np.zeros_like(rates) for rates in a]
-    g[source] = d_o @ W_o
+    g = [d_o @ W_o if i == source else np.zeros_like(rates) for i, rates in enumerate(a)]
     m = mask(net, a, x_mean)
     b = beta(net, m, g)
     found = []
     for c, folded, p in zip(connections, net.maps, params, strict=True):
-        delta = m[c.target] * b[c.target] / net.v_th
+        delta = m[c.target] * b[c.target] / own(net.v_th, c.target)
         found.append(pull_back(c, folded, p, delta, x_mean if c.source < 0 else a[c.source], training))
     return value, a, b, [*found, {"weight": hebb(d_o, a[source]), "bias": d_o.sum(axis=0)}]

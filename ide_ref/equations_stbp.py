@@ -29,6 +29,7 @@ from ide_ref.equations import (
     loss,
     moments,
     norm,
+    own,
     read_out,
     restrict_back,
     untied,
@@ -73,16 +74,19 @@ SURROGATES = {
 }
 
 
-def unroll(net: Network, x: NDArray, fires: Curve) -> tuple[list[State], list[State]]:
-    """v[1..T], the potentials before their reset, and s[1..T] = fires(v − V_th), for an input (B, T, n_in): (STEP)."""
+def unroll(net: Network, x: NDArray, fires: Curve | Sequence[Curve]) -> tuple[list[State], list[State]]:
+    """v[1..T], the potentials before their reset, and s[1..T] = fires(v − V_th), for an input (B, T, n_in): (STEP).
+
+    Where V_th differs between populations, so may the width of the curve: one may be given for each.
+    """
     potentials, spikes = [], []
     u = s = [np.zeros((len(x), n)) for n in net.sizes]
     for t in range(x.shape[1]):
         v, now = State(), State()
         for i in range(len(net.sizes)):
-            v.append(net.leak * u[i] + arriving(net, i, x[:, t], s, now))
-            now.append(fires(v[i] - net.v_th))
-        u, s = [v[i] - net.v_th * now[i] for i in range(len(v))], now
+            v.append(own(net.leak, i) * u[i] + arriving(net, i, x[:, t], s, now))
+            now.append(own(fires, i)(v[i] - own(net.v_th, i)))
+        u, s = [v[i] - own(net.v_th, i) * now[i] for i in range(len(v))], now
         potentials.append(v)
         spikes.append(s)
     return potentials, spikes
@@ -95,7 +99,7 @@ def transposed(m: Map, delta: NDArray) -> NDArray:
 
 
 def back_through_time(
-    net: Network, potentials: list[State], g: State, hump: Curve, through_reset: bool = True
+    net: Network, potentials: list[State], g: State, hump: Curve | Sequence[Curve], through_reset: bool = True
 ) -> list[State]:
     """δ[1..T], δ_l[t] = ∂L/∂v_l[t], for a loss of the average rates with g = ∂L/∂a[T].
 
@@ -106,20 +110,20 @@ def back_through_time(
     u = v − V_th s, its second place falls away.
     """
     T = len(potentials)
-    weights = np.array([net.leak ** (T - t) for t in range(1, T + 1)])
+    weights = [np.array([own(net.leak, i) ** (T - t) for t in range(1, T + 1)]) for i in range(len(net.sizes))]
     following = [np.zeros_like(v) for v in potentials[0]]
     found = []
     for t in range(T - 1, -1, -1):
         now = list(following)
         for i in range(len(net.sizes) - 1, -1, -1):
-            d_u = net.leak * following[i]
-            d_s = weights[t] / weights.sum() * g[i]
+            d_u = own(net.leak, i) * following[i]
+            d_s = weights[i][t] / weights[i].sum() * g[i]
             for m in net.maps:
                 if m.source == i:
                     d_s = d_s + transposed(m, now[m.target] if m.target > i else following[m.target])
             if through_reset:
-                d_s = d_s - net.v_th * d_u
-            now[i] = d_u + hump(potentials[t][i] - net.v_th) * d_s
+                d_s = d_s - own(net.v_th, i) * d_u
+            now[i] = d_u + own(hump, i)(potentials[t][i] - own(net.v_th, i)) * d_s
         found.append(now)
         following = now
     return found[::-1]
@@ -170,7 +174,8 @@ def pull_back(
 def gradient(
     net: Network, connections: Sequence[Connection], params: Sequence[Params],
     readout: tuple[int, NDArray, NDArray], x: NDArray, y: NDArray, training: bool,
-    *, fires: Curve, hump: Curve, through_reset: bool = True, hidden_from_batch: bool = False,
+    *, fires: Curve | Sequence[Curve], hump: Curve | Sequence[Curve], through_reset: bool = True,
+    hidden_from_batch: bool = False,
 ) -> tuple[float, State, State, list[dict[str, Any]]]:  # fmt: skip
     """L, a[T], Σ_t δ[t] and all gradients, the readout's last, for inputs (B, T, n_in), see `equations.gradient`.
 
@@ -179,7 +184,8 @@ def gradient(
     source, W_o, b_o = readout
     potentials, spikes = unroll(net, x, fires)
     sent = [np.stack([now[i] for now in spikes], axis=1) for i in range(len(net.sizes))]
-    a, x_mean = [average(s, net.leak) for s in sent], average(x, net.leak)
+    a = [average(s, own(net.leak, i)) for i, s in enumerate(sent)]
+    x_mean = average(x, own(net.leak, min((m.target for m in net.maps if m.source < 0), default=0)))  # its readers' λ
     value, d_o = loss(read_out(W_o, b_o, a[source]), y)
     g = [np.zeros_like(rates) for rates in a]
     g[source] = d_o @ W_o

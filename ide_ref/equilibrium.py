@@ -93,9 +93,9 @@ def sweep(
         if forward is not None:
             continue
         if sigma == "clip":
-            a[:, columns] = net.neuron.sigma(p[:, columns])
+            a[:, columns] = net.neurons[target].sigma(p[:, columns])
         else:
-            a[:, columns] = np.maximum(p[:, columns], 0.0) / p.dtype.type(net.neuron.v_th)
+            a[:, columns] = np.maximum(p[:, columns], 0.0) / p.dtype.type(net.neurons[target].v_th)
     return Sweep(a, p, tuple(maps), tuple(caches))
 
 
@@ -276,7 +276,8 @@ def linearise(
     a = frozen.check_state("a", a)
     drive = frozen.check_state("drive", drive, len(a))
     there = sweep(frozen, a, drive, forward=None if recompute else a, keep_caches=True)
-    slope = frozen.network.neuron.slope(there.p, mask_rule)
+    slopes = [neuron.slope(there.p[:, columns], mask_rule) for neuron, columns in frozen.network.stretches]
+    slope = slopes[0] if len(slopes) == 1 else np.concatenate(slopes, axis=1)
     return Linearisation(frozen, there.maps, slope, there.a, a, Kept(there.caches, (there.maps, there.a, a)))
 
 
@@ -360,7 +361,7 @@ class Equilibrium:
     @property
     def branch(self) -> NDArray[np.int8]:
         """(B, n) which piece of σ each neuron is on: −1 below 0, 0 on the slope, 1 above V_th (clip alone)."""
-        v_th = self.network.neuron.v_th if self.sigma == "clip" else np.inf
+        v_th = self.network.thresholds(self.p.dtype) if self.sigma == "clip" else np.inf
         return (self.p > v_th).astype(np.int8) - (self.p < 0).astype(np.int8)
 
 
@@ -477,7 +478,8 @@ def _newton(
     takes its place, which reduces it by γ. Each sample has its own steps; those that have arrived stand still.
     """
     net = frozen.network
-    upper = net.neuron.v_th if sigma == "clip" else np.inf
+    v_th = net.thresholds(frozen.dtype)
+    upper = v_th if sigma == "clip" else np.inf
     matrices = None
     if net.feedback_size <= DENSE_SIZE and not certificates.coupled(frozen.maps, net):
         matrices = [
@@ -492,7 +494,7 @@ def _newton(
         moving &= (size > allowed(z)) & np.isfinite(size)
         if not moving.any():
             return z, k
-        slope = ((now.p >= 0) & (now.p <= upper)).astype(frozen.dtype) / frozen.dtype.type(net.neuron.v_th)
+        slope = ((now.p >= 0) & (now.p <= upper)).astype(frozen.dtype) / v_th
         if matrices is None:
             jacobian = Linearisation(frozen, now.maps, slope, now.a, spread_sources(net, z))
             left = np.where(moving[:, None], r, 0)

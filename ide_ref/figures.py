@@ -175,7 +175,7 @@ def distance(
 ) -> Figure:
     """‖a[t] − a*‖ of any network's run beside its bounds, from :func:`ide_ref.error_bound`; a panel per run."""
     every = bounds if isinstance(bounds, Sequence) else [bounds]
-    panels = [panel(bound, name=bound.equilibrium.network.neuron.name.upper()) for bound in every]
+    panels = [panel(bound, name=bound.equilibrium.network.neurons[0].name.upper()) for bound in every]
     return convergence(panels, title=title, paths=[] if path is None else [path], ax=ax)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -44,10 +45,19 @@ def clamped(alpha: NDArray, c: float) -> float:
 
 @dataclass(frozen=True)
 class Population:
-    """Neurons of one layer: (n,) or (channels, rows, columns) of them."""
+    """Neurons of one layer: (n,) or (channels, rows, columns) of them.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+    neuron : Neuron, optional
+        λ and V_th of this population; by default those of the network.
+    """
 
     name: str
     shape: Shape
+    neuron: Neuron | None = None
 
     @property
     def size(self) -> int:
@@ -116,7 +126,7 @@ class Network:
     connections : tuple of Connection
     readout : Readout
     neuron : Neuron
-        λ and V_th of all populations.
+        λ and V_th of all populations that have no neuron of their own.
 
     Raises
     ------
@@ -145,6 +155,7 @@ class Network:
             if population.name in shapes:
                 raise ValueError(f"population name {population.name!r} is used twice; names must differ")
             shapes[population.name] = _checks.shape(f"shape of population {population.name!r}", population.shape)
+            _checks.kind(f"neuron of population {population.name!r}", population.neuron, Neuron, type(None))
         names = {"readout"}
         for c in self.connections:
             _checks.kind("connection", c, Connection)
@@ -183,9 +194,12 @@ class Network:
         sizes = dict.fromkeys([*(c.name for c in self.connections), "readout"], 0)
         for name in self.trainable:
             sizes[name.rsplit(".", 1)[0]] += math.prod(self.parameter_shapes[name])
-        populations = [("population", "shape", "neurons")]
+        # A column more where a population has a neuron of its own.
+        width = 4 if self.own_neurons else 3
+        populations = [("population", "shape", "neurons", "own neuron")[:width]]
         for p in (Population(INPUT, self.input_shape), *self.populations):
-            populations.append((p.name, "x".join(map(str, p.shape)), f"{p.size:,}"))
+            own = p.neuron.describe() if p.neuron else ""
+            populations.append((p.name, "x".join(map(str, p.shape)), f"{p.size:,}", own)[:width])
         heads = "connection, from, to, synapse, kernel, parameters, bias, batch norm, restriction, dropout"
         connections = [tuple(heads.split(", "))]
         # The readout has a bias and is no population.
@@ -197,8 +211,8 @@ class Network:
             norm = f"{c.restriction.norm} norm <= {c.restriction.c:g}" if c.restriction else ""
             row = c.name, c.source, c.target, type(c.synapse).__name__, kernel, f"{sizes[c.name]:,}", "yes" * c.bias
             connections.append((*row, "yes" * c.batch_norm, norm, f"{c.dropout:g}" if c.dropout else ""))
-        neuron = f"{self.neuron.name.upper()} (leak {self.neuron.leak:g}, V_th {self.neuron.v_th:g})"
-        totals = f"{self.n_neurons:,} neurons (input included), {self.n_parameters:,} parameters, {neuron}"
+        counts = f"{self.n_neurons:,} neurons (input included), {self.n_parameters:,} parameters"
+        totals = f"{counts}, {self.neuron.describe()}"
         return "\n".join([*_columns(populations), "", *_columns(connections), "", totals])
 
     # --- as plain values ----------------------------------------------------------------------------
@@ -214,7 +228,8 @@ class Network:
         return _files.finite(
             {
                 "input_shape": self.input_shape,
-                "populations": [asdict(p) for p in self.populations],
+                # Without a neuron of its own a population is written as it always was.
+                "populations": [{k: v for k, v in asdict(p).items() if v is not None} for p in self.populations],
                 "connections": [{**asdict(c), "synapse": _saved(c.synapse)} for c in self.connections],
                 "readout": {"source": self.readout.source, "synapse": _saved(self.readout.synapse)},
                 "neuron": asdict(self.neuron),
@@ -237,7 +252,10 @@ class Network:
         readout = parts["readout"]
         return Network(
             tuple(parts["input_shape"]),
-            tuple(Population(p["name"], tuple(p["shape"])) for p in parts["populations"]),
+            tuple(
+                Population(p["name"], tuple(p["shape"]), Neuron(**p["neuron"]) if "neuron" in p else None)
+                for p in parts["populations"]
+            ),
             tuple(connections),
             Readout(readout["source"], _restored(readout["synapse"])),  # type: ignore[arg-type]  # the network checks it
             Neuron(**parts["neuron"]),
@@ -284,6 +302,32 @@ class Network:
         """Where a population lies in a state."""
         i = self.index(population) if isinstance(population, str) else population
         return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+
+    @cached_property
+    def neurons(self) -> tuple[Neuron, ...]:
+        """λ and V_th of each population."""
+        return tuple(p.neuron or self.neuron for p in self.populations)
+
+    @property
+    def own_neurons(self) -> dict[str, Neuron]:
+        """The neurons of the populations that have their own, by name."""
+        return {p.name: p.neuron for p in self.populations if p.neuron}
+
+    @cached_property
+    def stretches(self) -> tuple[tuple[Neuron, slice], ...]:
+        """Neighbouring populations of equal neurons and where they lie in a state: one where all share theirs."""
+        ends = [i for i in range(1, len(self.neurons)) if self.neurons[i] != self.neurons[i - 1]]
+        places = itertools.pairwise([0, *ends, len(self.neurons)])
+        return tuple((self.neurons[i], slice(int(self.offsets[i]), int(self.offsets[j]))) for i, j in places)
+
+    @cached_property
+    def population_thresholds(self) -> NDArray[np.float64]:
+        """(L,) V_th of each population."""
+        return np.array([neuron.v_th for neuron in self.neurons], np.float64)
+
+    def thresholds(self, dtype: DTypeLike = np.float64) -> NDArray:
+        """(n,) V_th of every neuron."""
+        return np.repeat(self.population_thresholds.astype(dtype), np.diff(self.offsets))
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -446,9 +490,28 @@ class Network:
             raise ValueError("x has values that are NaN or infinite; expected finite inputs")
         return _checks.converted("x", x, dtype)
 
+    @cached_property
+    def input_neuron(self) -> Neuron:
+        """The neuron by whose λ a spike train is averaged: that of the first population that reads the input."""
+        return self.neurons[min((target for source, target in self.edges if source < 0), default=0)]
+
     def mean_input(self, x: NDArray) -> NDArray:
-        """x̄ of (RATE): x itself if static, its weighted average if a spike train. (B, *input_shape)."""
-        return self.neuron.time_average(x) if self.is_spike_input(x) else x
+        """x̄ of (RATE): x itself if static, its weighted average if a spike train. (B, *input_shape).
+
+        ValueError for a spike train into populations of different leak: (FP) has one x*, and there would be several x̄.
+        """
+        if not self.is_spike_input(x):
+            return x
+        leaks = {
+            self.populations[target].name: self.neurons[target].leak for source, target in self.edges if source < 0
+        }
+        if len(set(leaks.values())) > 1:
+            told = ", ".join(f"{name!r} {leak:g}" for name, leak in leaks.items())
+            raise ValueError(
+                f"x is a spike train into populations of different leak ({told}); expected one leak of all that read "
+                "it, by which it is averaged, or a static input"
+            )
+        return self.input_neuron.time_average(x)
 
     # --- what :mod:`ide_ref.authors` replaces -------------------------------------------------------
 

@@ -47,6 +47,10 @@ class Neuron:
         """``"if"`` or ``"lif"``."""
         return "if" if self.leak == 1.0 else "lif"
 
+    def describe(self) -> str:
+        """Name and constants, for people."""
+        return f"{self.name.upper()} (leak {self.leak:g}, V_th {self.v_th:g})"
+
     def total_weight(self, t: int) -> float:
         """S_t = Σ_{i<t} λ^i of (RATE), the weight of t steps together."""
         if self.leak == 1.0:

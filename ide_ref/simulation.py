@@ -45,7 +45,7 @@ class Recording:
 
     def rates(self, population: str) -> NDArray[np.float64]:
         """a[t] of one population as it settles, (RATE): (B, T, *shape), spikes per step."""
-        spikes, neuron = self.spikes(population), self.network.neuron
+        spikes, neuron = self.spikes(population), self.network.neurons[self.network.index(population)]
         a, weight = np.empty(spikes.shape), np.zeros(spikes[:, 0].shape)
         for t in range(spikes.shape[1]):
             weight = neuron.leak * weight + spikes[:, t]
@@ -125,7 +125,7 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     Raises
     ------
     ValueError
-        For inputs that do not fit.
+        For inputs that do not fit, or a spike train into populations of different leak.
     """
     _checks.kind("frozen", frozen, Frozen)
     net = frozen.network
@@ -146,7 +146,8 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
         frozen.drive(x_mean, drive)
 
     plan = frozen.plan_with_input if is_spike_input else frozen.plan
-    weights_of_rate = net.neuron.leak ** np.arange(n_steps)[::-1]
+    leaks = np.array([neuron.leak for neuron in net.neurons])
+    weights_of_rate = leaks ** np.arange(n_steps)[::-1, None]
     n = net.state_size
     u, a = memory.empty((n_batch, n), dtype), memory.empty((n_batch, n), dtype)
     n_spikes, n_events = np.empty((2, n_batch, len(net.populations)), np.int64)
@@ -155,12 +156,13 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     spikes = np.empty((n_batch, steps, n), np.uint8)
     potentials = np.empty((n_batch, steps, n), dtype)
     _rollout.rollout(
-        drive, train, dtype.type(net.neuron.leak), dtype.type(net.neuron.v_th), weights_of_rate.astype(dtype),
+        drive, train, leaks.astype(dtype), net.population_thresholds.astype(dtype), weights_of_rate.astype(dtype),
         prediction_bounds(n_steps).astype(dtype), net.offsets, *plan, u, a, n_spikes, n_events, margin, spikes,
         potentials, block_of(n_batch, plan.table[:, N_OUT].max(initial=1)),
     )  # fmt: skip
     # Divided last: for IF the sum is a whole number, so the rate is correctly rounded.
-    a /= dtype.type(net.neuron.total_weight(n_steps))
+    for neuron, columns in net.stretches:
+        a[:, columns] /= dtype.type(neuron.total_weight(n_steps))
     recording = Recording(net, spikes, potentials) if record else None
     return Rates(net, a, u, x_mean, n_steps, n_spikes, n_events, margin, recording)
 

@@ -170,18 +170,19 @@ def backward_through_time(
     lap("readout")
 
     read = net.slice_of(net.readout.source)
-    g = g[:, read] / g.dtype.type(net.neuron.total_weight(n_steps))
+    reader = net.neurons[net.index(net.readout.source)]
+    g = g[:, read] / g.dtype.type(reader.total_weight(n_steps))
     # What has come back to s[t], and, of populations that the way back has passed, to s[t−1] already.
     d_s, delta, total = (memory.zeros(rates.a.shape, frozen.dtype) for _ in range(3))
     products: list[NDArray | None] = [None] * len(net.edges)
     for t in range(n_steps, 0, -1):
         d_s[:, read] += g
-        g *= g.dtype.type(net.neuron.leak)
+        g *= g.dtype.type(reader.leak)
         for target in range(len(net.populations) - 1, -1, -1):
             columns = net.slice_of(target)
             there = delta[:, columns]
             u, s = recording.u[:, t - 1, columns], recording.s[:, t - 1, columns]
-            _through_neuron(net.neuron, surrogate, through_reset, u, s, d_s[:, columns], there)
+            _through_neuron(net.neurons[target], surrogate, through_reset, u, s, d_s[:, columns], there)
             for i, source in net.into(target):
                 m = frozen.simulated[i]
                 # Feedback brought the spikes of the step before; s[0] = 0.

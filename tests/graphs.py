@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ide_ref import IF, LIF, Connection, Dense, Frozen, Network, Population, Readout, Restriction, equations, freeze
+from ide_ref.neurons import Neuron
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Synapse
 from ide_ref.verify.specification import Specified, specified
 
@@ -40,7 +41,7 @@ class Case:
     def _repr_pretty_(self, printer, cycle) -> None:
         connections = "\n".join(map(str, self.network.connections))
         printer.text(
-            f"x {self.x.shape}, training={self.training}, T={self.n_steps}, {self.network.neuron}, "
+            f"x {self.x.shape}, training={self.training}, T={self.n_steps}, {self.network.neurons}, "
             f"{self.n_threads} threads\n{connections}"
         )
 
@@ -52,7 +53,19 @@ class Case:
     @property
     def x_mean(self) -> NDArray:
         """(B, n_in) weighted average of the steps."""
-        return equations.average(self.spec.x, self.spec.net.leak)
+        return equations.average(self.spec.x, self.network.input_neuron.leak)
+
+    @cached_property
+    def v_th(self) -> NDArray:
+        """(n,) V_th of every neuron."""
+        net = self.spec.net
+        return np.concatenate([np.full(n, equations.own(net.v_th, i)) for i, n in enumerate(net.sizes)])
+
+    def averages(self, spikes: NDArray) -> NDArray:
+        """a[T] (B, n) of spikes (B, T, n), each population by its own λ."""
+        leak = self.spec.net.leak
+        rates = [equations.average(spikes[:, :, at], equations.own(leak, i)) for i, at in enumerate(self.places())]
+        return np.concatenate(rates, axis=1)
 
     def places(self) -> list[slice]:
         ends = np.cumsum([0, *self.spec.net.sizes])
@@ -103,7 +116,7 @@ class Case:
             u, s = equations.step(net, u, s, self.spec.x[:, t])
             steps.append((np.concatenate(s, axis=1), np.concatenate(u, axis=1)))
         spikes, potentials = (np.stack(part, axis=1) for part in zip(*steps, strict=True))
-        return spikes, potentials, np.abs(potentials + net.v_th * spikes - net.v_th).min()
+        return spikes, potentials, np.abs(potentials + self.v_th * spikes - self.v_th).min()
 
 
 def dense_matrix(synapse: Synapse, weight: NDArray | None) -> NDArray:
@@ -185,14 +198,22 @@ def convolutions(draw, cls):
 
 @st.composite
 def cases(
-    draw, *, exact=False, contractive=False, batch_statistics=False, dtype=np.float64, max_populations: int = 3
+    draw,
+    *,
+    exact=False,
+    contractive=False,
+    batch_statistics=False,
+    own_neurons=False,
+    dtype=np.float64,
+    max_populations: int = 3,
 ) -> Case:
     """A graph of populations: chain, skips, feedback paths, several of each, every kind of synapse.
 
     ``exact``: weights, inputs and masks whose sums have no rounding. ``contractive``: weights scaled so that
     (COND) holds, whatever was drawn. ``batch_statistics``: what the input brings is normalised with those of a batch of
-    two and more. Batches are of 1 to 9 samples, so that the products for few samples and for many
-    are both taken. From here on Numba runs the drawn number of threads; conftest restores it after the test.
+    two and more. ``own_neurons``: some populations have their own V_th and λ; a spike train needs one λ of its readers.
+    Batches are of 1 to 9 samples, so that the products for few samples and for many are both taken. From here on Numba
+    runs the drawn number of threads; conftest restores it after the test.
     """
     n_steps = draw(st.integers(1, 9))
     leaks = [1.0] if dtype == np.float32 else [1.0, 0.5, 0.75] if exact else [1.0, 0.9]
@@ -217,9 +238,13 @@ def cases(
         bias, dropout = draw(st.booleans()), draw(st.sampled_from([0.0, 0.5]))
         connections.append(Connection(f"c{i}", names[s], names[t], synapse, bias, batch_norm, restriction, dropout))
     out = draw(st.integers(0, n - 1))
+    of_their_own = st.builds(
+        Neuron, st.sampled_from(leaks), st.sampled_from([0.5, 1.0, 2.0] if exact else [0.7, 1.5, 3])
+    )
+    neurons = [draw(st.none() | of_their_own) if own_neurons else None for _ in shapes]
     network = Network(
         input_shape,
-        tuple(Population(names[i], shape) for i, shape in enumerate(shapes)),
+        tuple(Population(names[i], shape, own) for i, (shape, own) in enumerate(zip(shapes, neurons, strict=True))),
         tuple(connections),
         Readout(names[out], Dense(shapes[out], (3,))),
         neuron,
@@ -242,7 +267,8 @@ def cases(
     numba.set_num_threads(n_threads)
     n_batch = draw(st.integers(1 + batch_statistics, 9))
     size = (n_batch, *input_shape)
-    if draw(st.booleans()):
+    readers = {network.neurons[t].leak for s, t in network.edges if s < 0}
+    if draw(st.booleans()) and len(readers) == 1:
         shape = (n_batch, n_steps, *input_shape)
         x = ((rng.random(shape) < 0.4) * rng.integers(1, 3, shape)).astype(dtype)
     else:
@@ -263,7 +289,8 @@ def _scaled(network: Network, params: dict[str, NDArray]) -> dict[str, NDArray]:
         size = np.linalg.norm(dense_matrix(c.synapse, weight), 2)
         if c.batch_norm:
             size *= (params[f"{c.name}.bn_weight"] / np.sqrt(params[f"{c.name}.running_var"])).max()
-        share = 0.5 * network.neuron.v_th * (1 - c.dropout) / sum(other.target == c.target for other in inner)
+        v_th = network.neurons[network.index(c.target)].v_th
+        share = 0.5 * v_th * (1 - c.dropout) / sum(other.target == c.target for other in inner)
         if c.restriction:
             norm = np.linalg.norm(restricted(c, weight), 2)
             params[f"{c.name}.alpha"] = np.asarray(min(0.9, share / size * norm))

@@ -19,7 +19,11 @@ PAGE = Path(ide_ref.__file__).parent / "equations.py"
 
 
 @pytest.mark.kernels
-@given(case=st.one_of(cases(exact=True), cases(exact=True, dtype=np.float32)))
+@given(
+    case=st.one_of(
+        cases(exact=True, own_neurons=True), cases(exact=True), cases(exact=True, dtype=np.float32, own_neurons=True)
+    )
+)
 def test_spikes_are_the_equations_spikes_on_exact_sums(case):
     """Every spike and potential to the last bit, in either dtype, and what is counted of them."""
     rates = simulate(case.frozen, case.x, case.n_steps, record=True)
@@ -30,13 +34,13 @@ def test_spikes_are_the_equations_spikes_on_exact_sums(case):
     np.testing.assert_array_equal(rates.u, potentials[:, -1])
     assert rates.margin.min() == margin
     atol = 1e-14 if case.x.dtype == np.float64 else 1e-6
-    np.testing.assert_allclose(rates.a, equations.average(spikes, case.spec.net.leak), rtol=0, atol=atol)
+    np.testing.assert_allclose(rates.a, case.averages(spikes), rtol=0, atol=atol)
     for i, (population, place) in enumerate(zip(case.network.populations, case.places(), strict=True)):
         np.testing.assert_array_equal(rates.n_spikes[:, i], spikes[:, :, place].sum(axis=(1, 2)))
         assert rates.mean_spikes[population.name] == pytest.approx(spikes[:, :, place].mean(), abs=1e-15)
 
 
-@given(case=st.one_of(cases(), cases(batch_statistics=True)))
+@given(case=st.one_of(cases(own_neurons=True), cases(batch_statistics=True), cases(), cases(own_neurons=True)))
 def test_rates_loss_beta_and_every_gradient_are_the_equations(case):
     rates = simulate(case.frozen, case.x, case.n_steps)
     # A rounding may flip a spike that comes this close to the threshold, or a mask that comes this close to its ends.
@@ -45,8 +49,8 @@ def test_rates_loss_beta_and_every_gradient_are_the_equations(case):
     net = case.spec.net
     at = case.split(rates.a)
     p = np.concatenate([equations.arriving(net, i, case.x_mean, at, at) for i in range(len(at))], axis=1)
-    assume(np.minimum(np.abs(p), np.abs(p - net.v_th)).min() > 1e-9)
-    slope = ((p >= 0) & (p <= net.v_th))[:, None, :] / net.v_th
+    assume(np.minimum(np.abs(p), np.abs(p - case.v_th)).min() > 1e-9)
+    slope = ((p >= 0) & (p <= case.v_th))[:, None, :] / case.v_th
     assume(np.linalg.cond(np.eye(p.shape[1]) - equations.block_matrix(net).transpose(0, 2, 1) * slope).max() < 1e4)
     value, a, beta, gradients, statistics = case.spec.gradient(case.y)
     np.testing.assert_allclose(rates.a, a, rtol=0, atol=1e-13)
@@ -63,7 +67,7 @@ def test_rates_loss_beta_and_every_gradient_are_the_equations(case):
             np.testing.assert_allclose(ours[name], found, rtol=0, atol=size, err_msg=name)
 
 
-@given(case=cases(contractive=True))
+@given(case=st.one_of(cases(contractive=True), cases(contractive=True, own_neurons=True)))
 def test_a_sweep_and_its_equilibrium_are_the_equations(case):
     state = find_equilibrium(case.frozen, case.x)
     a_star = np.concatenate(equations.equilibrium(case.spec.net, case.x_mean, 200), axis=1)

@@ -83,6 +83,12 @@ class ThroughTime(Specified):
             return super().gradient(y)
 
 
+def curves_of(case, name, width):
+    """The same for each population, of a width in units of its V_th."""
+    found = [curves(name, width * equations.own(case.spec.net.v_th, i)) for i in range(len(case.network.populations))]
+    return [list(each) for each in zip(*found, strict=True)]
+
+
 def specified(case, params, **options):
     """By the page of equations with these parameters."""
     masks = {m.name: m.keep for m in case.frozen.maps if m.keep is not None}
@@ -105,7 +111,7 @@ def fast(case, **options):
 
 
 @given(
-    case=st.one_of(cases(), cases(batch_statistics=True)),
+    case=st.one_of(cases(own_neurons=True), cases(), cases(batch_statistics=True)),
     name=names,
     width=widths,
     through_reset=st.booleans(),
@@ -121,7 +127,7 @@ def test_every_gradient_is_the_equations(case, name, width, through_reset, hidde
         maps = [replace(m, keep=known.keep) for m, known in zip(folded.maps, case.frozen.maps, strict=True)]
         case = replace(case, frozen=replace(folded, maps=tuple(maps)))
     loss, back = fast(case, surrogate=Surrogate(name, width), through_reset=through_reset)
-    hump, _ = curves(name, width * case.network.neuron.v_th)
+    hump, _ = curves_of(case, name, width)
     options = {"fires": heaviside, "hump": hump, "through_reset": through_reset, "hidden_from_batch": hidden}
     value, _, delta, gradients, statistics = specified(case, case.params, **options).gradient(case.y)
     assert loss == pytest.approx(value, rel=1e-12)
@@ -136,15 +142,20 @@ def test_every_gradient_is_the_equations(case, name, width, through_reset, hidde
             np.testing.assert_allclose(ours[part], found, rtol=0, atol=size, err_msg=part)
 
 
-@given(case=st.one_of(cases(), cases(batch_statistics=True)), name=names, width=widths, seed=st.integers(0, 2**32 - 1))
+@given(
+    case=st.one_of(cases(own_neurons=True), cases(), cases(batch_statistics=True)),
+    name=names,
+    width=widths,
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_a_network_that_fires_smoothly_has_this_very_gradient(case, name, width, seed):
     """Differences of the loss along a random direction of each parameter, normalisation and restriction included."""
-    width = width * case.network.neuron.v_th
-    hump, smooth_step = curves(name, width)
+    hump, smooth_step = curves_of(case, name, width)
     spec = specified(case, case.params, fires=smooth_step, hump=hump)
     # Where the hump has a jump or a kink, differences see both sides.
     edges = {"rectangle": (width / 2,), "triangle": (0.0, width)}.get(name, ())
-    z = [np.abs(v - case.network.neuron.v_th) for now in page.unroll(spec.net, spec.x, smooth_step)[0] for v in now]
+    potentials = [np.concatenate(now, axis=1) for now in page.unroll(spec.net, spec.x, smooth_step)[0]]
+    z = [np.abs(v / case.v_th - 1) for v in potentials]
     assume(all(np.abs(part - edge).min() > 1e-5 for part in z for edge in edges))
     _, _, _, gradients, _ = spec.gradient(case.y)
     rng = np.random.default_rng(seed)
@@ -153,7 +164,9 @@ def test_a_network_that_fires_smoothly_has_this_very_gradient(case, name, width,
         moved = specified(case, {**case.params, part: case.params[part] + change})
         source, W_o, b_o = moved.readout
         s = np.stack([now[source] for now in page.unroll(moved.net, moved.x, smooth_step)[1]], axis=1)
-        return equations.loss(equations.read_out(W_o, b_o, equations.average(s, moved.net.leak)), case.y)[0]
+        return equations.loss(
+            equations.read_out(W_o, b_o, equations.average(s, equations.own(moved.net.leak, source))), case.y
+        )[0]
 
     for part, found in gradients.items():
         direction = rng.normal(size=found.shape)

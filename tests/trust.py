@@ -65,7 +65,9 @@ class Exact:
     def __init__(self, frozen, x_mean: NDArray, sample: int) -> None:
         net = frozen.network
         n = net.state_size
-        self.v_th = Fraction(net.neuron.v_th)
+        self.v_th = [
+            Fraction(of.v_th) for p, of in zip(net.populations, net.neurons, strict=True) for _ in range(p.size)
+        ]
         self.block = [[Fraction(0)] * n for _ in range(n)]
         self.drive = [Fraction(0)] * n
         x = [Fraction(float(v)) for v in to_channels_last(x_mean, net.input_shape)[sample]]
@@ -102,15 +104,16 @@ class Exact:
             p = self.p(a)
             M, right = [], []
             for i, (row, d) in enumerate(zip(self.block, self.drive, strict=True)):
-                on = 0 <= p[i] <= self.v_th or (relu and p[i] > 0)
-                M.append([(i == j) - (w / self.v_th if on else 0) for j, w in enumerate(row)])
-                right.append(d / self.v_th if on else Fraction(0 if p[i] < 0 else 1))
+                v_th = self.v_th[i]
+                on = 0 <= p[i] <= v_th or (relu and p[i] > 0)
+                M.append([(i == j) - (w / v_th if on else 0) for j, w in enumerate(row)])
+                right.append(d / v_th if on else Fraction(0 if p[i] < 0 else 1))
             solved = solve_exactly(M, right)
             if solved is None:
                 return None
             if all(
-                v == max(Fraction(0), q / self.v_th if relu else min(Fraction(1), q / self.v_th))
-                for v, q in zip(solved, self.p(solved), strict=True)
+                v == max(Fraction(0), q / v_th if relu else min(Fraction(1), q / v_th))
+                for v, q, v_th in zip(solved, self.p(solved), self.v_th, strict=True)
             ):
                 return solved
             a = solved
@@ -119,7 +122,7 @@ class Exact:
     def beta(self, mask: NDArray, g: NDArray) -> list[Fraction] | None:
         """β* = (I − (1/V_th) Bᵀ M)⁻¹ g."""
         n = len(self.block)
-        M = [[(i == j) - (self.block[j][i] / self.v_th if mask[j] else 0) for j in range(n)] for i in range(n)]
+        M = [[(i == j) - (self.block[j][i] / self.v_th[j] if mask[j] else 0) for j in range(n)] for i in range(n)]
         return solve_exactly(M, [Fraction(float(v)) for v in g])
 
 
@@ -145,9 +148,11 @@ def network(rng: np.random.Generator, dtype: np.dtype):
         ends_of = names[s], names[t]
         connections.append(Connection(f"c{i}", *ends_of, synapse, bool(bias), bool(batch_norm), dropout=0.5 * dropout))
     v_th = float(rng.choice([1.0, 0.7, 2.0]))
+    # Of a generator of their own, so that other draws stay as they were.
+    own = [IF(float(v)) if v else None for v in rng.spawn(1)[0].choice([0.0, 1.0, 0.7, 2.0], n)]
     net = Network(
         input_shape,
-        tuple(Population(names[i], shape) for i, shape in enumerate(shapes)),
+        tuple(Population(names[i], shape, own[i]) for i, shape in enumerate(shapes)),
         tuple(connections),
         Readout(names[n - 1], Dense(shapes[-1], (2,))),
         IF(v_th),

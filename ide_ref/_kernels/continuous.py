@@ -112,7 +112,7 @@ def _order(heap, place, key, c, drive, y, rheobase):
     """All keys anew, and the heap from the leaves up."""
     n = heap.shape[0]
     for i in range(n):
-        key[i] = _crossing(c[i], drive[i] - rheobase, y)
+        key[i] = _crossing(c[i], drive[i] - rheobase[i], y)
     for at in range(n // 2 - 1, -1, -1):
         _sink(heap, place, key, heap[at])
 
@@ -134,7 +134,7 @@ def _deliver(source, y, blocks, weights, heap, place, key, c, lost, drive, rheob
             i = first + j
             _add(c, lost, i, -w * factor)
             if w > 0:
-                crossing = _crossing(c[i], drive[i] - rheobase, y)
+                crossing = _crossing(c[i], drive[i] - rheobase[i], y)
                 if crossing < key[i]:
                     key[i] = crossing
                     _rise(heap, place, key, i)
@@ -159,19 +159,19 @@ def _next_arrival(sample, delay, delivered, spikes, arrived, input_times, edge, 
 def _next_crossing(heap, place, key, c, drive, rheobase, y):
     """The neuron that fires next, and where in the frame: the top of the heap, once its bound is its crossing."""
     i = heap[0]
-    crossing = _crossing(c[i], drive[i] - rheobase, y)
+    crossing = _crossing(c[i], drive[i] - rheobase[i], y)
     while crossing > key[i]:
         key[i] = crossing
         _sink(heap, place, key, i)
         i = heap[0]
-        crossing = _crossing(c[i], drive[i] - rheobase, y)
+        crossing = _crossing(c[i], drive[i] - rheobase[i], y)
     return i, crossing
 
 
 @njit
 def _potentials(c, lost, drive, rheobase, y, v_th, tau, u):
     for j in range(u.shape[0]):
-        u[j] = _potential(c[j], lost[j], drive[j] - rheobase, y, v_th, tau)
+        u[j] = _potential(c[j], lost[j], drive[j] - rheobase[j], y, v_th[j], tau)
 
 
 @njit
@@ -184,7 +184,7 @@ def begin(drive, tau, v_th, c, lost, key, heap, clock, counts):
     counts[:] = 0
     counts[EDGES] = 1
     for i in range(n):
-        c[i] = v_th
+        c[i] = v_th[i]
         lost[i] = 0.0
         heap[i] = i
     _order(heap, np.arange(n), key, c, drive, 0.0, v_th / tau)
@@ -206,6 +206,7 @@ def run(
     drives, edges : (K, n), (K,)  drive[k] holds from edges[k] on; edges[0] = 0.
     input_times, input_sources : (E,)  arriving input spikes, ascending; sources count from n.
     tau : infinite for IF.
+    v_th : (n,)
     delay : ≥ 0.
     samples : (M,)  times at which to note u, ascending, none before clock[NOW].
     spike_times, spike_neurons : (max,)  hold counts[SPIKES] spikes of before; overwritten behind these.
@@ -226,7 +227,7 @@ def run(
     t, origin, y = clock[NOW], clock[ORIGIN], clock[FRAME]
     arrived, delivered, edge, work = counts[INPUTS], counts[DELIVERED], counts[EDGES], counts[WORK]
     drive = drives[edge - 1]
-    # The drive that just holds a neuron at threshold.
+    # The drives that just hold each neuron at threshold.
     rheobase = v_th / tau
     far = min(FAR, LARGEST / tau)
     counts[STATUS] = DONE
@@ -245,8 +246,8 @@ def run(
             if counts[SPIKES] == spike_times.shape[0]:
                 counts[STATUS] = BUDGET
                 break
-            _add(c, lost, i, v_th * (1.0 + y / tau))
-            key[i] = _crossing(c[i], drive[i] - rheobase, y)
+            _add(c, lost, i, v_th[i] * (1.0 + y / tau))
+            key[i] = _crossing(c[i], drive[i] - rheobase[i], y)
             _sink(heap, place, key, i)
             spike_times[counts[SPIKES]], spike_neurons[counts[SPIKES]] = t, i
             counts[SPIKES] += 1
@@ -294,7 +295,7 @@ def _move(c, lost, drive, rheobase, elapsed, tau):
     # What a drive of 1 has brought.
     brought = elapsed if x < SHORT else tau * leaked
     for i in range(c.shape[0]):
-        rest = lost[i] * kept - (drive[i] - rheobase) * brought
+        rest = lost[i] * kept - (drive[i] - rheobase[i]) * brought
         lost[i] = 0.0
         if x < 0.5:
             _add(c, lost, i, rest - c[i] * leaked)

@@ -183,7 +183,7 @@ def _run(
     n_spikes[:] = 0
     n_events[:] = 0
     margin[:] = np.inf
-    so_far = drive.dtype.type(0)  # what the rate's sum of a neuron is that fired at every step
+    so_far = np.zeros(n_populations, drive.dtype)  # what the rate's sum of a neuron is that fired at every step
     for t in range(n_steps):
         last = t + 1 == n_steps
         if n_in > 0:
@@ -196,10 +196,12 @@ def _run(
                 n_sent = sent.count[:, pop, i]
                 n_sent[CHANGES] = 0
                 if not np.isnan(bounds[t, 0]):
-                    n_sent[CHANGES] = _predict(a[i], lo, hi, bounds[t, 0] * so_far, bounds[t, 1] * so_far, i, sent)
+                    n_sent[CHANGES] = _predict(
+                        a[i], lo, hi, bounds[t, 0] * so_far[pop], bounds[t, 1] * so_far[pop], i, sent
+                    )
                 n_sent[EVENTS], n_fired, nearest = fire(
-                    u, a, i * n + lo, hi - lo, v_th, rate_weights[t], sent.predicted, sent.events[EVENTS],
-                    sent.values[EVENTS], i * (n + n_in) + lo, not last and not record, leak, sent.constant,
+                    u, a, i * n + lo, hi - lo, v_th[pop], rate_weights[t, pop], sent.predicted, sent.events[EVENTS],
+                    sent.values[EVENTS], i * (n + n_in) + lo, not last and not record, leak[pop], sent.constant,
                 )  # fmt: skip
                 n_spikes[i, pop] += n_fired
                 n_events[i, pop] += n_sent.sum()
@@ -207,8 +209,8 @@ def _run(
                 if record:
                     _record(lo, hi, i, sent, n_sent[EVENTS], u[i], spikes[i, t], potentials[i, t])
                     if not last:
-                        _leak(leak, sent.constant[i, lo:hi], u[i, lo:hi])
-        so_far += rate_weights[t]
+                        _leak(leak[pop], sent.constant[i, lo:hi], u[i, lo:hi])
+            so_far[pop] += rate_weights[t, pop]
 
 
 @njit(parallel=True)
@@ -222,8 +224,8 @@ def rollout(
     ----------
     drive : (B, n)  constant part of the drive of every neuron.
     inputs : (B, T, n_in)  spike-train input; (B, 0, 0) where the input is static.
-    leak, v_th : scalars of the array dtype.
-    rate_weights : (T,)  what a spike of each step adds to its neuron's rate, (RATE).
+    leak, v_th : (L,)  of each population, of the array dtype.
+    rate_weights : (T, L)  what a spike of each step adds to its neuron's rate, (RATE).
     bounds : (T, 2)  before which steps predictions are revised: the rate so far below which a neuron is predicted not
         to fire from then on, and that above which it is. NaN for the other steps.
     starts : (L + 1,)  offsets of the populations in the state.

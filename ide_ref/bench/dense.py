@@ -56,13 +56,12 @@ def dense_rollout(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
             product = np.empty((share, c.synapse.n_out), dtype)
             maps.append((source, target, seen, weights, c.keep, sent, columns, product))
     v, a = np.zeros_like(drive), np.zeros_like(drive)
-    leak, v_th = dtype.type(net.neuron.leak), dtype.type(net.neuron.v_th)
     for t in range(n_steps):
-        v *= leak
-        v += drive
         for population in range(len(net.populations)):
             place = net.slice_of(population)
-            here = v[:, place]
+            neuron, here = net.neurons[population], v[:, place]
+            here *= dtype.type(neuron.leak)
+            here += drive[:, place]
             for _, target, seen, weights, keep, sent, columns, product in maps:
                 for first in range(0, n_batch if target == population else 0, len(columns)):
                     part = slice(first, first + len(columns))
@@ -73,10 +72,12 @@ def dense_rollout(frozen: Frozen, x: NDArray, n_steps: int) -> NDArray:
                     if keep is not None:
                         found *= keep[part]
                     here[part] += found
-            fired = here >= v_th
-            here -= fired * v_th
-            a[:, place] += fired * dtype.type(net.neuron.leak ** (n_steps - 1 - t))
+            fired = here >= dtype.type(neuron.v_th)
+            here -= fired * dtype.type(neuron.v_th)
+            a[:, place] += fired * dtype.type(neuron.leak ** (n_steps - 1 - t))
             for source, _, _, _, _, sent, _, _ in maps:
                 if source == population:
                     sent[:, :-1] = fired.reshape(n_batch, -1, sent.shape[2])
-    return a / dtype.type(net.neuron.total_weight(n_steps))
+    for neuron, place in net.stretches:
+        a[:, place] /= dtype.type(neuron.total_weight(n_steps))
+    return a

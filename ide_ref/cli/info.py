@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from ide_ref.cli import _common
 
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         "neuron": network.neuron.name,
         "leak": network.neuron.leak,
         "v_th": network.neuron.v_th,
+        "own_neurons": {name: asdict(neuron) for name, neuron in network.own_neurons.items()},
         "n_steps": preset.recipe.n_steps,
         "populations": {p.name: list(p.shape) for p in network.populations},
         "neurons": network.n_neurons,
@@ -34,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
         "contraction": gamma,
         "condition_holds": gamma < 1,
     }
-    neuron = f"{network.neuron.name.upper()} (leak {network.neuron.leak:g}, V_th {network.neuron.v_th:g})"
     lines = [
-        f"{preset.name}: {preset.structure}, {neuron}, T = {preset.recipe.n_steps}",
+        f"{preset.name}: {preset.structure}, {network.neuron.describe()}, T = {preset.recipe.n_steps}",
+        *(f"neuron of {name}: {neuron.describe()}" for name, neuron in network.own_neurons.items()),
         f"neurons     {network.n_neurons:>12,}   (input included)",
         f"parameters  {network.n_parameters:>12,}",
         "",

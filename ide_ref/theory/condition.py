@@ -137,13 +137,14 @@ def conditions(frozen: Frozen) -> Conditions:
     # The figures are of the norms as well as they are known; whether they suffice is asked of the bounds from above.
     L, U = np.zeros((2, *forward.shape))
     for norm, (_, (source, target)) in zip(norms, inner(frozen), strict=True):
-        (L if source < target else U)[target, source] += norm.value / net.neuron.v_th
+        (L if source < target else U)[target, source] += norm.value / net.neurons[target].v_th
     G = np.linalg.solve(np.eye(len(L)) - L, U)
     paper = certificates.contraction(frozen)
     block = float(np.max(np.abs(np.linalg.eigvals(G))))
     elementwise, by_weights = None, False
     if net.state_size <= EXACT_SIZE:
-        parts = np.abs(np.stack([block_matrix(frozen, part) for part in ("forward", "feedback")])) / net.neuron.v_th
+        parts = np.abs(np.stack([block_matrix(frozen, part) for part in ("forward", "feedback")]))
+        parts /= net.thresholds()[:, None]
         once = np.linalg.solve(np.eye(net.state_size) - parts[0], parts[1])
         elementwise = float(np.max(np.abs(np.linalg.eigvals(once))))
         # A weight is off by a few roundings at most; where there is none, nothing is lost.
@@ -202,11 +203,15 @@ def block_matrix(frozen: Frozen, part: str = "all") -> NDArray:
 def _stacked_norm(frozen: Frozen, norms: NDArray) -> OperatorNorm:
     """‖B‖₂/V_th; of a large network from a search, and from above by the matrix of the connections' norms."""
     net = frozen.network
-    n, v_th = net.state_size, net.neuron.v_th
+    n, v_th = net.state_size, net.neurons[0].v_th
+    # Over the first V_th; rows of another are scaled, all others by exactly 1.
+    rows = v_th / net.population_thresholds
     if n <= EXACT_SIZE:
-        norm = matrix_norm(block_matrix(frozen))
-        return OperatorNorm("stacked", norm.value / v_th, raised(norm.upper / v_th, 3) - norm.value / v_th)
-    parts = [(replace(m, keep=None), m.largest_factor, ends) for m, ends in inner(frozen)]
+        norm = matrix_norm(np.repeat(rows, np.diff(net.offsets))[:, None] * block_matrix(frozen))
+        # Two more roundings of an entry change the norm by at most 2 √n of them, as in `matrix_norm`.
+        upper = raised(norm.upper / v_th, 3 if np.all(rows == 1) else 3 + 2 * np.sqrt(n))
+        return OperatorNorm("stacked", norm.value / v_th, upper - norm.value / v_th)
+    parts = [(replace(m, keep=None), m.largest_factor * float(rows[ends[1]]), ends) for m, ends in inner(frozen)]
 
     def product(v: NDArray, transposed: bool) -> NDArray:
         out = np.zeros(n, v.dtype)

@@ -77,7 +77,7 @@ class ContinuousBound:
         net = self.equilibrium.network
         sizes = np.sqrt([p.size for p in net.populations])
         # Raised above 0, for the series is infinite beyond (COND).
-        rest = raised(self.u_plus_sup * sizes / (tau * net.neuron.v_th), 8)
+        rest = raised(self.u_plus_sup * sizes / (tau * net.population_thresholds), 8)
         return raised(self.conditions.stacked_series @ rest, len(sizes) + 8) + self.certificate
 
 
@@ -100,18 +100,20 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
         When a* cannot be found.
     """
     frozen = check_run(frozen, "run", run, ContinuousRun)
-    net, v_th = frozen.network, frozen.network.neuron.v_th
+    net = frozen.network
+    v_th, v_th_of_neurons = net.population_thresholds, net.thresholds()
     star = _checks.reals("x_star", x_star)
     if star.shape != net.input_shape or not np.all(np.isfinite(star)):
         raise ValueError(f"x_star has shape {star.shape}; expected {net.input_shape}, finite, one sample")
     conditions_ = conditions(frozen)
     equilibrium = find_equilibrium(frozen, star[None], method="newton", sigma="relu")
     u_plus = run.u_plus / run.kernel_total[:, None]
-    off = np.abs(v_th * run.a - (np.maximum(run.p, 0.0) - u_plus))
+    off = np.abs(v_th_of_neurons * run.a - (np.maximum(run.p, 0.0) - u_plus))
     # Rates and drives are sums over spikes and connections: relative to what they are made of.
     terms = run.spike_times.size + net.state_size + float(np.prod(net.input_shape)) + 32.0
     sizes = certificates.pre_activations(frozen, np.abs(star)[None], run.a + run.a_delayed, absolute=True)
-    made_of = np.concatenate([p.value for p in sizes], axis=1) + np.abs(run.drive) + v_th * run.a + np.abs(u_plus)
+    made_of = np.concatenate([p.value for p in sizes], axis=1) + np.abs(run.drive) + np.abs(u_plus)
+    made_of += v_th_of_neurons * run.a
     drift, of_input = (1.0 - run.ratio)[:, None] * run.recurrent, run.drive - constant_drive(frozen, star[None])
     parts = (run.a - equilibrium.a, run.a_delayed - equilibrium.a, drift, of_input, u_plus)
     error, delayed, drift, of_input, potential = (population_norms(net, part) for part in parts)
@@ -123,8 +125,8 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
     slack = 4 * (net.state_size + len(net.populations)) + 36
     r = raised((drift + of_input + potential + rounding) / v_th, slack)
     gamma = raised(conditions_.stacked.value + conditions_.stacked.error, 1)
-    disturbances = np.linalg.norm([drift, of_input, potential, rounding], axis=2)
-    whole = raised(disturbances.sum(axis=0) / v_th, slack)
+    disturbances = np.linalg.norm([part / v_th for part in (drift, of_input, potential, rounding)], axis=2)
+    whole = raised(disturbances.sum(axis=0), slack)
     if run.delay > 0:
         one_step = raised(delayed @ conditions_.both.T + r, slack)
         stacked = raised(gamma * np.linalg.norm(delayed, axis=1) + whole, slack)
@@ -141,7 +143,12 @@ def continuous_error_bound(frozen: Frozen, x_star: NDArray, run: ContinuousRun) 
 
 
 def continuous_envelope(
-    conditions_: Conditions, v_th: float, disturbance: NDArray, largest: NDArray, times: ArrayLike, delay: float
+    conditions_: Conditions,
+    v_th: float | NDArray,
+    disturbance: NDArray,
+    largest: NDArray,
+    times: ArrayLike,
+    delay: float,
 ) -> NDArray:
     """O(1/t) bound of E(t) for IF in continuous time, where r(t) ≤ R/t: N^m E_sup + (2/t) (I − N)⁻¹ R/V_th.
 
@@ -149,6 +156,8 @@ def continuous_envelope(
 
     Parameters
     ----------
+    v_th : float or (N,) array
+        V_th of all populations, or of each.
     disturbance, largest : (N,) arrays
         R, and a bound of E at all times.
 

@@ -12,6 +12,7 @@ from ide_ref import _checks, certificates
 from ide_ref.equilibrium import Equilibrium, find_equilibrium, sweep
 from ide_ref.maps import Frozen
 from ide_ref.network import Network
+from ide_ref.neurons import Neuron
 from ide_ref.norms import ROUNDOFF, raised
 from ide_ref.simulation import Rates
 from ide_ref.synapses import to_channels_last
@@ -35,9 +36,25 @@ class _Stretch:
     u: NDArray  # as recorded
 
 
+def common_leak(net: Network) -> Neuron:
+    """A neuron of the one λ that all populations have; ValueError where they differ.
+
+    What a population receives is its senders' spikes averaged by its own λ, and these averages are the senders' rates
+    only where that is theirs too.
+    """
+    leaks = {p.name: neuron.leak for p, neuron in zip(net.populations, net.neurons, strict=True)}
+    if len(set(leaks.values())) > 1:
+        told = ", ".join(f"{name!r} {leak:g}" for name, leak in leaks.items())
+        raise ValueError(
+            f"leaks differ between populations ({told}); (BALANCE), (ERR) and (FLOOR) are proved for one leak, "
+            "expected the same of all; simulate, find_equilibrium, backward, certificates and check_gradient need none"
+        )
+    return net.neurons[0]
+
+
 def _replay(frozen: Frozen, x: NDArray, rates: Rates) -> Iterator[_Stretch]:
     """The averages of a recorded run, a stretch of time at once."""
-    net, neuron = frozen.network, frozen.network.neuron
+    net, neuron = frozen.network, common_leak(frozen.network)
     if rates.recording is None:
         raise ValueError("rates has no recording of every step; expected one from simulate(..., record=True)")
     x = frozen.check_input(x).astype(np.float64)
@@ -147,10 +164,10 @@ def split(frozen: Frozen, x: NDArray, rates: Rates) -> Split:
     Raises
     ------
     ValueError
-        For a run without recording, or an input that is not the run's.
+        For a run without recording, an input that is not the run's, or populations of different leak.
     """
     frozen = check_run(frozen, "rates", rates, Rates)
-    v_th = frozen.network.neuron.v_th
+    v_th = frozen.network.thresholds()
     parts = []
     balance = of_split = 0.0
     for s in _replay(frozen, x, rates):
@@ -244,13 +261,14 @@ class ErrorBound:
         R = sup_t (t r[t−1]) of the run; the input must converge as 1/t for it to stay finite with T.
         Infinite where the block condition does not hold. ValueError for LIF neurons.
         """
-        neuron = self.equilibrium.network.neuron
+        net = self.equilibrium.network
+        neuron = net.neurons[0]
         if neuron.leak != 1.0:
             raise ValueError(f"leak is {neuron.leak}; the O(1/t) envelope is for IF, expected leak 1 (see floor)")
         times = self.times[:, None]
         r = self.drift + self.input + self.potential + self.rounding[:, None]
         disturbance = raised((times * r).max(axis=1), 12)
-        envelope = if_envelope(self.conditions, neuron.v_th, disturbance, self._start, self.times)
+        envelope = if_envelope(self.conditions, net.population_thresholds, disturbance, self._start, self.times)
         return envelope + certificates.known_to(self.certificate)[:, None]
 
     def floor(self) -> NDArray:
@@ -261,11 +279,12 @@ class ErrorBound:
     def transient(self) -> NDArray:
         """What the iterated bound adds to ``floor`` at each time, (B, T, N), for LIF at a constant |u⁺| ≤ c."""
         net = self.equilibrium.network
+        neuron = net.neurons[0]
         sizes = np.sqrt([p.size for p in net.populations])
-        total = np.array([net.neuron.total_weight(int(t)) for t in self.times])[:, None]
-        rest = self.drift + self.input + self.u_plus_sup[:, None] * sizes * (1.0 / total - (1.0 - net.neuron.leak))
+        total = np.array([neuron.total_weight(int(t)) for t in self.times])[:, None]
+        rest = self.drift + self.input + self.u_plus_sup[:, None] * sizes * (1.0 / total - (1.0 - neuron.leak))
         rest = np.maximum(rest, 0.0) + self.rounding[:, None]
-        return _iterate(self.conditions, raised(rest / net.neuron.v_th, 12), self._start)
+        return _iterate(self.conditions, raised(rest / net.population_thresholds, 12), self._start)
 
     @property
     def _start(self) -> NDArray:
@@ -302,8 +321,8 @@ def error_bound(
     Raises
     ------
     ValueError
-        For a run without recording, or an input that is not the run's; for an x* other than the batch's own
-        where the network was frozen with the batch's statistics.
+        For a run without recording, an input that is not the run's, or populations of different leak; for an x*
+        other than the batch's own where the network was frozen with the batch's statistics.
     NotConverged
         When a* cannot be found.
     """
@@ -311,7 +330,8 @@ def error_bound(
     if known is not None:
         _checks.kind("known", known, Conditions)
     net = frozen.network
-    v_th = net.neuron.v_th
+    total = common_leak(net).total_weight(rates.n_steps)
+    v_th, v_th_of_neurons = net.population_thresholds, net.thresholds()
     star = rates.x_mean
     if x_star is not None:
         if frozen.batch_size is not None:
@@ -329,7 +349,7 @@ def error_bound(
     c = np.zeros(rates.a.shape)
     for s in _replay(frozen, x, rates):
         # (SPLIT) defines u⁺: what potentials were recorded, and how the rollout rounded them, does not enter.
-        u_plus = s.total * (np.clip(s.p, 0.0, v_th) - v_th * s.a)
+        u_plus = s.total * (np.clip(s.p, 0.0, v_th_of_neurons) - v_th_of_neurons * s.a)
         drift = (1.0 - s.ratio) * population_norms(net, s.feedback)
         of_input = population_norms(net, s.inputs - input_star)
         potential = population_norms(net, u_plus) / s.total
@@ -338,7 +358,7 @@ def error_bound(
     error, drift, of_input, potential = (np.concatenate(column, axis=1) for column in zip(*columns, strict=True))
     n_steps = rates.n_steps
     lost = _rounding_of_p(frozen, frozen.check_input(x), n_steps) + _rounding_of_p(frozen, star, 1)
-    c = raised(np.maximum.reduceat(c, net.offsets[:-1], axis=1) + net.neuron.total_weight(n_steps) * lost, 12)
+    c = raised(np.maximum.reduceat(c, net.offsets[:-1], axis=1) + total * lost, 12)
     defect = certificates.defects(frozen, star, equilibrium.a)
     certificate = certificates.resolved(conditions_.both, defect)
     # Norms of n numbers, averages of T steps: relative to parts of r of at most this size.
@@ -379,7 +399,8 @@ def fixed_point_residual(frozen: Frozen, x: NDArray, rates: Rates, times: ArrayL
     Raises
     ------
     ValueError
-        For a run without recording, an input that is not the run's, or times that are not of the run.
+        For a run without recording, an input that is not the run's, times that are not of the run, or populations of
+        different leak.
     """
     frozen = check_run(frozen, "rates", rates, Rates)
     wanted = _checks.reals("times", times)
@@ -411,7 +432,7 @@ def _iterate(conditions_: Conditions, r: NDArray, start: NDArray) -> NDArray:
 
 
 def if_envelope(
-    conditions_: Conditions, v_th: float, disturbance: NDArray, start: NDArray, times: ArrayLike
+    conditions_: Conditions, v_th: float | NDArray, disturbance: NDArray, start: NDArray, times: ArrayLike
 ) -> NDArray:
     """Bound of E[t] where r[t−1] ≤ R/t: (1/t) (I − G)⁻² (E[0] + (I − L)⁻¹ R/V_th).
 
@@ -420,6 +441,8 @@ def if_envelope(
 
     Parameters
     ----------
+    v_th : float or (N,) array
+        V_th of all populations, or of each.
     disturbance : (B, N) array
         R.
     start : (B, N) array
@@ -433,7 +456,7 @@ def if_envelope(
     """
     times = np.asarray(times, np.float64)[:, None]
     # Raised above 0, for the series is infinite where the condition does not hold.
-    total = raised(start + disturbance @ conditions_.resolvent.T / v_th, len(conditions_.forward) + 2)
+    total = raised(start + (disturbance / v_th) @ conditions_.resolvent.T, len(conditions_.forward) + 2)
     constant = total @ (conditions_.series @ conditions_.series).T
     return raised(constant[:, None] / times, 3 * len(conditions_.forward) + 10)
 
@@ -451,8 +474,13 @@ def lif_floor(conditions_: Conditions, net: Network, c: NDArray) -> NDArray:
     Returns
     -------
     (B, N) array, infinite where the block condition does not hold; 0 for IF.
+
+    Raises
+    ------
+    ValueError
+        For populations of different leak.
     """
     sizes = np.sqrt([p.size for p in net.populations])
     # Raised above 0, for the series is infinite where the condition does not hold.
-    rest = raised((1.0 - net.neuron.leak) * c * sizes / net.neuron.v_th, 4)
+    rest = raised((1.0 - common_leak(net).leak) * c * sizes / net.population_thresholds, 4)
     return raised(rest @ (conditions_.series @ conditions_.resolvent).T, 2 * len(sizes) + 16)

@@ -209,13 +209,17 @@ def _as(kind: type, of: type = AffineMap) -> Callable[[Any], Any]:
     return lambda part: kind(**_fields(part, of))
 
 
-def _scaled_slope(ctx: Context, factor: float) -> Linearisation:
+def _thresholds(ctx: Context) -> NDArray:
+    return ctx.frozen.network.thresholds(ctx.frozen.dtype)
+
+
+def _scaled_slope(ctx: Context, factor: float | NDArray) -> Linearisation:
     return replace(ctx.linearisation, slope=factor * ctx.linearisation.slope)
 
 
 def _without_mask(ctx: Context) -> Linearisation:
-    slope = np.full_like(ctx.linearisation.slope, 1.0 / ctx.frozen.network.neuron.v_th)
-    return replace(ctx.linearisation, slope=slope)
+    slope = ctx.linearisation.slope
+    return replace(ctx.linearisation, slope=np.broadcast_to(1.0 / _thresholds(ctx), slope.shape).copy())
 
 
 def _mask_on_the_wrong_side(ctx: Context) -> Params:
@@ -230,21 +234,30 @@ def _mask_on_the_wrong_side(ctx: Context) -> Params:
     return ctx.wrong(at=replace(_without_mask(ctx), maps=maps), beta=lambda delta: mask * delta)
 
 
-def _averaged(ctx: Context, neuron: Neuron, *, earlier: int = 0) -> Params | None:
-    """With rates as another neuron averages them, some steps earlier, of a repeated rollout; None without a rollout."""
+def _averaged(ctx: Context, neuron: Neuron | None = None, *, earlier: int = 0) -> Params | None:
+    """With rates as another neuron, or each its own, averages them, some steps earlier, of a repeated rollout.
+
+    None without a rollout.
+    """
     if not isinstance(ctx.state, Rates) or ctx.x is None or ctx.state.n_steps <= earlier:
         return None
     n_steps = ctx.state.n_steps - earlier
     x = ctx.x[:, :n_steps] if ctx.frozen.network.is_spike_input(ctx.x) else ctx.x
     run = simulate(ctx.frozen, x, n_steps, record=True).recording
-    return None if run is None else ctx.wrong(a=neuron.time_average(run.s.astype(ctx.frozen.dtype)))
+    if run is None:
+        return None
+    stretches, s = ctx.frozen.network.stretches, run.s.astype(ctx.frozen.dtype)
+    rates = [(neuron or own).time_average(s[:, :, columns]) for own, columns in stretches]
+    return ctx.wrong(a=np.concatenate(rates, axis=1))
 
 
 def _unnormalised(ctx: Context) -> Params | None:
     if not isinstance(ctx.state, Rates):
         return None
-    total = ctx.state.a.dtype.type(ctx.frozen.network.neuron.total_weight(ctx.state.n_steps))
-    return ctx.wrong(a=ctx.state.a * total)
+    sums = ctx.state.a.copy()
+    for neuron, columns in ctx.frozen.network.stretches:
+        sums[:, columns] *= sums.dtype.type(neuron.total_weight(ctx.state.n_steps))
+    return ctx.wrong(a=sums)
 
 
 def _input_as(pick: Callable[[Context, NDArray], NDArray]) -> Callable[[Context], Params | None]:
@@ -264,7 +277,7 @@ def _input_as(pick: Callable[[Context, NDArray], NDArray]) -> Callable[[Context]
 
 
 def _input_summed(ctx: Context, x: NDArray) -> NDArray:
-    return np.asarray(ctx.state.x_mean * x.dtype.type(ctx.frozen.network.neuron.total_weight(x.shape[1])))
+    return np.asarray(ctx.state.x_mean * x.dtype.type(ctx.frozen.network.input_neuron.total_weight(x.shape[1])))
 
 
 def _flipped(g: NDArray) -> NDArray:
@@ -309,8 +322,8 @@ _SAYS = {
 _PLANTED: dict[str, Callable[[Context], Params | None]] = {
     "sign": lambda ctx: ctx.changed(np.negative),
     "sum loss": lambda ctx: ctx.changed(lambda g: len(ctx.d_logits) * g),
-    "factor V_th missing": lambda ctx: ctx.wrong(beta=lambda delta: ctx.frozen.network.neuron.v_th * delta),
-    "V_th missing in beta": lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, ctx.frozen.network.neuron.v_th)),
+    "factor V_th missing": lambda ctx: ctx.wrong(beta=lambda delta: _thresholds(ctx) * delta),
+    "V_th missing in beta": lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, _thresholds(ctx))),
     "half of beta": lambda ctx: ctx.wrong(beta=lambda delta: 0.5 * delta),
     "damped iteration": lambda ctx: ctx.wrong(solver="damped"),
     "no feedback in beta": lambda ctx: ctx.wrong(beta_at=_scaled_slope(ctx, 0.0)),
@@ -324,7 +337,7 @@ _PLANTED: dict[str, Callable[[Context], Params | None]] = {
     "flipped weight gradient": lambda ctx: ctx.changed(_flipped),
     "outer product transposed": lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_Transposed)),
     "mean over positions": lambda ctx: ctx.wrong_in_hebb(ctx.with_pullbacks(_MeanOverPositions)),
-    "a[T-1] for a[T]": lambda ctx: _averaged(ctx, ctx.frozen.network.neuron, earlier=1),
+    "a[T-1] for a[T]": lambda ctx: _averaged(ctx, earlier=1),
     "rates not normalised": _unnormalised,
     "plain mean of spikes": lambda ctx: _averaged(ctx, IF()),
     "last frame for the mean input": _input_as(lambda ctx, x: x[:, -1]),

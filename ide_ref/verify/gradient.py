@@ -300,7 +300,7 @@ def solve_region(frozen: Frozen, base: Equilibrium, x: NDArray) -> Equilibrium:
     Raises solvers.NotConverged where the linear system has no solution.
     """
     net = frozen.network
-    v_th = net.neuron.v_th
+    v_th = net.thresholds()
     slope = (base.branch == 0) / v_th
     above = (base.branch > 0).astype(slope.dtype)
     x_mean = frozen.mean_input(frozen.check_input(x))
@@ -557,7 +557,7 @@ def nearest_kink(state: Equilibrium) -> Kink:
     Neurons that dropout has cut off are left out: they sit at 0, and nothing moves them.
     """
     net = state.network
-    distance = np.minimum(np.abs(state.p), np.abs(state.p - net.neuron.v_th))
+    distance = np.minimum(np.abs(state.p), np.abs(state.p - net.thresholds(state.p.dtype)))
     if any(c.keep is not None for c in state.frozen.maps):
         distance = np.where(state.p == 0, np.inf, distance)
     found = []

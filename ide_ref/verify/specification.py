@@ -74,7 +74,7 @@ def specify(
     steps = x if network.is_spike_input(x) else np.repeat(x[:, None], n_steps, axis=1)
     inputs = np.stack([to_channels_last(steps[:, t], network.input_shape) for t in range(steps.shape[1])], axis=1)
     inputs = inputs.astype(np.float64)
-    x_mean = equations.average(inputs, network.neuron.leak)
+    x_mean = equations.average(inputs, network.input_neuron.leak)
     connections, owned, maps = [], [], []
     for c, (source, target) in zip(network.connections, network.edges, strict=True):
         named = ((name.rpartition("."), value) for name, value in params.items())
@@ -88,7 +88,9 @@ def specify(
         owned.append(own)
         maps.append(equations.freeze(connection, own, x_mean, keep, training))
     sizes = [population.size for population in network.populations]
-    net = equations.Network(sizes, maps, network.neuron.leak, network.neuron.v_th)
+    constants = ([neuron.leak for neuron in network.neurons], [neuron.v_th for neuron in network.neurons])
+    leak, v_th = (of_each[0] if len(set(of_each)) == 1 else of_each for of_each in constants)
+    net = equations.Network(sizes, maps, leak, v_th)
     order = tie(network.readout.synapse)
     W_o, b_o = (params[f"readout.{part}"].astype(np.float64) for part in ("weight", "bias"))
     readout = (network.index(network.readout.source), equations.tied(W_o, order), b_o)

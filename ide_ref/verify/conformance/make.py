@@ -86,9 +86,10 @@ def _shaped(cells: NDArray, shape: Shape) -> NDArray:
 def stages(case: Case, spec: Specified) -> dict[str, NDArray]:
     """Every stage of a case as the equations give it, ``<stage>/<name>`` to array in the case's dtype."""
     network, net = network_of(case.config), spec.net
-    x_mean = equations.average(spec.x, net.leak)
+    leak = equations.own(net.leak, 0)  # a case has one neuron
+    x_mean = equations.average(spec.x, leak)
     u, spikes = _rollout(spec)
-    a = [equations.average(s, net.leak) for s in spikes]
+    a = [equations.average(s, leak) for s in spikes]
     source, W_o, b_o = spec.readout
     logits = equations.read_out(W_o, b_o, a[source])
     _, d_logits = equations.loss(logits, case.y)
@@ -128,7 +129,7 @@ def _rounding(spec: Specified, u: list[NDArray], eps: float) -> list[float]:
     """
     found = []
     for i, potentials in enumerate(u):
-        terms, size = 8, float(np.abs(potentials).max()) + spec.net.v_th
+        terms, size = 8, float(np.abs(potentials).max()) + equations.own(spec.net.v_th, i)
         for m in spec.net.maps:
             if m.target == i:
                 scale = 1.0 if m.norm is None else m.norm[0] / np.sqrt(m.norm[3] + equations.EPSILON)
@@ -143,13 +144,14 @@ def _rounding(spec: Specified, u: list[NDArray], eps: float) -> list[float]:
 def _robust(spec: Specified, margins: list[NDArray], spikes: list[NDArray], rounding: list[float]) -> bool:
     """Whether no rounding can flip a spike, or a mask where the spikes are right."""
     net = spec.net
-    a = [equations.average(s, net.leak) for s in spikes]
-    x_mean = equations.average(spec.x, net.leak)
+    # A case has one neuron.
+    leak, v_th = equations.own(net.leak, 0), equations.own(net.v_th, 0)
+    a, x_mean = [equations.average(s, leak) for s in spikes], equations.average(spec.x, leak)
     for i, unit in enumerate(rounding):
         steps = np.arange(1, margins[i].shape[1] + 1)[:, None]
         p = equations.arriving(net, i, x_mean, a, a)
         # Exact zeros are neurons cut off by dropout: they stay exact.
-        distance = np.minimum(np.abs(np.where(p == 0, 1, p)), np.abs(p - net.v_th))
+        distance = np.minimum(np.abs(np.where(p == 0, 1, p)), np.abs(p - v_th))
         if np.any(np.abs(margins[i]) <= 2 * steps * unit) or distance.min() <= 4 * unit:
             return False
     return True
