@@ -62,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
     found = conditions(freeze(preset.network, params))
     panels = []
     for neuron in (IF(v_th), leaky):
-        frozen = freeze(replace(preset, neuron=neuron).network, params)
+        network = replace(preset, neuron=neuron).network
+        # (ERR) is of one leak: populations with a neuron of their own take it too, and keep their V_th.
+        own = tuple(replace(p, neuron=p.neuron and replace(p.neuron, leak=neuron.leak)) for p in network.populations)
+        frozen = freeze(replace(network, populations=own), params)
         print(f"{neuron.name.upper()}: {n_steps} steps of {len(x)} samples", file=sys.stderr)
         rates = simulate(frozen, x, n_steps, record=True)
         try:

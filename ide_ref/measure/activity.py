@@ -49,6 +49,8 @@ class Activity:
     """Multiply-adds per sample of a static input's connections, and of the readout."""
     neuron_updates: float
     """Neurons times steps: an addition each of IF, a multiply-add of LIF."""
+    leaky_updates: float
+    """Those of LIF."""
     dense_multiplications: float
     """Multiply-adds of one pass through all connections with dense products: of an artificial network of this shape."""
 
@@ -56,7 +58,8 @@ class Activity:
     def energy(self) -> dict[str, float]:
         """Picojoules per sample: of synapses, of neurons, and of the dense pass."""
         synapses = ACCUMULATE * sum(self.operations.values()) + MULTIPLY_ACCUMULATE * sum(self.multiplications.values())
-        neurons = self.neuron_updates * (ACCUMULATE if self.neuron == "if" else MULTIPLY_ACCUMULATE)
+        additions = self.neuron_updates - self.leaky_updates
+        neurons = ACCUMULATE * additions + MULTIPLY_ACCUMULATE * self.leaky_updates
         return {"synapses": synapses, "neurons": neurons, "dense": MULTIPLY_ACCUMULATE * self.dense_multiplications}
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,5 +141,6 @@ def measure_activity(
         operations,
         multiplications,
         float(net.state_size * n_steps),
+        float(n_steps * sum(p.size for p, of in zip(net.populations, net.neurons, strict=True) if of.leak < 1)),
         float(net.n_multiplications + net.readout.synapse.n_multiplications),
     )
