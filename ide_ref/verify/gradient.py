@@ -497,7 +497,7 @@ class _Check:
     def row(self, label: str, kind: Literal["coordinates", "directions"], tasks: Sequence[_Task]) -> GradientRow:
         """Take some differences and judge them."""
         set_aside = unresolved = zero = 0
-        overall = max(float(np.max(np.abs(g))) for g in self.found.values())
+        overall = float(np.sqrt(dot(self.found, self.found)))
         compared: list[tuple[float, float, bool, tuple[int, ...]]] = []
         for task in tasks:
             result = self.difference(task)
