@@ -72,9 +72,13 @@ def test_from_training_to_the_last_report(run, here):
 def test_a_graph_goes_through_every_command(run, here):
     network = tiny.preset().network
     data = load("digits", limit=40)
-    loop.train(replace(network, neuron=LIF(0.8)), data, tiny.preset(epochs=1).recipe, out="run")
+    own = tuple(replace(p, neuron=LIF(0.9, 1.0)) for p in network.populations)
+    network = replace(network, neuron=LIF(0.8), populations=own)
+    loop.train(network, data, tiny.preset(epochs=1).recipe, out="run")
     saved = "run/checkpoint.safetensors"
-    assert run("info", saved)[1].startswith("digits: graph, LIF (leak 0.8, V_th 2), T = 3")
+    told = f"digits: graph, LIF (leak 0.8, V_th 2), T = 3\nneuron of {own[0].name}: LIF (leak 0.9, V_th 1)\n"
+    assert run("info", saved)[1].startswith(told)
+    assert json.loads(run("info", saved, "--json")[1])["own_neurons"] == {own[0].name: {"leak": 0.9, "v_th": 1.0}}
     assert run("evaluate", saved)[0] == 0
     assert run("gradcheck", saved, "--samples", 3, "--coordinates", 1, "--directions", 1)[0] == 0
     text = run("equilibrium", saved, "--samples", 1, "--n-steps", 20, "--json")[1]
@@ -82,6 +86,7 @@ def test_a_graph_goes_through_every_command(run, here):
     assert run("bench", saved, "--steps", 1, "--warm-up", 1, "--batch-size", 8)[0] == 0
     assert run("train", "--resume", "--out", "run", "--epochs", 2)[0] == 0
     assert checkpoint.load(saved).epoch == 2
+    assert checkpoint.load(saved).preset.network == network
 
 
 def test_the_options_of_a_structure_reach_the_recipe(run, here):

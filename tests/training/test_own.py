@@ -50,7 +50,7 @@ def chain(size=6):
     )
 
 
-@given(case=cases(), name=st.text(max_size=3))
+@given(case=st.one_of(cases(own_neurons=True), cases()), name=st.text(max_size=3))
 def test_any_graph_comes_back_from_a_checkpoint(case, name):
     preset = Preset.of(case.network, RECIPE, name=name)
     assert Preset.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
