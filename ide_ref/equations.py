@@ -31,7 +31,7 @@ class Map(NamedTuple):
 
 
 class Network(NamedTuple):
-    """Populations of the given sizes, the maps between them, and λ and V_th, which each population may have its own."""
+    """Populations of the given sizes, the maps between them, and λ and V_th: a number for all, or one for each."""
 
     sizes: Sequence[int]
     maps: Sequence[Map]
@@ -40,7 +40,7 @@ class Network(NamedTuple):
 
 
 def own(constant: Any, i: int) -> Any:
-    """λ or V_th of population i: one number is that of all populations."""
+    """λ or V_th of population i."""
     return constant[i] if isinstance(constant, Sequence) else constant
 
 

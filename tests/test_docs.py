@@ -171,7 +171,7 @@ def test_the_equilibrium_pages_table_is_what_was_measured():
 
 def test_the_graph_of_the_networks_page_builds_learns_and_its_gradient_is_right(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    graph, use, learn = _blocks("networks.md")
+    graph, own, use, learn = _blocks("networks.md")
     names: dict = {}
     exec(compile(graph, "networks.md", "exec"), names)
     network = names["network"]
@@ -179,6 +179,8 @@ def test_the_graph_of_the_networks_page_builds_learns_and_its_gradient_is_right(
     # Two feedback paths and a skip, as the page says.
     assert network.feedback_sources == (1, 2)
     assert (0, 2) in network.edges
+    exec(compile(own, "networks.md", "exec"), names)
+    assert "LIF (leak 0.7, V_th 1)" in capsys.readouterr().out
     exec(compile(use, "networks.md", "exec"), names)
     assert names["result"].solution.converged
     assert "passed" in capsys.readouterr().out
