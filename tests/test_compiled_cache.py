@@ -73,9 +73,7 @@ def test_one_thread_has_code_of_its_own(function, tmp_path):
             for n_threads, used, other in ((1, forms.one, forms.many), (2, forms.many, forms.one)):
                 n_calls = len(other.signatures)
                 numba.set_num_threads(n_threads)
-                assert forms.is_compiled() == again
                 assert forms(21) == 42
-                assert forms.is_compiled()
                 assert bool(used.stats.cache_hits) == again
                 assert len(other.signatures) == n_calls
             assert not forms.one.targetoptions.get("parallel")
@@ -83,9 +81,6 @@ def test_one_thread_has_code_of_its_own(function, tmp_path):
     finally:
         numba.set_num_threads(before)
     assert len(list((tmp_path / "__pycache__").glob("*.nbc"))) == 2
-    for index in (tmp_path / "__pycache__").glob("*.nbi"):
-        index.write_bytes(b"damaged")
-    assert not _jit.njit(function, parallel=True).is_compiled()
 
 
 @pytest.fixture

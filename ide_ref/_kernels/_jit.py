@@ -75,21 +75,7 @@ class Forms:
         self.many = _kept(function, {**options, "parallel": True})
 
     def __call__(self, *args):
-        return self._form()(*args)
-
-    def _form(self):
-        return self.one if numba.get_num_threads() == 1 else self.many
-
-    def is_compiled(self):
-        """Whether there is code for some types, in this process or kept; or never will be, where none can be kept."""
-        form = self._form()
-        kept = getattr(getattr(form, "_cache", None), "_cache_file", None)
-        if kept is None or form.signatures:
-            return True
-        try:
-            return bool(kept._load_index())
-        except Exception:  # as in `_Cache.load_overload`
-            return False
+        return (self.one if numba.get_num_threads() == 1 else self.many)(*args)
 
 
 def _kept(function, options, name=""):

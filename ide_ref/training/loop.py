@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -22,7 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-import numba
 import numpy as np
 
 from ide_ref import _checks, _threads
@@ -36,8 +35,8 @@ from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import simulate
 from ide_ref.solvers import NotConverged
 from ide_ref.theory import verdict
-from ide_ref.training import _ahead, losses
 from ide_ref.training import checkpoint as checkpoints
+from ide_ref.training import losses
 from ide_ref.training.checkpoint import Checkpoint
 from ide_ref.training.evaluation import evaluate, load_batch, statistics
 from ide_ref.training.losses import Loss, cross_entropy
@@ -195,10 +194,7 @@ def train(
     # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
     quiet = np.errstate(over="ignore", invalid="ignore")
     work = preset.network.n_multiplications * preset.recipe.batch_size
-    first = load_batch(preset, data, "train", np.arange(min(preset.recipe.batch_size, len(data.y_train))))
-    alone = numba.get_num_threads() == 1 or preset.recipe.method != "ide"
-    beside = nullcontext() if alone else _ahead.compiling(out / CHECKPOINT, *first)
-    with _stop_signals(log) as check, quiet, _threads.fit(work), beside, _long_start(log) as started:
+    with _stop_signals(log) as check, quiet, _threads.fit(work), _long_start(log) as started:
         try:
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
@@ -339,6 +335,8 @@ def _end_epoch(
 
 
 def _about(preset: Preset, data: Dataset, seed: int, command: Sequence[str], state: Checkpoint) -> dict[str, Any]:
+    import numba
+
     return {
         "preset": preset.to_dict(),
         "seed": seed,
