@@ -285,8 +285,7 @@ def gmres(
     while True:
         r = run.residual(x, image)
         length = norms(r)
-        worst = run.note(length)
-        if worst <= tol or run.n_products >= max_iter or stalled or not np.isfinite(worst):
+        if run.note(length) <= tol or run.n_products >= max_iter or stalled:
             break
         n_steps = max(1, min(memory, n, max_iter - run.n_products - 1))
         basis = np.zeros((n_steps + 1, n_batch, n), b.dtype)

@@ -342,8 +342,8 @@ def test_what_a_solver_does_is_the_same_at_any_size(method):
         again = solve(method, product(J), size * b, tol=1e-8)
         np.testing.assert_array_equal(again.x, size * once.x)
         assert (again.iterations, again.status) == (once.iterations, once.status)
-    if method == "gmres":
-        assert (once.iterations, once.n_products) == (4, 6)
+    steps = {"gmres": (4, 6), "scipy_gmres": (6, 6), "direct": (1, 9)}
+    assert (once.iterations, once.n_products) == steps.get(method, (once.iterations, once.n_products))
 
 
 @pytest.mark.parametrize("method", [name for name in HONEST if name != "direct"])
@@ -363,11 +363,14 @@ def test_the_halved_iteration_ends_when_its_steps_are_small():
 
 @pytest.mark.parametrize("size", [2.0**-12, 1.0, 2.0**12])
 def test_gmres_leaves_out_what_a_singular_system_does_not_tell(size):
-    """I − J = diag(0, size), and b has a part along the first axis: x is b's, the part that is left has no other."""
+    """I − J = diag(0, size), and b has a part along the first axis: x is b's, the part that is left has no other.
+
+    Beside it a sample that has a solution.
+    """
     J = np.diag([1.0, 1.0 - size])
-    solution = solve("gmres", lambda v: v @ J, np.array([[1.0, size]]), tol=1e-10)
+    solution = solve("gmres", lambda v: v @ J, np.array([[1.0, size], [0.0, size]]), tol=1e-10)
     assert solution.status == "singular"
-    np.testing.assert_allclose(solution.x, [[1.0 / size, 1.0]], rtol=1e-10)
+    np.testing.assert_allclose(solution.x, [[1.0 / size, 1.0], [0.0, 1.0]], rtol=1e-10)
 
 
 def test_the_direct_solver_takes_whole_columns_and_empty_rows():
@@ -411,7 +414,7 @@ def test_sizes_from_which_a_system_is_scaled():
 def test_what_is_raised_tells_the_worst_sample():
     b = np.array([[0.1, 0.05], [0.0, 0.0], [0.0, 0.3]], np.float32)
     solution = solve("fixed_point", lambda v: np.float32(0.3) * v[:, ::-1], b, tol=1e-9)
-    assert solution.status == "lost to rounding"
+    assert solution.status == solve("direct", lambda v: np.float32(0.3) * v, b, tol=1e-9).status == "lost to rounding"
     left, size = solution.residual > 0, norms(b)
     reach = float(np.max(solution.rounding[left] / size[left]))
     with pytest.raises(NotConverged) as raised:
@@ -425,6 +428,8 @@ def test_krylov_spaces_are_given_up_after_forty_steps(method):
     """I − J a cyclic shift of 60: no step of a shorter space brings anything, one of 60 everything."""
     J = np.eye(60) - np.roll(np.eye(60), 1, axis=0)
     for size, joined in ((1.0, False), (1e-200, False), (1.0, True)):
-        assert solve(method, lambda v: v @ J.T, size * np.eye(1, 60), tol=1e-8, joined=joined).status == "stagnated"
+        found = solve(method, lambda v: v @ J.T, size * np.eye(1, 60), tol=1e-8, joined=joined)
+        # And then at once: 40 products, one or SciPy's two that judge.
+        assert (found.status, found.n_products) == ("stagnated", 41 if method == "gmres" else 42)
     small = np.eye(30) - np.roll(np.eye(30), 1, axis=0)
     assert solve(method, lambda v: v @ small.T, np.eye(1, 30), tol=1e-8).status == "converged"
