@@ -344,6 +344,8 @@ def test_what_a_solver_does_is_the_same_at_any_size(method):
         assert (again.iterations, again.status) == (once.iterations, once.status)
     steps = {"gmres": (4, 6), "scipy_gmres": (6, 6), "direct": (1, 9)}
     assert (once.iterations, once.n_products) == steps.get(method, (once.iterations, once.n_products))
+    if method == "fixed_point":
+        assert once.n_products == solve(method, product(J), b, tol=1e-8, joined=True).n_products == 5
 
 
 @pytest.mark.parametrize("method", [name for name in HONEST if name != "direct"])
@@ -359,6 +361,18 @@ def test_a_start_that_is_just_good_enough_is_left_as_it_is(method):
 def test_the_halved_iteration_ends_when_its_steps_are_small():
     """With J = I each step is half of the last one, from half of b on."""
     assert solve("damped", lambda v: v, np.diag([1.0, 4.0, 0.0]), tol=2.0**-10).iterations == 10
+
+
+@given(n_batch=st.integers(1, 3), n=st.integers(1, 12), seed=seeds, dtype=st.sampled_from([np.float32, np.float64]))
+def test_gmres_knows_a_singular_system_through_rounding(n_batch, n, seed, dtype):
+    """I − J symmetric, of eigenvalues 0 and 0.2 to 1.8, in any directions: a full Krylov space without a solution."""
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(0.2, 1.8, (n_batch, 1, n))
+    values[:, :, 0] = 0
+    Q = np.linalg.qr(rng.normal(size=(n_batch, n, n)))[0]
+    J = (np.eye(n) - Q * values @ Q.swapaxes(1, 2)).astype(dtype)
+    status = solve("gmres", product(J), rng.normal(size=(n_batch, n)).astype(dtype)).status
+    assert status in ("singular", "lost to rounding")
 
 
 @pytest.mark.parametrize("size", [2.0**-12, 1.0, 2.0**12])
