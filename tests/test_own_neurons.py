@@ -100,7 +100,7 @@ def test_in_continuous_time_too(pair, tau, delay):
     assert runs[1].balance_error <= each.max() * (runs[0].balance_error + 1e-12)
     first, second = (continuous_error_bound(of.frozen, x, run) for of, run in zip((one, own), runs, strict=True))
     close = {"rtol": 1e-9, "atol": 1e-10}
-    for name in ("error", "one_step", "certificate"):
+    for name in ("error", "one_step", "certificate", "stacked"):
         np.testing.assert_allclose(getattr(second, name), getattr(first, name), err_msg=name, **close)
     np.testing.assert_allclose(second.u_plus_sup, factors * first.u_plus_sup, **close)
     np.testing.assert_allclose(second.floor(5.0), first.floor(5.0), **close)
