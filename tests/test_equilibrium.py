@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from theorems import dense_network
 
-from ide_ref import IF, build, contraction, equations, find_equilibrium, freeze, linearise
+from ide_ref import IF, NotConverged, build, contraction, equations, find_equilibrium, freeze, linearise
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -132,6 +132,9 @@ def test_the_tolerance_of_relu_is_relative_to_what_the_drive_brings_without_feed
     frozen = one_neuron()
     options = {"max_iter": 11, "tol": share * 0.9**10 / 2, "allow_unconverged": True}
     assert find_equilibrium(frozen, np.ones((1, 1)), sigma="relu", **options).status == status
+    # a = 10 x, whose last bits are beyond the least tolerance for 1 + x: the larger sample's are told.
+    with pytest.raises(NotConverged, match=r"lost to rounding of float64, which alone may be 4\.4e-12: ask for"):
+        find_equilibrium(frozen, np.array([[100.0], [1000.0]]), sigma="relu", tol=5e-16)
 
 
 @pytest.mark.parametrize(("share", "status"), [(1.1, "converged"), (0.9, "out of iterations")])
@@ -168,5 +171,7 @@ def test_what_a_linearisation_normalised_is_known_there_and_not_elsewhere():
         if cache is not None:
             np.testing.assert_allclose(cache.z, m.pre_activation(rates), rtol=1e-14)
     assert not all(cache is None for cache in at.caches)
+    with pytest.raises(ValueError, match=r"drive has shape \(3, 9\); expected \(4, 9\), a state"):
+        linearise(frozen, at.forward, frozen.drive(x[:3]))
     for moved in (replace(at, forward=at.forward.copy()), replace(at, kept=None)):
         assert moved.caches == (None, None, None)

@@ -135,9 +135,16 @@ def test_newton_finds_a_solution_where_the_sweep_does_not_converge():
     # What one step of Newton's leads to is judged as it is.
     one_step = find_equilibrium(frozen, x, **begun, allow_unconverged=True)
     assert (one_step.a, one_step.residual) == (0.0, 0.75)
+    # A start that is just good enough is left as it is: f(0) is 0.75.
+    assert find_equilibrium(frozen, x, method="newton", tol=0.75).iterations == 0
     # A step must take a tenth off the residual, which was 1: to 0.85 it may stay, not to 0.925; half of it may.
     for drive, a in ((1.7, 0.0), (1.85, 0.5)):
         assert find_equilibrium(frozen, np.array([[drive]]), **begun, allow_unconverged=True).a == a
+    # W = 6 and p = 1.98 at 5: only 1/100 of the step stays on the slope, and so short a step gives way to a sweep.
+    steep = freeze(network, {**params, "feedback.weight": np.full((1, 1), 6.0)})
+    begun["start"] = np.full((1, 1), 5.0)
+    swept = find_equilibrium(steep, np.array([[-28.02]]), **begun, allow_unconverged=True).a
+    np.testing.assert_allclose(swept, [[0.99]])
 
 
 @pytest.mark.parametrize("sigma", ["clip", "relu"])
