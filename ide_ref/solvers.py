@@ -183,13 +183,14 @@ def accept(
 
 def _grew_from(history: Sequence[float]) -> int | None:
     """The step from which on a residual only grew beyond where it began; None where it did not."""
-    sizes = [size if np.isfinite(size) else np.inf for size in history]
-    if not sizes:
+    if not history:
         return None
-    least = int(np.argmin(sizes))
+    lost = not np.isfinite(history[-1])
+    if not lost and (len(history) < _LONG or not history[-1] > history[0]):
+        return None
+    least = int(np.argmin(np.where(np.isfinite(history), history, np.inf)))
     # One that fell for the better half of its way may fall again.
-    grew = len(sizes) >= _LONG and sizes[-1] > sizes[0] and 2 * least <= len(sizes)
-    return least + 1 if grew or np.isinf(sizes[-1]) else None
+    return least + 1 if lost or 2 * least <= len(history) else None
 
 
 class _Run:
