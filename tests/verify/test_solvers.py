@@ -1,6 +1,7 @@
 """Cross-examination of the solvers, on systems whose trouble is known because it was built in."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_the_worst_sample_is_told_and_what_is_singular_has_no_error():
     b *= np.array([[1.0], [1e3], [1e-3]])
     report = examine(lambda v: shares * v, b, gamma=0.75, methods=("fixed_point",), tol=1e-3)
     row, found = report.rows[0], solve("fixed_point", lambda v: shares * v, b, tol=1e-3)
-    assert report.system.smallest == 0.25
+    assert (report.system.radius, report.system.smallest) == (0.75, 0.25)
     assert row.residual == found.relative.max()
     assert row.error == pytest.approx(np.linalg.norm(found.x - b / (1 - shares), axis=1).max())
     assert row.certificate == pytest.approx(found.residual.max() / 0.25)
@@ -123,11 +124,14 @@ def test_what_is_beyond_the_floats_is_not_solved_and_warns_of_nothing(b, J, recw
 
 def test_what_is_asked_of_a_network_reaches_its_system():
     given = rollout(*problem("fashion-mnist-400"))
+    begin = time.perf_counter()
     report = cross_examine(*given, methods=("gmres", "fixed_point"), tol=1e-3, max_iter=2, max_size=4)
     assert [row.method for row in report.rows] == ["gmres", "fixed_point"]
     assert (report.tol, report.system.examined, report.row("fixed_point").iterations) == (1e-3, False, 2)
     # The network's own certificate takes no system apart.
     assert np.isfinite(report.row("gmres").certificate)
+    assert 0 < sum(row.seconds for row in report.rows) < time.perf_counter() - begin
+    assert [line.split()[0] for line in report.table().splitlines()[:3]] == ["solver", "gmres", "fixed_point"]
     assert f"{report.system.size} unknowns per sample, tolerance 1e-03; gamma " in report.table()
 
 
