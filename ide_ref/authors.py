@@ -4,6 +4,9 @@ The default does what the paper says. A :class:`Profile` has one switch per diff
 reproduce the figures of the authors' program; one alone shows what it costs. Differences that are a matter of other
 options need no switch here: the solvers (``solver="damped"``; ``solver="broyden", max_iter=30,
 allow_unconverged=True``) and the norm of the restriction (``Restriction(norm="kernel")``).
+
+Source: each difference as the authors' program computes it, named at its switch; their effects in
+``docs/tutorials/11-museum-of-mistakes.ipynb``.
 """
 
 from __future__ import annotations

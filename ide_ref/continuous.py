@@ -1,4 +1,7 @@
-"""Continuous time, simulated exactly: (IF-C) and (LIF-C) from event to event."""
+"""Continuous time, simulated exactly: (IF-C) and (LIF-C) from event to event.
+
+Units: potentials are in that of V_th, and all times (τ_m, Δ, of inputs and answers) in one unit of time, whichever.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The method in plain NumPy, one function an equation: the specification that the rest of the package is held against.
 
-Populations l of n_l neurons, B samples, every connection a dense matrix whose row index is the receiving neuron; a
-state is a list of arrays (B, n_l). From the top: a spiking network and its average rates, the equation they settle at,
-the gradient that follows from it alone, what stands between parameters and matrices, ``gradient``, the whole method.
+Source: https://arxiv.org/abs/2109.14247. Populations l of n_l neurons, B samples, every connection a dense matrix, row
+index the receiving neuron; a state is a list of arrays (B, n_l). Read from the top: a spiking network, its average
+rates, where they settle, the gradient from there alone, parameters to matrices and back, ``gradient``, all of it.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def sweep(
     feedback : (B, n) array
         Rates that feedback connections read.
     drive : (B, n) array
-        F x + b of the input connections.
+        F x + b of the input connections, in units of the potential.
     forward : (B, n) array, optional
         Rates that forward connections read, in place of those just computed; then p alone is computed.
     sigma : {"clip", "relu"}
@@ -260,7 +260,7 @@ def linearise(
     a : (B, n) array
         Rates of all populations, a rollout's or an equilibrium's.
     drive : (B, n) array
-        F x + b of the input connections.
+        F x + b of the input connections, in units of the potential.
     mask_rule : {"closed", "open", "half"}
         Which ends of σ's slope count as inside, (MASK).
     recompute : bool

@@ -2,6 +2,8 @@
 
 Each function returns its Figure, draws into ``ax`` where that is given (one Axes, or one per panel), and writes a file
 where there is a ``path``, whose ending decides the format: .png or .svg.
+
+Source: what is drawn is computed elsewhere, by the functions that ``docs/equations.md`` lists by their equation.
 """
 
 from __future__ import annotations
@@ -211,7 +213,7 @@ def panel(bound: ErrorBound, *, name: str) -> dict[str, Any]:
 
 
 def times_drawn(n_steps: int) -> NDArray[np.int64]:
-    """Steps of a run, (M,), evenly spaced on a logarithmic axis."""
+    """Steps t of a run, (M,), at most `n_steps` steps, evenly spaced on a logarithmic axis."""
     return np.unique(np.round(np.geomspace(1, n_steps, POINTS)).astype(np.int64))
 
 
@@ -278,7 +280,7 @@ def rates_over_time(
 
 
 def recorded(rates: Rates) -> Recording:
-    """What a rollout recorded; ValueError where it did not."""
+    """What a rollout to these rates recorded; ValueError where it did not."""
     if rates.recording is None:
         raise ValueError("rates has no recording of every step; expected one from simulate(..., record=True)")
     return rates.recording

@@ -2,6 +2,8 @@
 
 ``Network`` says what is connected to what and holds no arrays; ``init`` draws its parameters, a flat dict, from which
 :func:`ide_ref.maps.freeze` makes maps. States are (B, n) arrays, the populations side by side, each channels last.
+
+Source: (FP) with W in blocks, a block for each connection; ``docs/networks.md``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Every solver takes the product v ↦ J v on arrays (B, n), where sample b's row 
 a :class:`Solution`. What counts as solved is decided in one place, :func:`accept`, from the product at the very x that
 is returned. Nothing here raises because a system was hard: ``status`` says how it ended, and :func:`require` turns
 that into an error where the caller wants one.
+
+Source: (FP) linearised and (BETA); each method's own reference is in its docstring.
 """
 
 from __future__ import annotations

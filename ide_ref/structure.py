@@ -1,4 +1,7 @@
-"""Structure strings of the paper's tables: ``64C5s (F64C5)``, ``400 (F400)``."""
+"""Structure strings of the paper's tables: ``64C5s (F64C5)``, ``400 (F400)``.
+
+Source: the notation of the paper's tables, https://arxiv.org/abs/2109.14247, in full in ``docs/networks.md``.
+"""
 
 from __future__ import annotations
 

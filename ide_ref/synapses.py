@@ -8,6 +8,8 @@ plain matrix product, for ``Dense``.
 Layouts. Weights are stored as the field stores them (``weight_shape``). States are flat arrays (B, n) in
 *cell* order, channels last: position-major, so that the weights of one tap meet contiguous channels.
 ``to_channels_last`` and ``from_channels_last`` convert between (B, channels, rows, columns) and these.
+
+Source: W and Wᵀ of (FP), (BETA) and (HEBB), one linear map at a time.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def test_form_shapes_and_errors(name, thing, owner):
         assert re.search(r"\b[A-Z]\w*Error|Raises", doc), "raises a ValueError and does not say so"
 
 
-def check_fields(thing, doc):
-    """A dataclass's arrays have their shapes, in the docstring of the class or below the field."""
+def told_of_fields(thing, doc):
+    """What is said of each field of a class: in its docstring, or below the field."""
     parsed = docscrape.NumpyDocString(doc)
     told = {
         name.strip(): f"{entry.type} {' '.join(entry.desc)}"
@@ -93,10 +93,63 @@ def check_fields(thing, doc):
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             told[node.target.id] = after.value.value
-    summary = " ".join(parsed["Summary"])
+    return told, " ".join(parsed["Summary"])
+
+
+def check_fields(thing, doc):
+    """A dataclass's arrays have their shapes."""
+    told, summary = told_of_fields(thing, doc)
     for field in annotated_as_arrays(thing):
         assert SHAPE.search(told.get(field, summary)), f"array {field} without a shape"
 
+
+# What is measured in a unit, by the names that the package gives it, and words that say the unit.
+UNITS = {
+    "tau|delay|times|spike_times|t_end|refractory|saccade": r"steps?|seconds?|microseconds|units? of time",
+    "n_steps": r"steps?",
+    "a|a_delayed|rates|x_mean": r"spikes? per (step|unit of time|second)|[Rr]ates?|x̄|a\[T\]",
+    "u|u_end|u_plus|potentials|v_th|drive": r"[Pp]otentials?|[Tt]hresholds?|V_th",
+    "resident|idle|room": r"[Bb]ytes|MiB",
+    "degrees": r"degrees",
+    "energy": r"[Pp]icojoules?|pJ|[Jj]oules?",
+}
+
+
+@pytest.mark.parametrize(("name", "thing", "owner"), PUBLIC)
+def test_what_has_a_unit_says_which(name, thing, owner):
+    fields = told_of_fields(thing, documentation(name, thing, owner))[0].values() if inspect.isclass(thing) else ()
+    doc = "\n".join([*above(name, thing, owner), *fields])
+    for quantity, kind in getattr(thing, "__annotations__", {}).items():
+        if str(kind).startswith("Mapping"):
+            continue
+        for names, unit in UNITS.items():
+            if re.fullmatch(names, quantity):
+                assert re.search(rf"\b({unit})(?!\w)", doc), f"{quantity} has no unit"
+
+
+def above(name, thing, owner):
+    """A docstring with those that it stands under: its class's and its module's."""
+    classes = [] if owner is None else [inspect.getdoc(owner)]
+    return [documentation(name, thing, owner), *classes, inspect.getdoc(inspect.getmodule(thing))]
+
+
+LABELS = set(re.findall(r"^### \(([A-Z-]+)\)", (ROOT / "docs/equations.md").read_text(), re.M))
+
+
+@pytest.mark.parametrize(("name", "thing", "owner"), PUBLIC)
+def test_the_source_is_named(name, thing, owner):
+    """An equation of the index, a page, an address, a publication, or the page of equations itself."""
+    doc = "\n".join(above(name, thing, owner))
+    for page in re.findall(r"``(docs/[\w./-]+\.(?:md|ipynb))``", doc):
+        assert (ROOT / page).is_file(), f"{page} is no page"
+    labels = set(re.findall(r"\(([A-Z]{2,}(?:-C)?)\)", doc))
+    assert labels <= LABELS | NO_EQUATIONS, f"{labels - LABELS} is no equation"
+    source = r"``docs/|https?://|\b(19|20)\d\d[),]|`ide_ref\.equations(\.\w+)?`"
+    assert labels & LABELS or re.search(source, doc), "no source"
+
+
+NO_EQUATIONS = {"BPTT", "ON", "OFF", "STBP"}
+"""Capitals in brackets that are no label."""
 
 FUNCTIONS = [name for name in ide_ref.__all__ if inspect.isfunction(getattr(ide_ref, name))]
 

@@ -1,4 +1,7 @@
-"""Spikes per second in continuous time."""
+"""Spikes per second in continuous time.
+
+Source: what is timed in ``docs/performance.md``.
+"""
 
 from __future__ import annotations
 

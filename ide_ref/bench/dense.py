@@ -3,6 +3,8 @@
 The unit is D = 2·MACs·B·(T + 31)/r, plus the drive and its gradient once each, with MACs those of one feedback
 sweep and r the machine's float32 matrix-product rate, measured in the same run: what the method costs with dense
 products and 30 backward sweeps.
+
+Source: ``docs/performance.md``.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from ide_ref.network import INPUT, Network
 
 
 def dense_forward(network: Network, n_steps: int, batch_size: int, rate: float) -> float:
-    """Seconds of T dense sweeps and the drive at the rate of a matrix product."""
+    """Seconds of the dense sweeps of T steps and the drive at the rate of a matrix product."""
     return _seconds(network, n_steps, 1, batch_size, rate)
 
 
 def dense_equivalent(network: Network, n_steps: int, batch_size: int, rate: float, *, spike_input: bool) -> float:
-    """D in seconds: dense products for T forward and 31 backward sweeps, the drive and its gradient."""
+    """D in seconds: dense products for the sweeps of T steps and 31 backward, the drive and its gradient."""
     return _seconds(network, n_steps + 31, n_steps + 1 if spike_input else 2, batch_size, rate)
 
 

@@ -1,4 +1,7 @@
-"""The machine: what it is, and its rates of a dense matrix product and of events."""
+"""The machine: what it is, and its rates of a dense matrix product and of events.
+
+Source: ``docs/performance.md``, "What limits it".
+"""
 
 from __future__ import annotations
 

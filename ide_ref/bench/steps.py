@@ -1,4 +1,7 @@
-"""Training steps by stage, against the dense-equivalent time of the same step."""
+"""Training steps by stage, against the dense-equivalent time of the same step.
+
+Source: what a stage contains in ``docs/performance.md``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What happens to a batch of images between the data set and the network."""
+"""What happens to a batch of images between the data set and the network.
+
+Source: the paper's recipe for CIFAR, https://arxiv.org/abs/2109.14247: padding by 4, random crop, random flip.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 One record is the label bytes (CIFAR-10: the class; CIFAR-100: the coarse, then the fine class) and
 3072 pixel bytes: the red, green and blue planes, each 32 rows of 32.
+
+Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A data set in memory: what the registry reads, or a user's own arrays."""
+"""A data set in memory: what the registry reads, or a user's own arrays.
+
+Source: forms of arrays and files in ``docs/data.md``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The one error that everything in this package raises about data."""
+"""The one error that everything in this package raises about data.
+
+Source: what is refused in ``docs/data.md``.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 One event is five bytes, big-endian: column (8 bits), row (8), polarity (1; 1 is ON, brighter) and time
 in microseconds (23). A record whose row is 240 is no event: it adds 2^13 µs to the time of every record
 after it. The sensor has 34 by 34 pixels.
+
+Source: https://www.garrickorchard.com/datasets/n-mnist, the recordings' format.
 """
 
 from __future__ import annotations

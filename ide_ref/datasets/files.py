@@ -1,4 +1,7 @@
-"""A user's own data set, read from a file, a folder, or by a function."""
+"""A user's own data set, read from a file, a folder, or by a function.
+
+Source: forms of arrays and files in ``docs/data.md``.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 An IDX file is two zero bytes, a type code, the number of dimensions, each dimension as a big-endian
 32-bit count, and the elements, big-endian, last dimension fastest.
+
+Source: http://yann.lecun.com/exdb/mnist/, "File formats".
 """
 
 from __future__ import annotations

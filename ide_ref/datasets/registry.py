@@ -15,6 +15,8 @@ nmnist          ``Train/0`` to ``Train/9`` and ``Test/0`` to ``Test/9`` with one
 
 A root that itself has the data set's name, or that of the folder in its archive, is taken for the data
 set's folder.
+
+Source: publisher, licence and digests of each set in ``docs/data.md``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Spikes of a network by population, the synaptic operations they cause, and an estimate of their energy."""
+"""Spikes of a network by population, the synaptic operations they cause, and an estimate of their energy.
+
+Source: ``docs/backpropagation-through-time.md``; energies by Horowitz (2014), see `ACCUMULATE`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Angles between gradients: implicit, through time with each surrogate, and exact."""
+"""Angles between gradients: implicit, through time with each surrogate, and exact.
+
+Source: ``docs/backpropagation-through-time.md``.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class Angles:
     norms: dict[str, float]
     """Of each gradient: "exact", "ide" and "stbp NAME"."""
     degrees: dict[str, dict[str, float]]
-    """Angle between the first and the second, both ways round, NaN where either is 0."""
+    """Angle in degrees between the first and the second, both ways round, NaN where either is 0."""
     by_parameter: dict[str, dict[str, float]]
     """Of each gradient but the exact one, the angle with that (with "ide" where there is none) by parameter; NaN where
     one is 0 but for rounding."""

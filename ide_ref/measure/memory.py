@@ -1,4 +1,7 @@
-"""Memory of training steps over T, for both gradients: of a whole process, and of the arrays in it."""
+"""Memory of training steps over T, for both gradients: of a whole process, and of the arrays in it.
+
+Source: ``docs/backpropagation-through-time.md``.
+"""
 
 from __future__ import annotations
 

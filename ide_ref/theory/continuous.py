@@ -72,7 +72,7 @@ class ContinuousBound:
         return median_ratio(self.error, self.one_step)
 
     def floor(self, tau: float) -> NDArray:
-        """(N,) limit of the bound: (I − N)⁻¹ c √n/(τ_m V_th), 0 for IF (infinite τ_m)."""
+        """(N,) limit of the bound: (I − N)⁻¹ c √n/(τ_m V_th), 0 for IF (infinite τ_m, in the run's unit of time)."""
         tau = time_constant("tau", tau)
         net = self.equilibrium.network
         sizes = np.sqrt([p.size for p in net.populations])

@@ -129,7 +129,7 @@ class Split:
     Attributes
     ----------
     a : (B, T, n) array
-        a[t] for t = 1..T.
+        a[t] for t = 1..T, spikes per step.
     p : (B, T, n) array
         p[t−1], the average drive that a[t] answers.
     u_plus : (B, T, n) array
@@ -378,7 +378,7 @@ def error_bound(
 
 
 def fixed_point_residual(frozen: Frozen, x: NDArray, rates: Rates, times: ArrayLike) -> NDArray:
-    """‖f(a[t]) − a[t]‖₂ over all populations: how far the rates of a run are from solving (FP).
+    """‖f(a[t]) − a[t]‖₂ in spikes per step, over all populations: how far the rates of a run are from solving (FP).
 
     It needs no a*, so it can be told where none was found.
 
@@ -390,7 +390,7 @@ def fixed_point_residual(frozen: Frozen, x: NDArray, rates: Rates, times: ArrayL
     rates : Rates
         From ``simulate(..., record=True)``.
     times : (K,) ints
-        t from 1 to T, ascending.
+        Steps t from 1 to T, ascending.
 
     Returns
     -------

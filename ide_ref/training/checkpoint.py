@@ -1,4 +1,7 @@
-"""The state of a training in one safetensors file: arrays as tensors, all else as JSON in the header."""
+"""The state of a training in one safetensors file: arrays as tensors, all else as JSON in the header.
+
+Source: https://github.com/huggingface/safetensors, the file's format; the header's fields are those of `Checkpoint`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a trained network does: its accuracy, its firing rates, its distance from equilibrium."""
+"""What a trained network does: its accuracy, its firing rates, its distance from equilibrium.
+
+Source: accuracy of (READ); distance from (FP), ``docs/equilibrium.md``.
+"""
 
 from __future__ import annotations
 

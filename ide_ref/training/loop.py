@@ -2,6 +2,8 @@
 
 A training is a walk from one `Checkpoint` to the next, a batch per step. Nothing else is carried along, so a
 training stopped between any two batches and resumed goes the same way, bit for bit.
+
+Source: ``docs/long-runs.md``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The loss at the readout and its gradient by hand."""
+"""The loss at the readout and its gradient by hand.
+
+Source: (READ), and the cross entropy of its softmax.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The learning rate as a function of where the training stands."""
+"""The learning rate as a function of where the training stands.
+
+Source: ``steps`` as in the paper's experiments, https://arxiv.org/abs/2109.14247; the others in :func:`learning_rate`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Stochastic gradient descent with momentum and weight decay."""
+"""Stochastic gradient descent with momentum and weight decay.
+
+Source: ``sgd_step`` of :mod:`ide_ref.equations`.
+"""
 
 from __future__ import annotations
 

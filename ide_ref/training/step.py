@@ -1,4 +1,7 @@
-"""One training step from top to bottom: what `train` repeats and ``ide-ref bench`` times."""
+"""One training step from top to bottom: what `train` repeats and ``ide-ref bench`` times.
+
+Source: (FP), (READ), (BETA), (HEBB) in this order, and ``sgd_step`` of :mod:`ide_ref.equations`.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ class Step:
     n_correct: int
     """Samples whose largest logit was the label's."""
     rates: Rates
+    """Of the rollout, in spikes per step."""
     backward: Backward | ThroughTime
     """As the recipe's method has it."""
 

@@ -1,4 +1,7 @@
-"""Is a gradient right, and if not: how wrong, where, and because of what?"""
+"""Is a gradient right, and if not: how wrong, where, and because of what?
+
+Source: ``docs/check-your-gradient.md`` and ``docs/trust.md``.
+"""
 
 from ide_ref.verify.budget import Budget, Part, explain_gradient, explain_over_time, table_over_time
 from ide_ref.verify.compare import MISTAKES, Comparison, Context, Mistake, compare

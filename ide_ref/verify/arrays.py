@@ -1,4 +1,7 @@
-"""Arrays of other libraries as NumPy's, and the dtypes that they had there."""
+"""Arrays of other libraries as NumPy's, and the dtypes that they had there.
+
+Source: NumPy's array protocol and DLPack, https://dmlc.github.io/dlpack/latest/.
+"""
 
 from __future__ import annotations
 

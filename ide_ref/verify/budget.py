@@ -61,8 +61,9 @@ class Budget:
     parts: tuple[Part, ...]
     """What separates them; training = exact + Σ parts."""
     n_steps: int
+    """T of training, in steps."""
     distance: float
-    """Largest ‖a[T] − a*‖₂ of a sample."""
+    """Largest ‖a[T] − a*‖₂ of a sample, in spikes per step."""
     equilibrium_certificate: float
     """Largest certified ‖a − a*‖₂ of a*'s solution, (CERT), on the feedback sources."""
     rates_certificate: float
@@ -204,7 +205,7 @@ def explain_gradient(
     x, y : arrays
         A batch, (B, *input_shape) or (B, T, *input_shape), and its (B,) labels.
     n_steps : int
-        T of training.
+        T of training, in steps.
     solver, tol, max_iter : str, float, int
         As in training; see :func:`ide_ref.backward`. A solver that stops early is taken as it is.
     profile : Profile, optional
@@ -292,7 +293,7 @@ def explain_over_time(
     training: bool = True,
     seed: int = 0,
 ) -> tuple[Budget, ...]:
-    """:func:`explain_gradient` for several T, to be drawn by :func:`ide_ref.figures.budget_over_time`.
+    """:func:`explain_gradient` for several T, in steps, to be drawn by :func:`ide_ref.figures.budget_over_time`.
 
     A spike train is cut to its first T frames, so a T beyond its length is a ValueError, as one below 1 is.
     """

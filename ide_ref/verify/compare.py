@@ -2,6 +2,8 @@
 
 Every known mistake is planted in our own backward pass and the gradient it gives is compared with the foreign
 one, so that a name is a match to rounding and not a guess.
+
+Source: the list of mistakes in ``docs/check-your-gradient.md``.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ Let L(θ) = ⟨c, z*(θ)⟩ and g the gradient in question. Along a direction d
 
 down to what rounding leaves of L. The same steps, extrapolated to h = 0, give ⟨∇L, d⟩ with an uncertainty, on both
 sides of θ: where they differ, a kink lies there. What neither shows is said to be undecidable.
+
+Source: ``docs/check-your-own-layer.md``.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ and in a test::
         check_conformance(my_port(conformance_case))
 
 The test runs once a case: of the pack given with ``--conformance-pack=DIR``, or of one made on the spot.
+
+Source: ``docs/port-to-a-gpu.md``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 What is taken from the package is the structure, the parameters and the dropout masks that were drawn; restriction,
 normalisation, spikes, rates, β and gradients are computed by the equations alone.
+
+Source: ``docs/equations.md``.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class Specified:
 
 
 def specified(frozen: Frozen, x: NDArray, n_steps: int) -> Specified:
-    """A frozen network and its input by the equations, in float64, for a static input over ``n_steps``.
+    """A frozen network and its input by the equations, in float64, for a static input over ``n_steps`` steps.
 
     x, (B, *input_shape) or (B, T, *input_shape), is what it was frozen on, where it was frozen for training.
     """
@@ -68,7 +70,8 @@ def specify(
 ) -> Specified:
     """A network that is not frozen by the equations; ``params`` need no vectors that a search for ‖W̄‖ starts from.
 
-    ``masks`` are dropout masks of connections by name, (B, n_to) in channels-last order; with ``training`` input
+    ``masks`` are dropout masks of connections by name, (B, n_to) in channels-last order; a static ``x`` stays for
+    ``n_steps`` steps; with ``training`` input
     connections are normalised with the batch's own statistics.
     """
     steps = x if network.is_spike_input(x) else np.repeat(x[:, None], n_steps, axis=1)

@@ -6,6 +6,8 @@ returns or writes what the file has under ``expected/*``, as far as it goes. Wha
 :mod:`ide_ref.equations` gives in float64. Margins and rounding bounds in the pack make the tolerance a rule: inputs
 are drawn so that no rounding of a right port can flip a spike, so every spike must agree, and then every later
 number to a fixed relative tolerance.
+
+Source: ``docs/port-to-a-gpu.md``.
 """
 
 from ide_ref.verify.conformance.compare import CaseResult, ConformanceReport, Divergence, check, compare

@@ -1,4 +1,7 @@
-"""Judging a port's outputs: stage by stage, up to the first wrong number."""
+"""Judging a port's outputs: stage by stage, up to the first wrong number.
+
+Source: ``docs/port-to-a-gpu.md``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Computing a pack: every number in it is given by :mod:`ide_ref.equations`, in float64."""
+"""Computing a pack: every number in it is given by :mod:`ide_ref.equations`, in float64.
+
+Source: ``docs/port-to-a-gpu.md``.
+"""
 
 from __future__ import annotations
 

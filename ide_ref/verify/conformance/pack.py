@@ -1,4 +1,7 @@
-"""What a conformance pack is: its stages, cases, tolerances and files, and the refusal of what is no pack."""
+"""What a conformance pack is: its stages, cases, tolerances and files, and the refusal of what is no pack.
+
+Source: ``docs/port-to-a-gpu.md``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Running a port in process; the package's fast functions are one like any other."""
+"""Running a port in process; the package's fast functions are one like any other.
+
+Source: ``docs/port-to-a-gpu.md``.
+"""
 
 from __future__ import annotations
 
