@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRuns
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -12,10 +15,17 @@ from typing import Any, ParamSpec, TypeVar
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 SMALL = 1 << 24
 """Multiply-adds of a sweep of the whole batch below which one thread is as quick as two: digits at batch 128 has 11
 million and takes 0.8 of the time of two, fashion-mnist-400 has 60 million."""
+
+LONG = 1 << 30
+"""Multiply-adds above which one call of a kernel may last so long that signals shall not wait for it, from 0.05 s."""
+
+POLL = 0.1
+"""Seconds from one look for signals to the next, on systems where a waiting thread hears none."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,3 +94,42 @@ def _work(owner: Any = None, *others: Any, **named: Any) -> float:
         if isinstance(batch, np.ndarray) and batch.ndim > 1:
             return of_one * len(batch)
     return of_one
+
+
+waiting = False
+"""Whether the main thread waits in `stoppable`: a handler of signals may raise there, and the kernel stops."""
+
+
+def stoppable(kernel: Callable[[NDArray[np.uint8]], None], work: float) -> None:
+    """Call a kernel with its flag ``stop``; where `work` is long, so that Ctrl-C and other signals do not wait for it.
+
+    Python's handlers run in the main thread, between two of its instructions, and a kernel is one. So a long one runs
+    in a thread of its own. Whatever a handler raises meanwhile sets the flag, and is raised here once the kernel has
+    ended.
+    """
+    global waiting
+    stop = np.zeros(1, np.uint8)
+    if work < LONG or threading.current_thread() is not threading.main_thread():
+        kernel(stop)
+        return
+    n_threads = numba.get_num_threads()
+
+    def run() -> None:
+        # Numba counts threads for each caller.
+        numba.set_num_threads(n_threads)
+        kernel(stop)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        try:
+            waiting = True
+            while True:
+                try:
+                    return running.result(timeout=POLL)
+                except StillRuns:
+                    pass
+        except BaseException:
+            stop[0] = 1
+            raise
+        finally:
+            waiting = False

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import _checks
+from ide_ref import _checks, _threads
 from ide_ref._kernels import continuous as _continuous
 from ide_ref.maps import Frozen
 from ide_ref.network import Network
@@ -255,10 +256,13 @@ def simulate_continuous(
     while True:
         room = min(budget, max(2 * room, _ROOM))
         spike_times, spike_neurons = _with_room(spike_times, room), _with_room(spike_neurons, room)
-        _continuous.run(
+        arguments = (
             blocks, weights, drives, edges, input_times, input_cells + n, tau, v_th, delay, times[n_sampled:],
             spike_times, spike_neurons, u_samples[n_sampled:], u, *arrays,
         )  # fmt: skip
+        # An event may reach every neuron.
+        work = n * (room - int(counts[_continuous.SPIKES]) + len(input_times))
+        _threads.stoppable(partial(_continuous.run, *arguments), work)
         if counts[_continuous.STATUS] == _continuous.DONE or room == budget:
             break
         # At the instant where the room ended spikes are still to come, so a sample there has not been taken.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,11 +155,13 @@ def simulate(frozen: Frozen, x: NDArray, n_steps: int, *, record: bool = False) 
     steps = n_steps if record else 0
     spikes = np.empty((n_batch, steps, n), np.uint8)
     potentials = np.empty((n_batch, steps, n), dtype)
-    _rollout.rollout(
+    arguments = (
         drive, train, leaks.astype(dtype), net.population_thresholds.astype(dtype), weights_of_rate.astype(dtype),
         prediction_bounds(n_steps).astype(dtype), net.offsets, *plan, u, a, n_spikes, n_events, margin, spikes,
         potentials, block_of(n_batch, plan.table[:, N_OUT].max(initial=1)),
     )  # fmt: skip
+    work = (net.n_multiplications + n) * n_batch * n_steps
+    _threads.stoppable(partial(_rollout.rollout, *arguments), work)
     # Divided last: for IF the sum is a whole number, so the rate is correctly rounded.
     for neuron, columns in net.stretches:
         a[:, columns] /= dtype.type(neuron.total_weight(n_steps))

@@ -193,7 +193,7 @@ def begin(drive, tau, v_th, c, lost, key, heap, clock, counts):
 @njit
 def run(
     blocks, weights, drives, edges, input_times, input_sources, tau, v_th, delay, samples, spike_times, spike_neurons,
-    u_samples, u, c, lost, key, heap, clock, counts,
+    u_samples, u, c, lost, key, heap, clock, counts, stop,
 ):  # fmt: skip
     """Go on from where ``begin`` or an earlier run stopped, to the last of ``samples`` or until the spikes are full.
 
@@ -216,6 +216,7 @@ def run(
         crossings, and the neurons as a heap by these; overwritten.
     clock : (3,)  the time, T0 and y; overwritten.
     counts : (7,)  overwritten, see the names above.
+    stop : (1,) uint8  as soon as another thread writes 1 here, the rest is left undone.
 
     Of what happens at one instant, first the drive changes, then input spikes arrive, then delayed spikes, in
     the order in which they were fired; then, as long as any neuron stands at threshold, the one of them with the
@@ -232,7 +233,7 @@ def run(
     far = min(FAR, LARGEST / tau)
     counts[STATUS] = DONE
     sampled = 0
-    while sampled < samples.shape[0]:
+    while sampled < samples.shape[0] and not stop[0]:
         kind, t_next = _next_arrival(
             samples[sampled], delay, delivered, spike_times[: counts[SPIKES]], arrived, input_times, edge, edges
         )

@@ -155,7 +155,7 @@ def _record(lo, hi, i, sent, n_sent, u, spikes, potentials):
 @njit
 def _run(
     block, drive, inputs, leak, v_th, rate_weights, bounds, starts, plan, u, a, n_spikes, n_events, margin, spikes,
-    potentials,
+    potentials, stop,
 ):  # fmt: skip
     """All steps of a block of samples, from sample ``block`` on; arguments as those of ``rollout``, for the block."""
     n_samples, n = drive.shape
@@ -185,6 +185,8 @@ def _run(
     margin[:] = np.inf
     so_far = np.zeros(n_populations, drive.dtype)  # what the rate's sum of a neuron is that fired at every step
     for t in range(n_steps):
+        if stop[0]:
+            return
         last = t + 1 == n_steps
         if n_in > 0:
             _send_input(inputs, t, sent)
@@ -216,7 +218,7 @@ def _run(
 @njit(parallel=True)
 def rollout(
     drive, inputs, leak, v_th, rate_weights, bounds, starts, incoming, table, runs, weights, keep, u, a, n_spikes,
-    n_events, margin, spikes, potentials, share,
+    n_events, margin, spikes, potentials, share, stop,
 ):  # fmt: skip
     """(STEP) for t = 0..T-1 over the graph, event by event, and (RATE).
 
@@ -235,6 +237,7 @@ def rollout(
     margin : (B,)  overwritten: smallest |v - V_th| met.
     spikes, potentials : (B, T, n) recordings, or (B, 0, 0) for none.
     share : samples of a block, see ``propagate.block_of``.
+    stop : (1,) uint8  as soon as another thread writes 1 here, the rest is left undone.
 
     A population's event list is replaced when it has been updated, so a connection from an earlier
     population reads s[t + 1], and one from the same or a later population s[t]: the rule of (LAYERS).
@@ -245,5 +248,5 @@ def rollout(
         _run(
             i * share, drive[here], inputs[here], leak, v_th, rate_weights, bounds, starts,
             Plan(incoming, table, runs, weights, keep), u[here], a[here], n_spikes[here], n_events[here], margin[here],
-            spikes[here], potentials[here],
+            spikes[here], potentials[here], stop,
         )  # fmt: skip
