@@ -19,7 +19,10 @@ _PACKAGE = Path(__file__).parent
 
 def is_real(value: object) -> bool:
     """Whether value is a finite real number, Python's or NumPy's; not a bool, not an array."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        return False
 
 
 def is_whole(value: object, least: int = 1) -> bool:

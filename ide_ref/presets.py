@@ -83,6 +83,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("n_steps", "epochs", "batch_size", "max_iter", *(["limit"] if self.limit is not None else [])):
             _checks.whole(name, getattr(self, name))
+        if self.n_steps >= 1 << 31:
+            raise ValueError(f"n_steps is {self.n_steps}; expected less than 2^31")
         for name in ("warmup_steps", "crop"):
             _checks.whole(name, getattr(self, name), 0)
         for name in ("lr", "tol", "gamma"):

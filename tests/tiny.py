@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+
+from safetensors import safe_open
+from safetensors.numpy import save as to_bytes
 
 from ide_ref.datasets import load
 from ide_ref.neurons import LIF
 from ide_ref.presets import Preset, Recipe
+from ide_ref.training import checkpoint
 
 RECIPE = Recipe(
     dataset="digits",
@@ -38,3 +43,14 @@ def same(first, second):
     return first.keys() == second.keys() and all(
         first[name].dtype == second[name].dtype and first[name].tobytes() == second[name].tobytes() for name in first
     )
+
+
+def rewritten(path, change=lambda about: None, *, tensors=None, digest=True):
+    """The checkpoint at `path` with other tensors, or with what a function makes of the words about them."""
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(file.metadata()["ide_ref"])
+    change(about)
+    arrays, text = {**arrays, **(tensors or {})}, json.dumps(about)
+    metadata = {"ide_ref": text, **({"sha256": checkpoint._digest(text, arrays)} if digest else {})}
+    path.write_bytes(to_bytes(arrays, metadata))

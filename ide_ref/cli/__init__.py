@@ -1,7 +1,8 @@
 """The command ``ide-ref``.
 
 Progress and logs go to stderr, results to stdout; ``--json`` prints one JSON document and nothing else there.
-Exit status: 0 success, 1 a check failed, 2 wrong use, with one line saying what and what to do.
+Exit status: 0 success, 1 a check failed, 2 wrong use, with one line saying what and what to do; 130 interrupted, 141
+the reader of stdout went before all was said, as a shell has it.
 
 A command is a module: ``add`` gives its parser the options, ``run`` does the work and returns the status.
 """
@@ -9,15 +10,17 @@ A command is a module: ``add`` gives its parser the options, ``run`` does the wo
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from ide_ref.cli import _common, bench, conformance, data, equilibrium, evaluate, gradcheck, info, measure, train
 
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_USE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,8 +63,35 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    # A stream that was closed leads nowhere; else the next file to be opened would take its number, and its text.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file need not be UTF-8.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = lambda message, *_, **__: _common.tell(f"ide-ref {args.command}: {message}")
+    status = _status(args)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has gone; there is no one to tell.
+        _drop(sys.stdout)
+    except OSError as error:
+        _drop(sys.stdout)
+        status = _fail(args.command, f"standard output: {error.strerror}; give another place or make room there")
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)
+    return status
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Of a command that is run; says what went wrong."""
     try:
         if getattr(args, "threads", None) is not None:
             import numba
@@ -70,13 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.threads > most:
                 raise ValueError(f"--threads is {args.threads}; expected at most {most}")
             numba.set_num_threads(args.threads)
-        status = int(args.run(args))
-        sys.stdout.flush()
-        return status
+        return int(args.run(args))
     except BrokenPipeError:
-        # The reader of our output has gone; there is no one to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         return _fail(args.command, "interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
@@ -86,10 +112,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(args.command, f"{where}{error.strerror or error}; give another place or make room there")
+    except MemoryError as error:
+        advice = "fewer --n-steps, a smaller --batch-size or --limit take less"
+        return _fail(args.command, f"the memory is too small ({error or 'no more is given'}); {advice}")
     except RuntimeError as error:
         return _fail(args.command, str(error), FAILED)
 
 
+def _drop(stream: TextIO) -> None:
+    """Send to nowhere what a stream still holds, which Python would try to write once more at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
 def _fail(command: str, message: str, status: int = WRONG_USE) -> int:
-    print(f"ide-ref {command}: {' '.join(message.split())}", file=sys.stderr)
+    _common.tell(f"ide-ref {command}: {' '.join(message.split())}")
     return status

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +114,12 @@ def as_json(document: dict[str, Any]) -> str:
 def print_result(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
     """The result on stdout: the document with ``--json``, the text without."""
     print(as_json(document) if args.json else text)
+
+
+def tell(text: str) -> None:
+    """A line on stderr, if anybody reads that."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def condition(gamma: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ide_ref.cli import _common
 
@@ -16,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     from ide_ref.datasets import fetch, status
 
     if args.download:
-        print(f"{args.download}: in {fetch(args.download, progress=True)}", file=sys.stderr)
+        _common.tell(f"{args.download}: in {fetch(args.download, progress=True)}")
     found = status(data_dir=args.data_dir)
     document = {
         s.info.name: {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         # (ERR) is of one leak: populations with a neuron of their own take it too, and keep their V_th.
         own = tuple(replace(p, neuron=p.neuron and replace(p.neuron, leak=neuron.leak)) for p in network.populations)
         frozen = freeze(replace(network, populations=own), params)
-        print(f"{neuron.name.upper()}: {n_steps} steps of {len(x)} samples", file=sys.stderr)
+        _common.tell(f"{neuron.name.upper()}: {n_steps} steps of {len(x)} samples")
         rates = simulate(frozen, x, n_steps, record=True)
         try:
             panels.append(figures.panel(error_bound(frozen, x, rates, known=found), name=neuron.name.upper()))

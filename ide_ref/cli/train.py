@@ -33,6 +33,12 @@ def add(p: argparse.ArgumentParser) -> None:
         help="output folder (default: runs/NAME-NEURON-sSEED or -stbp-sSEED, preset's or data's name)",
     )
     p.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    p.add_argument(
+        "--save-every",
+        type=_common.positive,
+        metavar="S",
+        help="seconds after which a checkpoint is written within an epoch (default 600)",
+    )
     p.add_argument("--limit", type=_common.count, metavar="N", help="only the first N training and N test images")
     p.add_argument("--batch-size", type=_common.count, metavar="B", help="default 128, or the preset's")
     p.add_argument("--lr", type=_common.positive, metavar="R", help="learning rate (default 0.05, or the preset's)")
@@ -86,16 +92,17 @@ def run(args: argparse.Namespace) -> int:
         data = load_data(preset, data_dir=args.data_dir, limit=preset.recipe.limit, source=args.data)
     drawn = figures.available()
     if not drawn:
-        print(f"matplotlib is not installed: no {_CURVES} will be drawn; {_common.INSTALL}", file=sys.stderr)
+        _common.tell(f"matplotlib is not installed: no {_CURVES} will be drawn; {_common.INSTALL}")
     command = ["ide-ref", *args.words]
-    result = loop.train(preset, data, out=out, seed=seed, resume=args.resume, command=command, log=sys.stderr)
+    options = {"resume": args.resume, "save_every": args.save_every or loop.SAVE_EVERY, "command": command}
+    result = loop.train(preset, data, out=out, seed=seed, log=sys.stderr, **options)
     summary = {**result.summary(), "out": str(out)}
     history = result.checkpoint.history
     if history and drawn:
         figures.training_curves(history, title=f"{preset.name} ({preset.neuron.name.upper()})", path=out / _CURVES)
     if result.stopped_by is not None:
         again = [*(word for word in args.words if word != "--resume"), "--resume"]
-        print(f"stopped and saved; go on with: ide-ref {shlex.join(again)}", file=sys.stderr)
+        _common.tell(f"stopped and saved; go on with: ide-ref {shlex.join(again)}")
         if args.json:
             _common.print_result(args, summary, "")
         return 128 + int(result.stopped_by)  # a signal's number, as there is no callback
@@ -122,7 +129,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Preset, Dataset | None, int]:
     from ide_ref import presets
     from ide_ref.datasets import DATASETS, load
     from ide_ref.neurons import IF, LIF
-    from ide_ref.training import checkpoint, loop
+    from ide_ref.training import loop
 
     if args.leak is not None and args.neuron == "if":
         raise ValueError("--leak is that of LIF neurons; leave out --neuron if")
@@ -145,5 +152,5 @@ def _chosen(args: argparse.Namespace) -> tuple[Preset, Dataset | None, int]:
         return preset, None, args.seed
     if not (args.resume and args.out):
         raise ValueError("expected a preset, --structure with --data, or --resume with --out")
-    state = checkpoint.load(Path(args.out) / loop.CHECKPOINT)
+    state = loop.resumable(Path(args.out))
     return state.preset, None, state.seed

@@ -8,6 +8,7 @@ Source: ``docs/long-runs.md``.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -22,12 +23,12 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import numpy as np
 
 from ide_ref import _checks, _threads
-from ide_ref._files import write_atomically
+from ide_ref._files import sweep, write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
 from ide_ref.implicit import Backward
@@ -41,11 +42,18 @@ from ide_ref.training import checkpoint as checkpoints
 from ide_ref.training import losses
 from ide_ref.training.checkpoint import Checkpoint
 from ide_ref.training.evaluation import evaluate, load_batch, statistics
+from ide_ref.training.lock import locked
 from ide_ref.training.losses import Loss, cross_entropy
 from ide_ref.training.schedule import learning_rate
 from ide_ref.training.step import NotFinite, optimiser, training_step
 
-CHECKPOINT, METRICS, RUN = checkpoints.NAME, "metrics.jsonl", "run.json"
+CHECKPOINT, PREVIOUS, METRICS, RUN = checkpoints.NAME, checkpoints.PREVIOUS, "metrics.jsonl", "run.json"
+
+SAVE_EVERY = 600.0
+"""Seconds of a training that a kill loses at most."""
+
+RETRY = 60.0
+"""Seconds until a checkpoint that could not be written is tried again."""
 
 PATIENCE = 2.0
 """Seconds without a batch after which a training says what it is doing."""
@@ -116,15 +124,18 @@ def train(
     callback: Callable[[Checkpoint, Literal["step", "epoch"]], object] | None = None,
     loss: Loss | None = None,
     check_loss: bool = False,
+    save_every: float = SAVE_EVERY,
     command: Sequence[str] = (),
     log: TextIO | None = None,
 ) -> Training:
     """Train a network and log its course.
 
     Writes into the folder `out`: ``run.json`` (what is needed to repeat it, and the outcome),
-    ``metrics.jsonl`` (a line per epoch) and ``checkpoint.safetensors`` (at the start, after each epoch, and
-    when interrupted). Each file is replaced as a whole. The first SIGINT or SIGTERM ends the training after
-    the current batch, a second SIGINT at once.
+    ``metrics.jsonl`` (a line per epoch) and ``checkpoint.safetensors`` (at the start, after each epoch,
+    within one by time, and when interrupted), whose predecessor at the end of an epoch is kept as
+    ``checkpoint.previous.safetensors``. Each file is replaced as a whole; where the disk is full, a
+    RuntimeWarning says so and it is tried again later. The first SIGINT, SIGTERM or SIGHUP ends the training
+    after the current batch, a second SIGINT at once. The folder is locked meanwhile.
 
     ``docs/long-runs.md`` explains each field of a line of the metrics.
 
@@ -148,18 +159,22 @@ def train(
         saved: give the same when resuming.
     check_loss : bool
         Hold the gradient of `loss` against differences on the first batch, see `ide_ref.training.losses.check_loss`.
+    save_every : float
+        Seconds after which a checkpoint is written within an epoch.
     command : sequence of str
         For ``run.json``.
     log : text stream, optional
-        Gets a progress bar and a line per epoch, which says so where (COND) does not hold.
+        Gets a progress bar and a line per epoch, which says so where (COND) does not hold. One that breaks is
+        given up, and the training goes on.
 
     Raises
     ------
     ValueError
-        `out` holds a training and `resume` is off, or holds none or another and `resume` is on; data that
-        do not fit the network; a network without a recipe; a loss whose gradient is wrong.
+        `out` holds a training and `resume` is off, or holds none or another and `resume` is on, or another
+        process trains there; data that do not fit the network; a network without a recipe; a loss whose
+        gradient is wrong.
     OSError
-        `out` cannot be written.
+        `out` cannot be written, at the start or the end.
     Diverged
         Naming epoch and batch. The last checkpoint stays.
     """
@@ -181,11 +196,8 @@ def train(
         losses.evaluated(loss, np.zeros((len(y), preset.n_classes), preset.recipe.dtype), y)
     if check_loss:
         _check_loss(preset, data, seed, loss)
-    state = _open(preset, seed, out, resume)
-    about = _about(preset, data, seed, command, state)
-    # The largest file first: when the disk is too full for it, nothing else lies there.
-    checkpoints.save(out / CHECKPOINT, state)
-    _write_logs(out, about, state)
+    _checks.positive("save_every", save_every)
+    log = None if log is None else cast(TextIO, _Log(log))
     n_batches = math.ceil(len(data.y_train) / preset.recipe.batch_size)
     stopped_by: int | Literal["callback"] | None = None
 
@@ -196,7 +208,8 @@ def train(
     # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
     quiet = np.errstate(over="ignore", invalid="ignore")
     work = preset.network.n_multiplications * preset.recipe.batch_size
-    with _stop_signals(log) as check, quiet, _threads.fit(work), _long_start(log) as started:
+    opened = _opened(preset, data, seed, out, resume, command, save_every)
+    with opened as (state, files), _stop_signals(log) as check, quiet, _threads.fit(work), _long_start(log) as started:
         try:
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
@@ -208,18 +221,102 @@ def train(
                     state = _train_batch(state, data, chunk, n_batches, loss)
                     started()
                     tell("step")
+                    files.keep(state)
                 state = _end_epoch(state, data, n_batches, check, loss)
-                checkpoints.save(out / CHECKPOINT, state)
-                _write_logs(out, about, state)
+                files.keep(state)
                 if log is not None:
                     log.write(_epoch_line(state) + "\n")
                 tell("epoch")
         except _Stopped as stopped:
             stopped_by = stopped.args[0]
-            checkpoints.save(out / CHECKPOINT, state)
-    result = Training(state, stopped_by)
-    _write_logs(out, {**about, "result": result.summary()}, state)
+        files.keep(state, last=True)
+        result = Training(state, stopped_by)
+        files.write_logs(result)
     return result
+
+
+class _Log:
+    """A log that may break, as when a terminal closes: what nobody can read ends no training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._stream = io.StringIO()
+
+
+class _Files:
+    """What a training has on disk, and when that is due again."""
+
+    def __init__(self, out: Path, about: dict[str, Any], state: Checkpoint, save_every: float) -> None:
+        self._out, self._about, self._save_every = out, about, save_every
+        # The largest file first: when the disk is too full for it, nothing else lies there.
+        checkpoints.save(out / CHECKPOINT, state)
+        self.saved, self._due = state, time.monotonic() + save_every
+        self.write_logs()
+
+    def keep(self, state: Checkpoint, *, last: bool = False) -> None:
+        """Save a state if it is the end of an epoch or the last was saved long ago; try later if that fails.
+
+        What is the `last` one is saved now, and an OSError says so where it cannot be.
+        """
+        if state is self.saved or not (last or state.step == 0 or time.monotonic() >= self._due):
+            return
+        before = self.saved
+        try:
+            # The end of an epoch is kept when the next checkpoint takes its place.
+            previous = self._out / PREVIOUS if before.step == 0 else None
+            checkpoints.save(self._out / CHECKPOINT, state, previous=previous)
+            self.saved, self._due = state, time.monotonic() + self._save_every
+            if state.epoch > before.epoch:
+                self.write_logs()
+        except OSError as error:
+            if last:
+                raise
+            self._due = time.monotonic() + min(RETRY, self._save_every)
+            told = f"{self._out}: {error.strerror or error}; make room there: the training goes on"
+            _checks.warn(f"{told} and tries again, but until then a kill loses what is not saved")
+
+    def write_logs(self, result: Training | None = None) -> None:
+        about = self._about if result is None else {**self._about, "result": result.summary()}
+        # What of a file's name is not UTF-8 becomes what JSON has in its place.
+        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self._out / RUN, text.encode(errors="backslashreplace"))
+        lines = (json.dumps(line) + "\n" for line in self.saved.history)
+        write_atomically(self._out / METRICS, "".join(lines).encode())
+
+    def remove(self) -> None:
+        for name in (CHECKPOINT, METRICS, RUN):
+            (self._out / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(
+    preset: Preset, data: Dataset, seed: int, out: Path, resume: bool, command: Sequence[str], save_every: float
+) -> Iterator[tuple[Checkpoint, _Files]]:
+    """The folder of a training, this run's alone for as long, and the state to go on from."""
+    if resume:
+        _found(out)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        state = _resumed(preset, data, seed, out) if resume else _begun(preset, seed, out)
+        sweep(out, CHECKPOINT, METRICS, RUN)
+        files = _Files(out, _about(preset, data, seed, command, state), state, save_every)
+        try:
+            yield state, files
+        except (MemoryError, ValueError):
+            # Of a training that could not even begin nothing is to be in the way of the next try.
+            if files.saved.epoch == files.saved.step == 0:
+                files.remove()
+            raise
 
 
 def _prepared(preset: Preset | Network, data: Dataset, recipe: Recipe | None) -> Preset:
@@ -247,19 +344,54 @@ def _check_loss(preset: Preset, data: Dataset, seed: int, loss: Loss | None) -> 
     losses.check_loss(smoothed if loss is None else loss, logits, y)
 
 
-def _open(preset: Preset, seed: int, out: Path, resume: bool) -> Checkpoint:
-    path = out / CHECKPOINT
-    if resume:
-        if not path.is_file():
-            raise ValueError(f"{out}: holds no {CHECKPOINT} to resume; leave out --resume to start a training there")
-        state = checkpoints.load(path)
-        checkpoints.require_same(state, preset, seed, path=path)
-        return replace(state, preset=preset)
-    if any((out / name).exists() for name in (CHECKPOINT, METRICS, RUN)):
-        raise ValueError(f"{out}: holds a training already; continue it with --resume or choose another --out")
-    state = begin(preset, seed)
-    out.mkdir(parents=True, exist_ok=True)
+def _found(out: Path) -> list[Path]:
+    """The checkpoints of the training in a folder, the last first; a CheckpointError where there is none."""
+    found = [out / name for name in (CHECKPOINT, PREVIOUS) if (out / name).is_file()]
+    if not found:
+        told = f"holds no {CHECKPOINT} to resume; leave out --resume to start a training there"
+        raise checkpoints.CheckpointError(f"{out}: {told}")
+    return found
+
+
+def resumable(out: Path) -> Checkpoint:
+    """The checkpoint from which the training in a folder goes on.
+
+    Where it is missing or damaged, that is the previous one, and a RuntimeWarning says so: a training from there
+    comes by the same states again.
+
+    Raises
+    ------
+    CheckpointError
+        There is none that can be used.
+    """
+    found, problem = _found(out), f"{out / CHECKPOINT}: is missing"
+    if found[0].name == CHECKPOINT:
+        try:
+            return checkpoints.load(found[0])
+        except checkpoints.Damaged as error:
+            if len(found) == 1:
+                raise
+            problem = str(error).rpartition(";")[0]
+    state = checkpoints.load(found[-1])
+    _checks.warn(f"{problem}; going on from {PREVIOUS}, after epoch {state.epoch}")
     return state
+
+
+def _begun(preset: Preset, seed: int, out: Path) -> Checkpoint:
+    if any((out / name).exists() for name in (CHECKPOINT, PREVIOUS, METRICS, RUN)):
+        raise ValueError(f"{out}: holds a training already; continue it with --resume or choose another --out")
+    return begin(preset, seed)
+
+
+def _resumed(preset: Preset, data: Dataset, seed: int, out: Path) -> Checkpoint:
+    state = resumable(out)
+    checkpoints.require_same(state, preset, seed, path=out / CHECKPOINT)
+    n_samples, told = len(data.y_train), state.totals.get("samples", 0)
+    expected = min(state.step * preset.recipe.batch_size, n_samples)
+    if told != expected or (told == n_samples and "contraction" not in state.totals):
+        given = f"has seen {told} samples in {state.step} batches of its epoch, but the data give {expected}"
+        raise checkpoints.CheckpointError(f"{out / CHECKPOINT}: {given}; resume with the data it began with")
+    return replace(state, preset=preset)
 
 
 def _rate(state: Checkpoint, n_batches: int) -> float:
@@ -369,12 +501,6 @@ def cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _write_logs(out: Path, about: dict[str, Any], state: Checkpoint) -> None:
-    write_atomically(out / RUN, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
-    lines = (json.dumps(line) + "\n" for line in state.history)
-    write_atomically(out / METRICS, "".join(lines).encode())
-
-
 def _epoch_line(state: Checkpoint) -> str:
     line = state.history[-1]
     gamma = line[checkpoints.CONTRACTION]
@@ -408,11 +534,12 @@ class _Stopped(Exception):
 
 @contextmanager
 def _stop_signals(log: TextIO | None) -> Iterator[Callable[[], None]]:
-    """Turn the first SIGINT or SIGTERM into `_Stopped`, raised by the next call of what this yields."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `_Stopped`, raised by the next call of what this yields."""
     received: list[int] = []
 
     def handle(signum: int, frame: object) -> None:
-        if received:
+        # A terminal that closes and a batch system may send one after the other; only a person is in a hurry.
+        if received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(signum)
         if log is not None:
@@ -424,7 +551,11 @@ def _stop_signals(log: TextIO | None) -> Iterator[Callable[[], None]]:
 
     # Signals arrive in the main thread, and only there may handlers be set.
     main = threading.current_thread() is threading.main_thread()
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM) if main}
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    # nohup has it ignored, and so it stays.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        stopping.append(signal.SIGHUP)
+    before = {signum: signal.signal(signum, handle) for signum in stopping if main}
     try:
         yield check
     finally:

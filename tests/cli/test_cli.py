@@ -49,7 +49,8 @@ def test_train_evaluate_and_resume(run, named, tmp_path):
     assert re.match(rf"test accuracy {share} \(best {share} in epoch [12]\), \d+\.\d s per epoch\n{said}written:", text)
     # On a slow machine, or a fresh one, it also says that it compiles.
     assert len([line for line in log.splitlines() if line.startswith("epoch ")]) == 2
-    assert {p.name for p in out.iterdir()} == {"run.json", "metrics.jsonl", "checkpoint.safetensors", "curves.png"}
+    checkpoints = {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
+    assert {p.name for p in out.iterdir()} == {"run.json", "metrics.jsonl", "curves.png", *checkpoints}
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
 
     status, text, _ = run("evaluate", out / "checkpoint.safetensors", "--json")

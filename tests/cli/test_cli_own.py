@@ -130,7 +130,7 @@ def test_a_structure_under_the_authors_profile(run, here):
     [
         ("train", "expected a preset, --structure with --data, or --resume with --out"),
         ("train --resume", "expected a preset, --structure with --data, or --resume with --out"),
-        ("train --resume --out none", "none/checkpoint.safetensors: cannot be read (No such file or directory)"),
+        ("train --resume --out none", "none: holds no checkpoint.safetensors to resume; leave out"),
         ("train --structure 3", "--structure stands in place of a preset and needs --data"),
         ("train digits --structure 3 --data mine.npz", "--structure stands in place of a preset"),
         ("train --structure 3 --data none.npz", "none.npz: no such file; say with --data where it is"),

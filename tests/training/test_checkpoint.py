@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import re
@@ -21,7 +22,10 @@ UNFIT = "content does not fit together"
 def state():
     start = begin(tiny.preset(), 3)
     velocity = {name: np.full_like(array, 0.1) for name, array in start.velocity.items()}
-    return replace(start, velocity=velocity, step=2, totals={"loss": 0.1, "residual": 1 / 3}, history=({"epoch": 1},))
+    totals = {"samples": 32, "loss": 0.1, "correct": 3, "spikes": 200, "residual": 1 / 3}
+    names = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+    history = ({"epoch": 1, **dict.fromkeys(names, 0.25), "certificate": None, "condition_holds": True},)
+    return replace(start, velocity=velocity, step=2, totals=totals, history=history)
 
 
 def test_what_was_saved_is_loaded_to_the_last_bit(state, tmp_path):
@@ -31,16 +35,6 @@ def test_what_was_saved_is_loaded_to_the_last_bit(state, tmp_path):
     assert tiny.same(loaded.velocity, state.velocity)
     assert replace(loaded, params={}, velocity={}) == replace(state, params={}, velocity={})
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
-
-
-def rewritten(path, *, tensors=None, about=None):
-    """The checkpoint at `path` with other tensors or other words about them."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        words = json.loads(file.metadata()["ide_ref"])
-    path.write_bytes(to_bytes({**arrays, **(tensors or {})}, {"ide_ref": json.dumps({**words, **(about or {})})}))
 
 
 def in_bfloat16(path):
@@ -56,10 +50,10 @@ def in_bfloat16(path):
         (in_bfloat16, "holds tensors but was not written by ide_ref"),
         *(
             (lambda p, words=words: p.write_bytes(to_bytes({"params/w": np.ones(1)}, {"ide_ref": words})), UNFIT)
-            for words in ("[]", "{", '{"format_version": "new"}', '{"format_version": 1, "preset": 3}')
+            for words in ("[]", "{", "[" * 100_000, '{"format_version": 1, "preset": 3}')
         ),
         *(
-            (lambda p, part=part: rewritten(p, about={"preset": {**tiny.preset().to_dict(), part: []}}), UNFIT)
+            (lambda p, part=part: tiny.rewritten(p, lambda about: about["preset"].update({part: []})), UNFIT)
             for part in ("recipe", "neuron", "profile")
         ),
         (lambda p: p.unlink(), "cannot be read (No such file or directory); give a checkpoint file"),
@@ -68,14 +62,24 @@ def in_bfloat16(path):
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), "is truncated or damaged; restore it from a copy"),
         (lambda p: p.write_bytes(p.read_bytes()[:50]), "is truncated or damaged"),
         (lambda p: p.write_bytes(to_bytes({"w": np.ones(2)})), "holds tensors but was not written by ide_ref"),
-        (lambda p: rewritten(p, about={"format_version": 3}), "has format 3, this ide_ref reads up to 2; install"),
-        (lambda p: rewritten(p, about={"seed": 3, "preset": {}}), UNFIT),
         (
-            lambda p: rewritten(p, tensors={"params/readout.bias": np.zeros(9, np.float32)}),
+            lambda p: tiny.rewritten(p, lambda about: about.update({"format_version": 4})),
+            "has format 4, this ide_ref reads 1 to 3; install a newer",
+        ),
+        *(
+            (
+                lambda p, no=no: tiny.rewritten(p, lambda about: about.update({"format_version": no})),
+                f"has format {no!r}, this ide_ref reads 1 to 3",
+            )
+            for no in (0, -7, 0.5, float("nan"), True, "3", None)
+        ),
+        (lambda p: tiny.rewritten(p, lambda about: about.update({"seed": 3, "preset": {}})), UNFIT),
+        (
+            lambda p: tiny.rewritten(p, tensors={"params/readout.bias": np.zeros(9, np.float32)}),
             f"{UNFIT} (parameter 'readout.bias' has shape (9,); the network expects (10,))",
         ),
         (
-            lambda p: rewritten(p, tensors={"velocity/readout.bias": np.zeros(9, np.float32)}),
+            lambda p: tiny.rewritten(p, tensors={"velocity/readout.bias": np.zeros(9, np.float32)}),
             f"{UNFIT} (velocity does not fit the parameters)",
         ),
     ],
@@ -143,3 +147,113 @@ def test_a_place_that_cannot_be_written_is_named(state, tmp_path):
     with pytest.raises(NotADirectoryError) as error:
         checkpoint.save(tmp_path / "file" / "c", state)
     assert error.value.filename == str(tmp_path / "file" / "c")
+
+
+def in_recipe(**fields):
+    return lambda about: about["preset"]["recipe"].update(fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            lambda about, name=name, value=value: about.update({name: value})
+            for name, values in {
+                "history": ([None], ["x"], [{}], {}, None, [{"epoch": 2}]),
+                "step": (None, "x", -1, 10**6, 1, 10**400, True),
+                "totals": (
+                    [1],
+                    None,
+                    {},
+                    {"samples": "x"},
+                    {"samples": 32, "loss": 0.1, "correct": 3, "spikes": 10**400},
+                ),
+                "seed": (None, -1, "0", 0.5),
+                "preset": (None, [], {}),
+            }.items()
+            for value in values
+        ),
+        *(lambda about, name=name: about.pop(name) for name in ("seed", "step", "totals", "history", "preset")),
+        lambda about: about["history"][0].update(test_accuracy="x"),
+        lambda about: about["history"][0].update(seconds=10**400),
+        lambda about: about["history"][0].update(certificate=[]),
+        lambda about: about["history"].extend([dict(about["history"][0], epoch=n) for n in (2, 3, 4)]),
+        lambda about: about["preset"].update(dropout=10**400),
+        in_recipe(lr=10**400),
+        in_recipe(n_steps=2**31),
+        in_recipe(dtype="float64"),
+    ],
+)
+def test_every_field_is_checked(state, tmp_path, change):
+    """Also where the digest is right: whoever wrote the file may have made that, too."""
+    checkpoint.save(tmp_path / "c", state)
+    tiny.rewritten(tmp_path / "c", change)
+    with pytest.raises(checkpoint.Damaged) as error:
+        checkpoint.load(tmp_path / "c")
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("part", ["params", "velocity"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_are_refused(state, tmp_path, part, value):
+    checkpoint.save(tmp_path / "c", state)
+    tiny.rewritten(tmp_path / "c", tensors={f"{part}/readout.bias": np.full(10, value, np.float32)})
+    with pytest.raises(checkpoint.Damaged, match="NaN or infinite"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_the_dtype_of_tensors_is_that_of_numpy(state, tmp_path):
+    checkpoint.save(tmp_path / "c", state)
+    data = (tmp_path / "c").read_bytes()
+    (tmp_path / "c").write_bytes(data.replace(b'"F32"', b'"U32"', 1))
+    with pytest.raises(checkpoint.Damaged, match="has dtype U32, expected F32 or F64"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_the_digest_is_checked_whatever_the_format_and_its_absence_told(state, tmp_path):
+    checkpoint.save(tmp_path / "c", state)
+    data = (tmp_path / "c").read_bytes()
+    # One bit makes 2 of 3, which needs no digest.
+    (tmp_path / "c").write_bytes(data.replace(rb"\"format_version\": 3", rb"\"format_version\": 2"))
+    with pytest.raises(checkpoint.Damaged, match="is damaged"):
+        checkpoint.load(tmp_path / "c")
+    (tmp_path / "c").write_bytes(data)
+    tiny.rewritten(tmp_path / "c", digest=False)
+    with pytest.raises(checkpoint.Damaged, match="the digest is missing"):
+        checkpoint.load(tmp_path / "c")
+    tiny.rewritten(tmp_path / "c", lambda about: about.update(format_version=2), digest=False)
+    with pytest.warns(RuntimeWarning, match="has format 2, which has no digest"):
+        assert tiny.same(checkpoint.load(tmp_path / "c").params, state.params)
+
+
+def test_the_digest_is_what_the_page_says(state, tmp_path):
+    """Anybody can check it without this package: the header's two words and the bytes behind it."""
+    checkpoint.save(tmp_path / "c", state)
+    data = (tmp_path / "c").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    metadata = header.pop("__metadata__")
+    pieces = [metadata["ide_ref"].encode()]
+    for name, about in sorted(header.items()):
+        dtype = {"F32": "float32", "F64": "float64"}[about["dtype"]]
+        first, last = about["data_offsets"]
+        pieces += [json.dumps([name, dtype, about["shape"]]).encode(), data[start + first : start + last]]
+    whole = b"".join(len(piece).to_bytes(8, "little") + piece for piece in pieces)
+    assert metadata["sha256"] == hashlib.sha256(whole).hexdigest()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such thing here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="is no file"):
+        checkpoint.load(tmp_path / "c")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_was_there_is_kept_where_that_is_asked_for(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: os.open(tmp_path / "none" / "such", os.O_RDONLY))
+    for text in (b"1", b"2", b"3"):
+        write_atomically(tmp_path / "new", text, previous=tmp_path / "old")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"new": b"3", "old": b"2"}
