@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ide_ref._files import finite
 from ide_ref.verify.arrays import as_array, dtype_name
 from ide_ref.verify.conformance import pack as _pack
-from ide_ref.verify.conformance.pack import DISCRETE, STAGES, Case, PackError, errors, load, stage_of
+from ide_ref.verify.conformance.pack import DISCRETE, RTOL, STAGES, Case, PackError, errors, load, stage_of
 
 OUTPUTS = "a mapping of '<stage>/<name>' to arrays"
 """What a port gives for a case, in words."""
@@ -237,7 +237,7 @@ def _check_stage(
     order = [p["name"] for p in case.config["populations"]]
     if stage == "beta":
         order.reverse()
-    judged = errors(stage, theirs, expected, float(case.config["rtol"]))
+    judged = errors(stage, theirs, expected, RTOL[case.config["dtype"]])
     for name in sorted(expected, key=lambda name: order.index(_array(name)) if _array(name) in order else 0):
         error, allowed = judged[name]
         if np.any(error > allowed):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref._files import write_atomically
+from ide_ref._files import open_regular, write_atomically
 from ide_ref.network import Network
 from ide_ref.neurons import Neuron
 from ide_ref.structure import build
 
 SCHEMA = "ide_ref.conformance"
-VERSION = 2
+VERSION = 3
+
+_SUMS = "SHA256SUMS"
+_LONGEST_MANIFEST = 1 << 22
+"""Bytes; that of all cases has 0.3 million. What JSON makes of more would outgrow its file many times over."""
 
 _SAYS = {
     "weight": "the restricted weights, (NORM)",
@@ -161,20 +166,25 @@ def write(directory: Path, cases: Iterable[Case]) -> Path:
     from safetensors.numpy import save
 
     directory.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, sums = [], {}
+
+    def put(name: str, data: bytes) -> None:
+        write_atomically(directory / name, data)
+        sums[name] = hashlib.sha256(data).hexdigest()
+
     for case in cases:
-        data = save(case.arrays)
-        write_atomically(directory / f"{case.name}.safetensors", data)
-        rows.append({**case.config, "sha256": hashlib.sha256(data).hexdigest()})
+        put(f"{case.name}.safetensors", save(case.arrays))
+        rows.append(case.config)
     stages = [{"name": stage, "says": says} for stage, says in _SAYS.items()]
     manifest = {"schema": SCHEMA, "version": VERSION, "stages": stages, "cases": rows}
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    write_atomically(directory / "manifest.json", text.encode())
+    put("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    # In the form of `sha256sum --check`.
+    write_atomically(directory / _SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
     return directory / "manifest.json"
 
 
 def load(directory: str | Path) -> tuple[Case, ...]:
-    """Read a pack.
+    """Read a pack; every byte of it is held against its digests before any case is given out.
 
     Raises
     ------
@@ -184,11 +194,12 @@ def load(directory: str | Path) -> tuple[Case, ...]:
     directory = Path(directory)
     path = directory / "manifest.json"
     command = f"ide-ref conformance make {directory}"
+    if not path.exists():
+        raise PackError(f"{directory} has no manifest.json; make a pack with: {command}")
+    data = _read(path, path.name, _LONGEST_MANIFEST)
     try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PackError(f"{directory} has no manifest.json; make a pack with: {command}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise PackError(f"{path}: no JSON ({error}); make the pack again") from None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise PackError(f"{path}: no manifest of a conformance pack; expected schema {SCHEMA!r}")
@@ -196,26 +207,41 @@ def load(directory: str | Path) -> tuple[Case, ...]:
     if type(version) is not int or version != VERSION:
         told = f"this ide_ref reads version {VERSION}, make a new pack with: {command}"
         raise PackError(f"{path}: schema version {version!r}; {told}")
+    sums = _read_sums(directory)
+    _check_sum(path, path.name, data, sums.pop(path.name, None))
     rows = manifest.get("cases")
     if not isinstance(rows, list) or not rows:
         raise PackError(f"{path}: no list of cases under 'cases'; make the pack again")
     found = []
     for number, row in enumerate(rows):
         _check_row(path, number, row)
-        arrays = read_arrays(directory / f"{row['name']}.safetensors", f"case {row['name']}", row["sha256"])
-        case = Case({key: value for key, value in row.items() if key != "sha256"}, arrays)
-        needed = ["input/x", "input/y", *(f"margin/{p['name']}" for p in row["populations"])]
-        lacking = [name for name in needed if name not in arrays]
-        unknown = [name for name in arrays if name.startswith("expected/") and name.split("/")[1] not in STAGES]
-        if lacking or unknown:
-            told = f"array {lacking[0]!r} is missing" if lacking else f"{unknown[0]!r} belongs to no known stage"
-            raise PackError(f"case {case.name}: {told}; make the pack again")
+        file = directory / f"{row['name']}.safetensors"
+        case = Case(row, read_arrays(file, f"case {row['name']}", sums.pop(file.name, "")))
+        _check_arrays(case)
         found.append(case)
+    if sums:
+        raise PackError(f"{directory / _SUMS}: {min(sums)!r} is no file of the manifest's cases; make the pack again")
     return tuple(found)
 
 
+def _read_sums(directory: Path) -> dict[str, str]:
+    """The digest of every file of a pack."""
+    path = directory / _SUMS
+    lines = _read(path, _SUMS, _LONGEST_MANIFEST).decode(errors="replace").splitlines(keepends=True)
+    found = [re.fullmatch(r"([0-9a-f]{64})  ([^/\\\n]+)\n", line) for line in lines]
+    if None in found:
+        told = "expected 64 hexadecimal digits, two spaces and a file's name"
+        raise PackError(f"{path}: line {found.index(None) + 1}: {told}; make the pack again")
+    return {match[2]: match[1] for match in found if match}
+
+
+def _check_sum(path: Path, what: str, data: bytes, sha256: str | None) -> None:
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise PackError(f"{what}: {path} is not what {_SUMS} says (SHA-256 differs); make the pack again")
+
+
 _ROW: dict[type, tuple[str, ...]] = {
-    str: ("name", "sha256", "dtype", "input"),
+    str: ("name", "dtype", "input"),
     int: ("n_steps", "n_classes"),
     list: ("input_shape", "populations", "connections"),
     dict: ("neuron", "sgd", "bn", "rounding"),
@@ -231,10 +257,10 @@ def _check_row(path: Path, number: int, row: Any) -> None:
     if not isinstance(row, dict):
         raise PackError(f"{what} is {row!r}; expected an object, make the pack again")
     for kind, field in ((kind, field) for kind, fields in _ROW.items() for field in fields):
-        if not isinstance(row.get(field), kind):
+        if type(row.get(field)) is not kind:
             given = f"is {row[field]!r}" if field in row else "is missing"
             raise PackError(f"{what}: {field!r} {given}; expected a {kind.__name__}, make the pack again")
-    if Path(row["name"]).name != row["name"]:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", row["name"]):
         raise PackError(f"{what}: 'name' is no file name; make the pack again")
     if row["dtype"] not in RTOL:
         raise PackError(f"{what}: 'dtype' is {row['dtype']!r}; expected one of {', '.join(RTOL)}")
@@ -242,8 +268,51 @@ def _check_row(path: Path, number: int, row: Any) -> None:
     if rtol != RTOL[dtype]:
         raise PackError(f"{what}: 'rtol' is {rtol!r}; expected {RTOL[dtype]} for {dtype}, make the pack again")
     for p in row["populations"]:
-        if not isinstance(p, dict) or not isinstance(p.get("name"), str) or p["name"] not in row["rounding"]:
+        if (
+            not isinstance(p, dict)
+            or not isinstance(p.get("name"), str)
+            or type(row["rounding"].get(p["name"])) is not float
+        ):
             raise PackError(f"{what}: population {p!r} has no name or no rounding; make the pack again")
+
+
+def _check_arrays(case: Case) -> None:
+    """Refuse a case with an array too few, or one that would let a wrong number pass."""
+    arrays = case.arrays
+    spikes = {f"expected/spikes/{p['name']}": f"margin/{p['name']}" for p in case.config["populations"]}
+    stages = {name.split("/")[1]: name for name in arrays if name.startswith("expected/")}
+    unknown = [name for stage, name in stages.items() if stage not in STAGES]
+    unknown += [name for name in arrays if name.startswith("expected/spikes/") and name not in spikes]
+    lacking = [name for name in ("input/x", "input/y", *spikes.values(), *spikes) if name not in arrays]
+    lacking += [f"expected/{stage}" for stage in STAGES if stage not in stages]
+    told = ""
+    if lacking or unknown:
+        told = f"array {lacking[0]!r} is missing" if lacking else f"{unknown[0]!r} belongs to no known stage"
+    for name, value in arrays.items() if not told else ():
+        stage = name.split("/")[1] if name.startswith("expected/") else ""
+        dtype = "uint8" if stage in DISCRETE else case.config["dtype"]
+        if (stage or name == "input/x") and value.dtype != dtype:
+            told = f"{name!r} is {value.dtype}; expected {dtype}"
+        elif value.dtype.kind == "f" and not np.isfinite(value).all():
+            told = f"{name!r} is not finite"
+        elif name in spikes and (value.ndim < 2 or value.shape != arrays[spikes[name]].shape):
+            told = f"{name!r} has shape {value.shape}, {spikes[name]!r} {arrays[spikes[name]].shape}"
+    if told:
+        raise PackError(f"case {case.name}: {told}; make the pack again")
+
+
+def _read(path: Path, what: str, most: int | None = None) -> bytes:
+    """Content of a file of at most so many bytes; a PackError calls it `what`."""
+    try:
+        with open_regular(path) as file:
+            data = file.read() if most is None else file.read(most + 1)
+    except FileNotFoundError:
+        raise PackError(f"{what}: {path} is missing") from None
+    except OSError as error:
+        raise PackError(f"{what}: {path} cannot be read ({error.strerror}); check its permissions") from None
+    if most is not None and len(data) > most:
+        raise PackError(f"{what}: {path} has more than {most} bytes; make the pack again")
+    return data
 
 
 def read_arrays(path: Path, what: str, sha256: str | None = None) -> dict[str, NDArray]:
@@ -251,13 +320,11 @@ def read_arrays(path: Path, what: str, sha256: str | None = None) -> dict[str, N
     from safetensors import SafetensorError
     from safetensors.numpy import load as parse
 
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise PackError(f"{what}: {path} is missing") from None
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise PackError(f"{what}: {path} is not what the manifest says (SHA-256 differs); make the pack again")
+    data = _read(path, what)
+    if sha256 is not None:
+        _check_sum(path, what, data, sha256)
     try:
         return parse(data)
-    except (SafetensorError, KeyError) as error:
+    # A dtype that NumPy lacks is a KeyError or a TypeError, by version.
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise PackError(f"{what}: {path} is no safetensors file ({error})") from None
