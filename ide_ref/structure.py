@@ -13,8 +13,10 @@ from ide_ref.network import INPUT, Connection, Network, Population, Readout
 from ide_ref.neurons import Neuron
 from ide_ref.synapses import Conv2d, ConvTranspose2d, Dense, Shape, Synapse
 
-_LAYER = re.compile(r"(?P<size>[0-9]+)(?:C(?P<kernel>[0-9]+)(?P<mode>[su]?))?")
+_LAYER = re.compile(r"(?P<size>[0-9]{1,9})(?:C(?P<kernel>[0-9]{1,9})(?P<mode>[su]?))?")
 _LAYERS = "'400', '64C5', '64C5s' (stride 2) or '96C3u'"
+_LONGEST = 10_000
+"""Characters; the largest of the paper has 36."""
 _TOKEN = re.compile(r"[-()F]|[^-()\s]+")
 
 
@@ -107,6 +109,8 @@ def build(
     input_shape = _checks.shape("input_shape", input_shape)
     n_classes = _checks.whole("n_classes", n_classes)
     _checks.kind("structure", structure, str)
+    if len(structure) > _LONGEST:
+        raise ValueError(f"structure has {len(structure)} characters; expected at most {_LONGEST}")
     layers, feedback = _parse(structure)
     populations: list[Population] = []
     connections: list[Connection] = []

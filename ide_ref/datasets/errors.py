@@ -5,7 +5,10 @@ Source: what is refused in ``docs/data.md``.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from ide_ref._files import open_regular
 
 
 class DataError(ValueError):
@@ -17,11 +20,18 @@ def damaged(path: Path, offset: int, found: str, expected: str) -> DataError:
     return DataError(f"{path}: byte {offset}: found {found}, expected {expected}; replace the file with an intact copy")
 
 
+def unreadable(error: OSError) -> DataError:
+    """Error for a folder that the system keeps from us."""
+    return DataError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions")
+
+
 def read_bytes(path: Path, expected: str, most: int = -1) -> bytes:
     """Content of a file, or its first bytes; DataError where it cannot be read, saying what it should hold."""
     try:
-        with path.open("rb") as stream:
-            return stream.read(most)
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            # Python makes room for what it is asked for, which a damaged header may have made huge.
+            return stream.read(size if most < 0 else min(most, size))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file, expected {expected}; run `ide-ref data`") from None
     except OSError as error:

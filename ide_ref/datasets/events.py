@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ide_ref import _checks
-from ide_ref.datasets.errors import DataError, damaged, read_bytes
+from ide_ref.datasets.errors import DataError, damaged, read_bytes, unreadable
 
 SENSOR_SIZE = 34
 N_CLASSES = 10
@@ -49,8 +49,8 @@ def read_events(path: str | Path) -> Events:
     Raises
     ------
     DataError
-        An empty file or one that ends inside an event, a pixel outside the 34 by 34 sensor, or a time
-        before its predecessor's: one line with the file and the byte offset.
+        An empty file or one that ends inside an event, a pixel outside the 34 by 34 sensor, a time before its
+        predecessor's or of 2^23 µs and more: one line with the file and the byte offset.
     """
     path = _checks.path("path", path)
     content = read_bytes(path, "an N-MNIST event file")
@@ -58,18 +58,25 @@ def read_events(path: str | Path) -> Events:
         raise damaged(path, len(content), "the end of the file", f"a whole number of {_RECORD}-byte events")
     records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
     x, y = records[:, 0], records[:, 1]
-    high, middle, low = records[:, 2:].astype(np.int64).T
+    high, middle, low = records[:, 2:].astype(np.int32).T
     t = (high & 0x7F) << 16 | middle << 8 | low
     polarity = np.right_shift(records[:, 2], 7, dtype=np.uint8)
     overflow = y == _OVERFLOW_ROW
     event = np.flatnonzero(~overflow)
-    t = (t + _OVERFLOW * np.cumsum(overflow))[event]
+    # More overflows than time has room for count as so many: 32 bits do.
+    t += _OVERFLOW * np.minimum(np.cumsum(overflow, dtype=np.int32), _END_OF_TIME // _OVERFLOW)
+    t = t[event].astype(np.int64)
     x, y, polarity = x[event], y[event], polarity[event]
     outside = (x >= SENSOR_SIZE) | (y >= SENSOR_SIZE)
     if outside.any():
         i = np.argmax(outside)
         found = f"column {x[i]}, row {y[i]}"
         raise damaged(path, _RECORD * int(event[i]), found, f"both below {SENSOR_SIZE}, the sensor's size")
+    late = t >= _END_OF_TIME
+    if late.any():
+        i = np.argmax(late)
+        found = f"time {t[i]} µs or more"
+        raise damaged(path, _RECORD * int(event[i]), found, f"times below {_END_OF_TIME} µs")
     backwards = t[1:] < t[:-1]
     if backwards.any():
         i = np.argmax(backwards) + 1
@@ -225,7 +232,7 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
     ValueError
         For another split.
     DataError
-        A class folder is missing, or none of them holds a ``.bin`` file.
+        A class folder is missing or cannot be read, or none of them holds a ``.bin`` file.
     """
     _checks.one_of("split", split, ("train", "test"))
     base = _checks.path("folder", folder) / split.capitalize()
@@ -233,9 +240,14 @@ def find_recordings(folder: str | Path, split: str) -> tuple[tuple[Path, ...], N
     found: list[tuple[str, int, Path]] = []
     for label in range(N_CLASSES):
         class_folder = base / str(label)
-        if not class_folder.is_dir():
-            raise DataError(f"{class_folder}: no such folder, expected the recordings of class {label}; {remedy}")
-        found += [(path.stem, label, path) for path in class_folder.glob("*.bin")]
+        try:
+            # Unlike glob, this tells of a folder that cannot be read.
+            found += [(path.stem, label, path) for path in class_folder.iterdir() if path.suffix == ".bin"]
+        except (FileNotFoundError, NotADirectoryError):
+            told = f"no such folder, expected the recordings of class {label}; {remedy}"
+            raise DataError(f"{class_folder}: {told}") from None
+        except OSError as error:
+            raise unreadable(error) from None
     if not found:
         raise DataError(f"{base}: no recordings, expected .bin files in its folders 0 to {N_CLASSES - 1}; {remedy}")
     found.sort()

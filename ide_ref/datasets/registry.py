@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from ide_ref import _checks
 from ide_ref.datasets.cifar import check_size, read_cifar10, read_cifar100
 from ide_ref.datasets.dataset import SPLITS, Dataset
-from ide_ref.datasets.errors import DataError, damaged
+from ide_ref.datasets.errors import DataError, damaged, unreadable
 from ide_ref.datasets.events import EventFrames, find_recordings
 from ide_ref.datasets.files import is_own, read_own
 from ide_ref.datasets.idx import idx_shape, read_idx
@@ -213,6 +213,8 @@ def status(*, data_dir: str | Path | None = None) -> tuple[Status, ...]:
                 n_train, n_test = (_count(info, path, split) for split in SPLITS)
             except DataError as error:
                 problem = str(error)
+            except OSError as error:
+                problem = str(unreadable(error))
         found.append(Status(info, path, n_train, n_test, problem))
     return tuple(found)
 
@@ -299,13 +301,17 @@ def _find(info: DatasetInfo, data_dir: str | Path | None) -> tuple[Path | None, 
         raise DataError(f"data_dir is {data_dir}, which is no folder, expected one that holds {info.name}/")
     incomplete: tuple[Path | None, str] = (None, "")
     for root in _roots(data_dir):
-        for place in _places(info, root):
-            missing = _missing(info, place)
-            if not missing:
-                return place, ""
+        try:
+            for place in _places(info, root):
+                missing = _missing(info, place)
+                if not missing:
+                    return place, ""
+                if incomplete[0] is None:
+                    problem = f"{', '.join(missing)} missing, expected all of {info.title}; {info.how_to_get}"
+                    incomplete = place, f"{place}: {problem}"
+        except OSError as error:
             if incomplete[0] is None:
-                problem = f"{', '.join(missing)} missing, expected all of {info.title}; {info.how_to_get}"
-                incomplete = place, f"{place}: {problem}"
+                incomplete = root, str(unreadable(error))
     return incomplete
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import stat
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ide_ref import _checks
-from ide_ref._files import write_atomically
+from ide_ref._files import open_regular, write_atomically
 from ide_ref.presets import Preset
 from ide_ref.theory import verdict
 
@@ -194,10 +193,7 @@ def _read(path: Path) -> tuple[str, str | None, dict[str, NDArray]]:
     """JSON text, digest and tensors of a file."""
     from safetensors import SafetensorError, safe_open
 
-    # A pipe would be waited for.
-    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-        raise CheckpointError(f"{path}: is no file; give a checkpoint of ide-ref train")
-    with open(path, "rb") as header:
+    with open_regular(path) as header:
         start = header.read(9)
     # The header's length in 8 bytes, then its brace.
     if start[8:] != b"{":

@@ -1,6 +1,7 @@
 """Data and checkpoints that are damaged or of something else: status 2, one line, nothing left behind."""
 
 import json
+import os
 import shutil
 import struct
 from dataclasses import replace
@@ -137,3 +138,10 @@ def test_a_folder_called_like_a_preset_does_not_hide_it(run, tmp_path, monkeypat
     status, text, _ = run("info", "digits")
     assert status == 0
     assert text.startswith("digits: 256 (F256), LIF")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_pipe_in_place_of_a_checkpoint_does_not_block(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for command in ("evaluate", "info"):
+        assert "pipe: cannot be read (is no regular file)" in fails(run, command, tmp_path / "pipe")

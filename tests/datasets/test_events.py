@@ -168,3 +168,17 @@ def test_a_real_recording(real_data):
     rate = np.histogram(events.t, bins=31, range=(0, 310_000))[0]
     assert min(rate[8:12]) < max(rate[:8]) / 5
     assert min(rate[18:23]) < max(rate[12:18]) / 5
+
+
+@pytest.mark.parametrize("overflows", [1, 1024, 300_000])
+def test_times_past_the_end_of_time_are_refused_with_their_place(tmp_path, event_bytes, overflows):
+    """Through overflow records, in whatever number: such a recording could not be binned or written."""
+    path = tmp_path / "late.bin"
+    late = 2**23 - 1 if overflows == 1 else 0
+    path.write_bytes(event_bytes([(1, 2, 1, 5)]) + event_bytes([(0, 240, 0, 0)]) * overflows)
+    assert len(read_events(path)) == 1
+    path.write_bytes(path.read_bytes() + event_bytes([(1, 2, 1, late)]))
+    with pytest.raises(
+        DataError, match=rf"late\.bin: byte {5 + 5 * overflows}: found time \d+ µs or more, expected times"
+    ):
+        read_events(path)

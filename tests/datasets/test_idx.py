@@ -1,5 +1,7 @@
 import gzip
+import os
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ide_ref.datasets import DataError, idx_shape, read_cifar10, read_events, read_idx
+from ide_ref.datasets import DataError, idx_shape, read_cifar10, read_events, read_idx, read_own
 
 STORED = st.sampled_from(["u1", "i1", "i2", "i4", "f4", "f8"]).map(np.dtype)
 
@@ -43,11 +45,16 @@ GOOD = bytes.fromhex("00000802 00000002 00000003 010203040506")
         (b"", "byte 0: found the end of the file, expected the 4 bytes of an IDX magic number"),
         (b"\1" + GOOD[1:], "byte 0: found bytes 01 00, expected bytes 00 00"),
         (GOOD[:2] + b"\7" + GOOD[3:], "byte 2: found type code 07, expected one of 08 09 0b 0c 0d 0e"),
-        (GOOD[:3] + b"\0", "byte 3: found 0 dimensions, expected at least 1"),
+        (GOOD[:3] + b"\0", "byte 3: found 0 dimensions, expected 1 to 32"),
         (GOOD[:9], "byte 9: found the end of the file, expected a header of 12 bytes"),
         (GOOD[:-1], "byte 17: found the end of the file, expected 18 bytes for shape (2, 3)"),
-        (GOOD + b"xx", "byte 18: found 2 trailing bytes, expected the end after shape (2, 3)"),
-        (GOOD[:3] + b"\x02" + b"\xff" * 8 + b"x", "byte 13: found the end of the file, expected 18446744065"),
+        (GOOD + b"xx", "byte 18: found trailing bytes, expected the end after shape (2, 3)"),
+        (GOOD[:3] + b"\x21" + b"\0" * 132, "byte 3: found 33 dimensions, expected 1 to 32"),
+        (
+            GOOD[:3] + b"\x03" + b"\0" * 4 + b"\xff" * 8,
+            "byte 4: found shape (0, 4294967295, 4294967295), expected fewer",
+        ),
+        (GOOD[:3] + b"\x02" + b"\xff" * 8 + b"x", "byte 4: found shape (4294967295, 4294967295), expected fewer"),
     ],
 )
 @pytest.mark.parametrize("compress", [False, True])
@@ -72,10 +79,10 @@ def test_expectations_are_checked(tmp_path):
         read_idx(path, dtype=np.float32)
 
 
-def test_broken_gzip_streams_are_named_with_their_place(tmp_path):
+def test_broken_gzip_streams_are_named_with_their_place(tmp_path, idx_bytes):
     path, whole = tmp_path / "file.gz", gzip.compress(GOOD)
-    noise = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
-    damaged = bytearray(gzip.compress(GOOD + noise))
+    noise = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8)
+    damaged = bytearray(gzip.compress(idx_bytes(noise)))
     damaged[-6] ^= 1
     for content, read, message in (
         (whole[:-3], read_idx, f"byte {len(whole) - 3}: found the end of the compressed file"),
@@ -100,3 +107,35 @@ def test_a_missing_file_and_a_folder(tmp_path, read, kind):
     for place in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(DataError, match=rf"{place}: (no such file|cannot be read \(.*\)), expected {kind}; "):
             read(place)
+
+
+def test_decompression_ends_where_the_header_says(tmp_path):
+    """A file of 3.1 MB took 6.4 GB."""
+    path = tmp_path / "bomb"
+    path.write_bytes(gzip.compress(GOOD + bytes(100_000_000), 1))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="byte 18: found trailing bytes"):
+        read_idx(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_a_header_makes_no_room(tmp_path):
+    """For a terabyte that the file does not have."""
+    path = tmp_path / "file"
+    path.write_bytes(GOOD[:4] + b"\0\x10\0\0" * 2 + b"x")
+    with pytest.raises(DataError, match=r"byte 13: found the end of the file, expected 1099511627788 bytes"):
+        read_idx(path)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(DataError, match=r"byte 13: found the end of the file, expected 1099511627788 bytes"):
+        read_idx(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("read", [read_idx, idx_shape, read_cifar10, read_events, read_own])
+def test_a_pipe_is_refused_and_does_not_block(tmp_path, read):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=rf"{path}: cannot be read \(is no regular file\)"):
+        read(str(path))

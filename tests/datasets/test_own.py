@@ -1,6 +1,7 @@
 """A user's own arrays, files and functions as data sets: what they become, and every refusal."""
 
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,3 +254,48 @@ def test_recordings_are_counted_and_shortened_without_being_read():
     assert packed.first(2).x_train.packed.tolist() == [[1, 0, 0], [0, 1, 0]]
     with pytest.raises(ValueError, match=r"data set 'events', test: y has shape \(2,\), expected \(3,\)"):
         replace(data, y_test=Y[:2])
+
+
+def header(shape, descr="<f4"):
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text
+
+
+HOSTILE = {
+    "a terabyte announced": header("(1000000000000,)") + b"x",
+    "no element of a huge shape": header("(0, 4611686018427387904, 4611686018427387904)"),
+    "a negative length": header("(-1,)") + b"xxxx",
+    "nested brackets": header("(" * 9000 + ")" * 9000),
+    "many signs": header("-" * 9000 + "1"),
+    "an unclosed bracket": header("(1, ['"),
+    "objects": header("(1,)", "|O") + b"x" * 8,
+    "an unknown version": b"\x93NUMPY\x07\0" + bytes(20),
+    "bytes after the array": header("(1,)") + bytes(5),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")
+def test_hostile_arrays_are_refused_before_there_is_room_for_them(tmp_path, content, archived):
+    place = tmp_path / "data.npz" if archived else tmp_path
+    if archived:
+        with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x_train.npy", content)
+    else:
+        (tmp_path / "x_train.npy").write_bytes(content)
+    with pytest.raises(DataError, match="is damaged or holds something else than arrays of numbers"):
+        read_own(str(place))
+
+
+def test_an_archive_that_announces_more_than_it_can_hold(tmp_path):
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", header("(1000000000,)"))
+    data = bytearray(path.read_bytes())
+    # The size in the directory, 24 bytes behind its mark.
+    at = data.index(b"PK\x01\x02") + 24
+    data[at : at + 4] = (len(header("(1000000000,)")) + 4_000_000_000).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is damaged"):
+        read_own(str(path))

@@ -2,13 +2,17 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import zipfile
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -336,3 +340,45 @@ def test_real_mnist(real_data):
     # The constants of the paper's normalisation are this set's mean and standard deviation.
     assert round(float((data.x_train / 255).mean()), 4) == 0.1307
     assert round(float((data.x_train / 255).std()), 4) == 0.3081
+
+
+@contextmanager
+def bound_by_permissions():
+    """As someone else where we are root, whom they do not bind."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of another kind")
+@pytest.mark.usefixtures("no_data")
+def test_an_unreadable_folder_stops_neither_the_other_sets_nor_the_other_roots(monkeypatch, write_mnist):
+    # Not tmp_path, whose parents are closed to others.
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        for place in (data / "mnist", data / "nmnist/Train/0", data / "nmnist/Test/0"):
+            place.mkdir(parents=True)
+        write_mnist(data / "fashion-mnist")
+        write_mnist(data / "elsewhere/mnist")
+        data.chmod(0o755)
+        for place in (data / "mnist", data / "nmnist/Train/0"):
+            place.chmod(0)
+        try:
+            with bound_by_permissions():
+                found = {s.info.name: s for s in status(data_dir=data)}
+                monkeypatch.setenv("IDE_REF_DATA", str(data / "elsewhere"))
+                there = {s.info.name: s for s in status(data_dir=data)}
+        finally:
+            for place in (data / "mnist", data / "nmnist/Train/0"):
+                place.chmod(0o755)
+    told = "cannot be read (Permission denied); check its permissions"
+    assert found["mnist"].problem.startswith(f"{data / 'mnist'}/train-")
+    assert told in found["mnist"].problem
+    assert found["nmnist"].problem == f"{data / 'nmnist/Train/0'}: {told}"
+    assert found["fashion-mnist"].found
+    assert there["mnist"].path == data / "elsewhere/mnist"
