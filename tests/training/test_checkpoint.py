@@ -246,7 +246,7 @@ def test_the_digest_is_what_the_page_says(state, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such thing here")
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "c")
-    with pytest.raises(CheckpointError, match="is no file"):
+    with pytest.raises(CheckpointError, match="is no regular file"):
         checkpoint.load(tmp_path / "c")
 
 
