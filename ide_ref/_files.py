@@ -26,9 +26,12 @@ def finite(value: Any) -> Any:
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """A file opened for reading; OSError for a pipe or a device, which might never give anything, or never end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
         return open(descriptor, "rb")
     os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
 
 

@@ -120,9 +120,9 @@ def stoppable(kernel: Callable[[NDArray[np.uint8]], None], work: float) -> None:
         kernel(stop)
 
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run)
         try:
             waiting = True
+            running = pool.submit(run)
             while True:
                 try:
                     return running.result(timeout=POLL)

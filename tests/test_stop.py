@@ -1,5 +1,6 @@
 """Long kernels end when a signal comes, however much there is left to do, and compute the same bits beside a waiter."""
 
+import os
 import signal
 import threading
 import time
@@ -7,10 +8,12 @@ import time
 import numba
 import numpy as np
 import pytest
+import tiny
 
 from ide_ref import _threads, build, freeze, simulate, simulate_continuous
 from ide_ref._kernels import continuous, rollout
 from ide_ref.neurons import IF
+from ide_ref.training.loop import train
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that send signals")
 
@@ -159,3 +162,28 @@ def test_a_thread_of_the_users_own_calls_the_kernel_itself():
     call.start()
     call.join()
     assert found == [call]
+
+
+@pytest.mark.parametrize("at", [0, 3, 4])
+def test_a_signal_within_a_long_batch_gives_it_up_and_keeps_the_state(monkeypatch, tmp_path, at):
+    """Calls 0 to 3 are the batches, 4 is the first of the test set."""
+    preset, data = tiny.preset(epochs=1), tiny.data()
+    whole = train(preset, data, out=tmp_path / "whole").checkpoint
+    calls = []
+
+    def struck(*args, kernel=rollout.rollout):
+        calls.append(args)
+        if len(calls) == at + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(args[-1], [])
+            return
+        kernel(*args)
+
+    monkeypatch.setattr(_threads, "LONG", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(rollout, "rollout", struck)
+        stopped = train(preset, data, out=tmp_path / "parts")
+    assert stopped.stopped_by == signal.SIGTERM
+    assert (stopped.checkpoint.epoch, stopped.checkpoint.step) == (0, at)
+    resumed = train(preset, data, out=tmp_path / "parts", resume=True).checkpoint
+    assert tiny.same(resumed.params, whole.params)

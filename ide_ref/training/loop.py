@@ -135,7 +135,7 @@ def train(
     within one by time, and when interrupted), whose predecessor at the end of an epoch is kept as
     ``checkpoint.previous.safetensors``. Each file is replaced as a whole; where the disk is full, a
     RuntimeWarning says so and it is tried again later. The first SIGINT, SIGTERM or SIGHUP ends the training
-    after the current batch, a second SIGINT at once. The folder is locked meanwhile.
+    after the current batch, or before it where that takes long, a second SIGINT at once. The folder is locked.
 
     ``docs/long-runs.md`` explains each field of a line of the metrics.
 
@@ -534,7 +534,10 @@ class _Stopped(Exception):
 
 @contextmanager
 def _stop_signals(log: TextIO | None) -> Iterator[Callable[[], None]]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into `_Stopped`, raised by the next call of what this yields."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `_Stopped`, raised by the next call of what this yields.
+
+    Where a kernel is at work that takes long, it is raised at once.
+    """
     received: list[int] = []
 
     def handle(signum: int, frame: object) -> None:
@@ -542,8 +545,12 @@ def _stop_signals(log: TextIO | None) -> Iterator[Callable[[], None]]:
         if received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(signum)
+        # A long batch is given up; the state is that of the batch before, and the same batch is drawn again.
+        when = "now; this batch is for later" if _threads.waiting else "after this batch; Ctrl-C again to stop at once"
         if log is not None:
-            log.write("\nstopping after this batch; Ctrl-C again to stop at once\n")
+            log.write(f"\nstopping {when}\n")
+        if _threads.waiting:
+            raise _Stopped(signum)
 
     def check() -> None:
         if received:
