@@ -12,7 +12,9 @@ The pipeline, one name per stage::
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+# That of typing, which would be the longest part of this import: Ctrl-C in it would give a traceback.
+TYPE_CHECKING = False
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,8 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from ide_ref.constraints import Restriction
     from ide_ref.continuous import ContinuousRun, PiecewiseInput, Pulses, simulate_continuous
     from ide_ref.equilibrium import Equilibrium, contraction, find_equilibrium, linearise

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRuns
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -59,6 +59,18 @@ def _waiting() -> dict[str, str]:
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ.update(_waiting())
+
+
+def _one_after_fork() -> None:
+    """GNU OpenMP ends a child of fork that asks for the parent's threads; one thread of its own computes there."""
+    # Told as soon as there are any.
+    with suppress(ValueError):
+        numba.threading_layer()
+        numba.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_after_fork)
 
 
 @contextmanager

@@ -113,7 +113,9 @@ def as_json(document: dict[str, Any]) -> str:
 
 def print_result(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
     """The result on stdout: the document with ``--json``, the text without."""
-    print(as_json(document) if args.json else text)
+    # A reader that has gone does not change how the command ended.
+    with suppress(BrokenPipeError):
+        print(as_json(document) if args.json else text)
 
 
 def tell(text: str) -> None:

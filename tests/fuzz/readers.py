@@ -9,8 +9,8 @@ import io
 import json
 import os
 import tempfile
-import warnings
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
