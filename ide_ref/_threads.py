@@ -65,7 +65,7 @@ def _one_after_fork() -> None:
     """GNU OpenMP ends a child of fork that asks for the parent's threads; one thread of its own computes there."""
     # Told as soon as there are any.
     with suppress(ValueError):
-        numba.threading_layer()
+        numba.threading_layer()  # type: ignore[attr-defined]
         numba.set_num_threads(1)
 
 
