@@ -28,7 +28,7 @@ PRESETS = (
 )
 """Their names, for help: the presets themselves are heavy to import."""
 
-INSTALL = "pip install 'ide_ref[train]'"
+INSTALL = "pip install tqdm safetensors matplotlib pooch"
 SOLVERS = ("fixed_point", "anderson", "broyden", "gmres", "scipy_gmres", "direct")
 SURROGATES = ("rectangle", "triangle", "sigmoid", "arctangent")
 

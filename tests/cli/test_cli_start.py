@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +115,11 @@ def test_the_folder_of_a_training_stands_for_its_checkpoint(run, drawn, tmp_path
     status, _, error = run("evaluate", tmp_path / "empty")
     assert (status, error.count("\n")) == (2, 1)
     assert "Is a directory" in error
+
+
+def test_what_lacks_is_installed_from_packages_that_are_whose_they_say():
+    """Not from an index where this package's name may be anyone's."""
+    setup = ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    names = [re.match(r"\w+", line)[0] for line in setup["options.extras_require"]["train"].split()]
+    assert f"pip install {' '.join(names)}" == _common.INSTALL
