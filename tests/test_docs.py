@@ -310,3 +310,11 @@ def test_the_start_pages_example_runs(capsys):
     exec(compile(code, "index.md", "exec"), names)
     assert "gradients of readout.weight" in capsys.readouterr().out
     assert names["result"].solution.converged
+
+
+@pytest.mark.parametrize("page", ["trust", "threats"])
+def test_the_tests_that_hold_a_promise_are_there(page):
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (ROOT / f"docs/{page}.md").read_text())
+    assert len(named) > 5
+    for file, test in named:
+        assert f"def {test}" in (ROOT / "tests" / file).read_text(), (file, test)
