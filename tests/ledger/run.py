@@ -98,7 +98,7 @@ def main():
             entry |= {"x": found["x"], "spikes": found["spikes"]}
             entry["ours"] = ours(entry_case(entry))
         ledger["network"] |= {"spikes": ours(ledger["network"]["case"])}
-        ledger["files"] = said["files"]
+        ledger |= {"files": said["files"], "recurrent": said["recurrent"]}
         LEDGER.write_text(json.dumps(ledger, indent=1) + "\n")
         rows = "\n".join(page_row(entry, ledger["versions"]) for entry in ledger["rows"])
         page = PAGE.read_text()
@@ -117,6 +117,8 @@ def main():
     for name, spikes in said["files"].items():
         same = spikes == ledger["files"][name]
         wrong += [] if same else [f"{name}: file"]
+    same = said["recurrent"] == ledger["recurrent"]
+    wrong += [] if same else ["recurrent layers"]
     if wrong:
         raise SystemExit("differs from the ledger: " + "; ".join(wrong))
 

@@ -342,6 +342,32 @@ def exported(folder, case):
     return made
 
 
+def recurrent(case):
+    """State dicts of recurrent layers with these weights, as lists, an input and the spikes that they fire on it."""
+    n, n_in = len(case["w"]), len(case["w"][0])
+    module = torch.nn.Sequential(
+        torch.nn.Linear(n_in, n),
+        snn.RLeaky(case["leak"], threshold=case["v_th"], linear_features=n, init_hidden=True, reset_delay=False),
+    )
+    module[0].weight.data, module[0].bias.data = torch.tensor(case["w"]), torch.full((n,), 0.0625)
+    module[1].recurrent.weight.data, module[1].recurrent.bias.data = (
+        torch.tensor(case["rec"]),
+        torch.full((n,), -0.03125),
+    )
+    state = {name: value.tolist() for name, value in module.state_dict().items()}
+    found = {"snntorch": {"state": state, "x": case["x"], "spikes": through(module, case, sequence=True)}}
+    # Potentials that meet the threshold exactly, with that lower by one bit: there norse's reset is that of (STEP).
+    weights = torch.eye(3), torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+    v_th = torch.nextafter(torch.tensor(0.5), torch.tensor(0.0))
+    constants = norse.LIFParameters(tau_syn_inv=torch.tensor(1 / NORSE_DT), tau_mem_inv=torch.tensor(500.0), v_th=v_th)
+    cell = norse.LIFRecurrentCell(3, 3, constants, input_weights=weights[0], recurrent_weights=weights[1], dt=NORSE_DT)
+    x = [[1.0, 0, 0], *[[0.0, 0, 0]] * 4, [0.0, 0, 1.0], *[[0.0, 0, 0]] * 6]
+    spikes = through(cell, {"x": x})
+    state = {"input_weights": weights[0].tolist(), "recurrent_weights": weights[1].tolist()}
+    found["norse"] = {"state": state, "x": x, "spikes": spikes}
+    return found
+
+
 def answer(request):
     return {
         "versions": {name: version(name) for name in LIBRARIES},
@@ -355,6 +381,7 @@ def answer(request):
             for x in [smallest(entry) if request["search"] else entry["x"]]
         ],
         "network": {key: found(f"{key}: {told}", request["network"]) for key, (told, _) in AGREES.items()},
+        "recurrent": recurrent(request["network"]),
         "files": exported(request["folder"] or tempfile.mkdtemp(), request["network"]),
     }
 
