@@ -1,5 +1,6 @@
 """Small work runs on one thread, large work on all, and who asked for a number finds it again."""
 
+import os
 import subprocess
 import sys
 
@@ -103,3 +104,28 @@ def test_a_policy_that_was_set_stays(given):
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
     found = eval(done.stdout)
     assert found == given if given else len(found) == 1
+
+
+FORK = """
+import multiprocessing, os, sys
+import numba, numpy as np
+from ide_ref import IF, _threads, build, freeze, simulate
+_threads.SMALL = 0
+network = build("8 (F8)", input_shape=(4,), n_classes=2, neuron=IF(1.0))
+frozen = freeze(network, network.init(np.random.default_rng(0)))
+def rates(seed):
+    x = np.random.default_rng(seed).normal(size=(64, 4))
+    return simulate(frozen, x, 5).a.tobytes(), numba.get_num_threads()
+here = [rates(seed) for seed in range(3)]
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    there = pool.map_async(rates, range(3)).get(60)
+assert [n for _, n in here] == [2] * 3 and [n for _, n in there] == [1] * 3
+assert [a for a, _ in here] == [a for a, _ in there]
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such thing here")
+def test_a_pool_that_forks_after_kernels_works_with_a_thread_a_process():
+    """GNU OpenMP would end each of its processes, and the pool would wait for ever."""
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

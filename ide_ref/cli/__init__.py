@@ -73,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = lambda message, *_, **__: _common.tell(f"ide-ref {args.command}: {message}")
-    status = _status(args)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _common.tell(f"ide-ref {args.command}: {message}")
+        status = _status(args)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
