@@ -34,6 +34,7 @@ os.environ["NUMBA_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tiny
+from numba.np.ufunc import parallel
 from tqdm import tqdm
 
 from ide_ref import figures, presets
@@ -153,8 +154,9 @@ def main() -> int:
     words = ("--save-every", str(SAVE_EVERY))
     work = Path(tempfile.mkdtemp())
     log = work / "log"
-    # Its own lock is one for all processes of a fork, and one that is killed would keep it.
+    # These locks are one for all processes of a fork, and one that is killed would keep them.
     tqdm.set_lock(threading.RLock())
+    parallel._backend_init_process_lock = threading.RLock()
     # Compiled and read here, kernels are there for every process that comes of this one.
     with open(log, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         ide_ref(["train", "tiny", *words, "--out", str(work / "warm")])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
+from ide_ref import IF, build
 from ide_ref.training import checkpoint, lock, loop
 
 HERE = Path(__file__).parent
@@ -307,3 +308,8 @@ def test_what_is_not_utf_8_is_kept_in_run_json(data, tmp_path):
     words = [os.fsdecode(b"x\xff")]
     loop.train(tiny.preset(epochs=1), data, out=tmp_path / words[0], command=words)
     assert json.loads((tmp_path / words[0] / loop.RUN).read_bytes())["command"] == words
+
+
+def test_an_integer_beyond_the_floats_is_no_number():
+    with pytest.raises(ValueError, match="dropout"):
+        build("8 (F8)", input_shape=(4,), n_classes=2, neuron=IF(1.0), dropout=10**400)
