@@ -9,7 +9,7 @@ import pytest
 from test_authors import Vector, vectors
 from tiny import same
 
-from ide_ref import IF, Neuron, Restriction, build, freeze, read_out, simulate
+from ide_ref import IF, LIF, Neuron, Restriction, build, freeze, read_out, simulate
 from ide_ref.authors import Profile, authors, edited
 from ide_ref.weights import authors_params, from_norse, from_snntorch
 
@@ -123,3 +123,17 @@ def test_what_cannot_be_read_is_said():
         from_norse(recorded("norse")[0], cell="", tau_mem_inv=100, tau_syn_inv=200, v_th=1.0)
     with pytest.raises(ValueError, match="state is of type list"):
         from_snntorch([], linear="0", cell="1")
+
+
+@pytest.mark.parametrize(
+    ("name", "structure", "input_shape", "neuron", "n_steps"),
+    [("fc", "9 (F9)", (12,), LIF(0.9, 1.0), 15), ("ml", "4C3s-6C3-8C3s-8C3-6C3 (F4C3u)", (2, 8, 8), IF(0.5), 12)],
+)
+def test_a_state_dict_that_the_authors_program_wrote_gives_its_logits(name, structure, input_shape, neuron, n_steps):
+    with np.load(Path(__file__).parent / f"ledger/files/authors-{name}.npz") as file:
+        state = dict(file)
+    x, logits = state.pop("x"), state.pop("logits")
+    kernel = Restriction(norm="kernel")
+    network = build(structure, input_shape=input_shape, n_classes=logits.shape[1], neuron=neuron, restriction=kernel)
+    frozen = freeze(network, authors_params(network, state))
+    np.testing.assert_allclose(read_out(frozen, simulate(frozen, x, n_steps)), logits, rtol=0, atol=1e-12)

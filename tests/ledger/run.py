@@ -29,7 +29,8 @@ PAGE = HERE.parent.parent / "docs/fidelity.md"
 
 def entry_case(entry):
     """The one neuron of an entry and its input."""
-    return {"w": [[entry.get("w", 1.0)]], "leak": entry["leak"], "v_th": 1.0, "x": entry["x"]}
+    rec = [[entry["rec"]]] if "rec" in entry else None
+    return {"w": [[entry.get("w", 1.0)]], "rec": rec, "leak": entry["leak"], "v_th": 1.0, "x": entry["x"]}
 
 
 def ours(case):
@@ -64,6 +65,7 @@ def inline(value):
 def page_row(entry, versions):
     """The line of an entry in the page."""
     weight = f", weight {entry['w']:g}" if "w" in entry else ""
+    weight += f", to itself {entry['rec']:g}" if "rec" in entry else ""
     cells = (
         f"{entry['library']} {versions[entry['library']]}", entry["what"],
         f"{inline(entry['x'])} (leak {entry['leak']:g}{weight})", inline(entry["ours"]), inline(entry["spikes"]),

@@ -139,7 +139,7 @@ def sinabs_lif(case, twice=False, **options):
 
 
 def graph_of(case):
-    """The case in NIR, as ide_ref writes it for dt = 1e-4, with a linear node for its weights."""
+    """The case in NIR, as ide_ref writes it for dt = 1e-4, every linear node with a bias."""
     n, dt = len(case["w"]), 1e-4
 
     def full(value):
@@ -155,7 +155,11 @@ def graph_of(case):
         "input": nir.Input(np.array([weight.shape[1]])), "w": nir.Affine(weight, full(0)), "n": cell,
         "output": nir.Output(np.array([n])),
     }  # fmt: skip
-    return nir.NIRGraph(nodes, [("input", "w"), ("w", "n"), ("n", "output")])
+    edges = [("input", "w"), ("w", "n"), ("n", "output")]
+    if case.get("rec"):
+        nodes["rec"] = nir.Affine(np.array(case["rec"], np.float32), full(0))
+        edges += [("n", "rec"), ("rec", "n")]
+    return nir.NIRGraph(nodes, edges)
 
 
 def through(module, case, *, sequence=False):
@@ -166,7 +170,7 @@ def through(module, case, *, sequence=False):
         spikes, state = out if isinstance(out, tuple) else (out, None)
         # snntorch's imported IF returns its potential too.
         spikes = spikes[0] if isinstance(spikes, tuple) else spikes
-        found.append([int(n) for n in spikes.reshape(-1)])
+        found.append([int(n) if n % 1 == 0 else float(n) for n in spikes.reshape(-1)])
     return found
 
 
@@ -280,7 +284,8 @@ def found(behaviour, case):
 
 def case_of(entry):
     """The one neuron of an entry."""
-    return {"w": [[entry.get("w", 1.0)]], "leak": entry["leak"], "v_th": 1.0, "x": entry.get("x")}
+    rec = [[entry["rec"]]] if "rec" in entry else None
+    return {"w": [[entry.get("w", 1.0)]], "rec": rec, "leak": entry["leak"], "v_th": 1.0, "x": entry.get("x")}
 
 
 def smallest(entry):
