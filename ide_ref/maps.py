@@ -34,11 +34,15 @@ class BatchNormCache(NamedTuple):
 
     @classmethod
     def of(cls, name: str, z: NDArray, n_channels: int) -> BatchNormCache:
-        """z of a connection, (B, n_to), by name, with its moments.
+        """z of a connection, (B, n_to), by name, with its moments, `checked`."""
+        return cls.checked(name, z, *constraints.batch_statistics(z, n_channels))
+
+    @classmethod
+    def checked(cls, name: str, z: NDArray, mean: NDArray, variance: NDArray) -> BatchNormCache:
+        """z of a connection, (B, n_to), by name, with given moments, (C,) each.
 
         ValueError where these are beyond the dtype; warns where rounding of z drowns what tells its samples apart.
         """
-        mean, variance = constraints.batch_statistics(z, n_channels)
         if not np.isfinite(variance).all():
             raise ValueError(
                 f"batch normalisation of connection {name!r}: the batch's mean or variance is beyond {z.dtype}; "
@@ -118,9 +122,12 @@ class AffineMap:
 
     def normalised_by(self, z: NDArray) -> AffineMap:
         """A map with normalisation, with the statistics of a batch's own z, (B, n_to)."""
-        _, mean, variance = BatchNormCache.of(self.name, z, self.synapse.out_shape[0])
-        norm = replace(self.norm, mean=mean, variance=variance, from_batch=True)  # type: ignore[type-var]  # it has one
-        return replace(self, norm=norm, z=z)
+        return self.with_statistics(BatchNormCache.of(self.name, z, self.synapse.out_shape[0]))
+
+    def with_statistics(self, cache: BatchNormCache) -> AffineMap:
+        """A map with normalisation, with a batch's statistics; z may be of some of its samples alone."""
+        norm = replace(self.norm, mean=cache.mean, variance=cache.variance, from_batch=True)  # type: ignore[type-var]
+        return replace(self, norm=norm, z=cache.z)
 
     def apply_at(self, s: NDArray, out: NDArray) -> tuple[AffineMap, NDArray]:
         """Add the output for given rates to ``out``, (B, n_to); the map as it is linearised there, and z."""
@@ -495,20 +502,34 @@ def freeze(
     _checks.kind("network", network, Network)
     if rng is not None:
         _checks.kind("rng", rng, np.random.Generator)
+    if training and x is None:
+        raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
+    folded = fold(network, params, training=training)
+    if not training or x is None:
+        return network.edited(folded, None)
+    x = network.check_input(x, folded.dtype)
+    x_mean = network.mean_input(x)
+    inputs = to_channels_last(x_mean, network.input_shape)
+    keep: dict[str, NDArray] = {}
+    caches: dict[str, BatchNormCache] = {}
+    for c, m in zip(network.connections, folded.maps, strict=True):
+        if c.dropout > 0:
+            if rng is None:
+                raise ValueError(f"rng is missing; connection {c.name!r} has dropout and needs a generator")
+            keep[c.name] = constraints.dropout_mask((len(x), c.synapse.n_out), c.dropout, rng, folded.dtype)
+        if c.batch_norm and c.source == INPUT:
+            caches[c.name] = BatchNormCache.of(c.name, m.pre_activation(inputs), c.synapse.out_shape[0])
+    return on_batch(folded, x, x_mean, keep, caches)
+
+
+def fold(network: Network, params: Mapping[str, NDArray], *, training: bool = False) -> Frozen:
+    """What of `freeze` knows no batch: restriction and running statistics folded, without the edits of a profile.
+
+    ``training`` says how exact the restriction's norm is to be, see :func:`constraints.singular_tolerance`.
+    """
     network.check_params(params)
     dtype = params["readout.weight"].dtype.newbyteorder("=")
     theta: Params = {name: _checks.converted(name, params[name], dtype) for name in params}
-    x_mean = inputs = None
-    if training:
-        if x is None:
-            raise ValueError("x is missing; freezing for training takes the batch's own statistics from it")
-        x = network.check_input(x, dtype)
-        x_mean = network.mean_input(x)
-        inputs = to_channels_last(x_mean, network.input_shape)
-        dropped = [c.name for c in network.connections if c.dropout > 0]
-        if rng is None and dropped:
-            raise ValueError(f"rng is missing; connection {dropped[0]!r} has dropout and needs a generator")
-    n_batch = None if x_mean is None else len(x_mean)
     tol = constraints.singular_tolerance(dtype, training=training)
     maps: list[AffineMap] = []
     pullbacks: list[Pullback] = []
@@ -520,19 +541,31 @@ def freeze(
             statistics[f"{c.name}.singular_vector"] = singular.right
             # α is inside its bounds already, by ``project``.
             weight = weight * dtype.type(clamped(theta[f"{c.name}.alpha"], c.restriction.c) / singular.value)
-        keep = None
-        if n_batch is not None and rng is not None and c.dropout > 0:
-            keep = constraints.dropout_mask((n_batch, c.synapse.n_out), c.dropout, rng, dtype)
         norm = None
         if c.batch_norm:
             parts = ("bn_weight", "bn_bias", "running_mean", "running_var")
             scale, shift, mean, variance = (theta[f"{c.name}.{part}"] for part in parts)
             norm = BatchNorm(scale, shift, mean, variance, from_batch=False)
-        m = AffineMap(c.name, c.synapse, c.synapse.to_taps(weight), theta.get(f"{c.name}.bias"), norm, keep)
-        if c.batch_norm and inputs is not None and c.source == INPUT:
-            m = m.normalised_by(m.pre_activation(inputs))
-        maps.append(m)
+        maps.append(AffineMap(c.name, c.synapse, c.synapse.to_taps(weight), theta.get(f"{c.name}.bias"), norm))
         pullbacks.append(Pullback(c, theta, singular))
     readout = network.readout.synapse.to_taps(theta["readout.weight"])
-    frozen = Frozen(network, theta, tuple(maps), tuple(pullbacks), readout, n_batch, statistics, x_mean)
-    return network.edited(frozen, x if training else None)
+    return Frozen(network, theta, tuple(maps), tuple(pullbacks), readout, None, statistics)
+
+
+def on_batch(
+    folded: Frozen, x: NDArray, x_mean: NDArray, keep: Mapping[str, NDArray], caches: Mapping[str, BatchNormCache]
+) -> Frozen:
+    """A folded network for one batch x, whose x̄ is (B, *input_shape), or for some samples of one.
+
+    Parameters
+    ----------
+    keep : dict of (B, n_to) arrays
+        Dropout masks by connection.
+    caches : dict of BatchNormCache
+        What the normalisations of the input's connections see: their z of these samples, the statistics of the batch.
+    """
+    maps = tuple(
+        replace(m if m.name not in caches else m.with_statistics(caches[m.name]), keep=keep.get(m.name))
+        for m in folded.maps
+    )
+    return folded.network.edited(replace(folded, maps=maps, batch_size=len(x), batch=x_mean), x)

@@ -14,6 +14,7 @@ from ide_ref.cli import _common
 if TYPE_CHECKING:
     from ide_ref.datasets import Dataset
     from ide_ref.neurons import Neuron
+    from ide_ref.parallel import Group
     from ide_ref.presets import Preset, Recipe
 
 _CURVES = "curves.png"
@@ -58,6 +59,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--solver", help=f"of (BETA): {', '.join(_common.SOLVERS)}")
     p.add_argument("--tol", type=_common.positive, help="relative residual of (BETA)")
     p.add_argument("--max-iter", type=_common.count, metavar="N", help="most products with Jᵀ per step")
+    p.add_argument("--mpi", action="store_true", help="split each batch as under mpiexec, also with one process alone")
     p.add_argument("--allow-unconverged", action="store_true", default=None, help="take (BETA) as --max-iter leaves it")
 
 
@@ -66,6 +68,16 @@ def run(args: argparse.Namespace) -> int:
     import safetensors  # noqa: F401
     import tqdm  # noqa: F401
 
+    from ide_ref import parallel
+
+    group = parallel.world(asked=args.mpi)
+    if group is None:
+        return _run(args)
+    with parallel.ending_together(group):
+        return _run(args, group)
+
+
+def _run(args: argparse.Namespace, group: Group | None = None) -> int:
     from ide_ref import figures
     from ide_ref.training import loop
     from ide_ref.training.evaluation import load_data
@@ -91,11 +103,13 @@ def run(args: argparse.Namespace) -> int:
     if data is None:
         data = load_data(preset, data_dir=args.data_dir, limit=preset.recipe.limit, source=args.data)
     drawn = figures.available()
-    if not drawn:
+    if not drawn and (group is None or group.is_first):
         _common.tell(f"matplotlib is not installed: no {_CURVES} will be drawn; {_common.INSTALL}")
     command = ["ide-ref", *args.words]
     options = {"resume": args.resume, "save_every": args.save_every or loop.SAVE_EVERY, "command": command}
-    result = loop.train(preset, data, out=out, seed=seed, log=sys.stderr, **options)
+    result = loop.train(preset, data, out=out, seed=seed, log=sys.stderr, group=group, **options)
+    if group is not None and not group.is_first:
+        return 0
     summary = {**result.summary(), "out": str(out)}
     history = result.checkpoint.history
     if history and drawn:

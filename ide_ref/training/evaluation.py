@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,7 @@ from ide_ref import _checks
 from ide_ref.datasets import Dataset, is_function, load, normalise, random_crop, random_flip
 from ide_ref.equilibrium import find_equilibrium
 from ide_ref.maps import freeze, read_out
+from ide_ref.parallel import Group
 from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import simulate
 from ide_ref.solvers import norms
@@ -159,6 +161,7 @@ def evaluate(
     batch_size: int | None = None,
     between: Callable[[], None] = lambda: None,
     loss: Loss = cross_entropy,
+    group: Group | None = None,
 ) -> Evaluation:
     """Simulate a whole split with running statistics and without dropout; changes nothing.
 
@@ -173,6 +176,8 @@ def evaluate(
         Called before each batch; what it raises ends the evaluation.
     loss : callable
         In place of the cross-entropy, see `ide_ref.training.losses.Loss`.
+    group : Group, optional
+        Ranks over which the batches are dealt; each calls this and gets the same numbers as one process alone.
     """
     _checks.kind("preset", preset, Preset)
     _checks.kind("data", data, Dataset)
@@ -183,16 +188,29 @@ def evaluate(
     frozen = freeze(network, params)
     _checks.one_of("split", split, ("train", "test"))
     n_samples = len(data.y_train if split == "train" else data.y_test)
-    total, correct = 0.0, 0
-    spikes = np.zeros(len(network.populations), np.int64)
-    for first in range(0, n_samples, batch_size):
-        between()
+
+    def tested(first: int) -> tuple[float, int, NDArray[np.int64]]:
         x, y = load_batch(preset, data, split, np.arange(first, min(first + batch_size, n_samples)))
         rates = simulate(frozen, x, n_steps)
         logits = read_out(frozen, rates)
-        total += evaluated(loss, logits, y)[0] * len(y)
-        correct += int(np.count_nonzero(logits.argmax(axis=1) == y))
-        spikes += rates.n_spikes.sum(axis=0)
+        right = int(np.count_nonzero(logits.argmax(axis=1) == y))
+        return evaluated(loss, logits, y)[0] * len(y), right, rates.n_spikes.sum(axis=0)
+
+    rank, size = (0, 1) if group is None else (group.rank, group.size)
+    firsts = range(0, n_samples, batch_size)
+
+    def share(turn: int) -> list[tuple[float, int, NDArray[np.int64]]]:
+        return [tested(first) for first in firsts[turn : turn + size][rank : rank + 1]]
+
+    total, correct = 0.0, 0
+    spikes = np.zeros(len(network.populations), np.int64)
+    for turn in range(0, len(firsts), size):
+        between()
+        for of_batches in [share(turn)] if group is None else group.allgather(partial(share, turn)):
+            for of_loss, right, n_spikes in of_batches:
+                total += of_loss
+                correct += right
+                spikes += n_spikes
     pairs = zip(network.populations, spikes, strict=True)
     firing_rates = {p.name: int(count) / (n_samples * p.size * n_steps) for p, count in pairs}
     return Evaluation(n_samples, total / n_samples, correct / n_samples, firing_rates)

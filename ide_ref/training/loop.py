@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -27,7 +27,7 @@ from typing import Any, Literal, TextIO, cast
 
 import numpy as np
 
-from ide_ref import _checks, _threads
+from ide_ref import _checks, _threads, parallel
 from ide_ref._files import sweep, write_atomically
 from ide_ref.datasets import Dataset
 from ide_ref.equilibrium import contraction
@@ -127,6 +127,7 @@ def train(
     save_every: float = SAVE_EVERY,
     command: Sequence[str] = (),
     log: TextIO | None = None,
+    group: parallel.Group | None = None,
 ) -> Training:
     """Train a network and log its course.
 
@@ -166,6 +167,8 @@ def train(
     log : text stream, optional
         Gets a progress bar and a line per epoch, which says so where (COND) does not hold. One that breaks is
         given up, and the training goes on.
+    group : ide_ref.parallel.Group, optional
+        Ranks that train together, each by the same call; the first alone reads and writes `out` and the log.
 
     Raises
     ------
@@ -189,6 +192,9 @@ def train(
     if loss is not None and preset.recipe.label_smoothing:
         given = f"label_smoothing is {preset.recipe.label_smoothing}"
         raise ValueError(f"{given}, but that is of the cross-entropy; leave it out where loss is given")
+    if group is not None:
+        parallel.check(preset)
+        log = log if group.is_first else None
     load_batch(preset, data, "train", [0])
     if loss is not None:
         # What it returns tells whether it fits, before anything is written.
@@ -202,14 +208,17 @@ def train(
     stopped_by: int | Literal["callback"] | None = None
 
     def tell(event: Literal["step", "epoch"]) -> None:
-        if callback is not None and callback(state, event):
+        if callback is None:
+            return
+        if callback(state, event) if group is None else group.first(lambda: bool(callback(state, event))):
             raise _Stopped("callback")
 
     # What overflows is found by the loss or the weights being no longer finite, and reported with its place.
     quiet = np.errstate(over="ignore", invalid="ignore")
     work = preset.network.n_multiplications * preset.recipe.batch_size
-    opened = _opened(preset, data, seed, out, resume, command, save_every)
-    with opened as (state, files), _stop_signals(log) as check, quiet, _threads.fit(work), _long_start(log) as started:
+    stopping, compiling = _stop_signals(log, group), _long_start(log)
+    opened = _opened(partial(_folder, preset, data, seed, out, resume, command, save_every), group)
+    with opened as (state, files), stopping as check, quiet, _threads.fit(work), compiling as started:
         try:
             while state.epoch < preset.recipe.epochs:
                 order = generator(seed, "order", state.epoch).permutation(len(data.y_train))
@@ -218,12 +227,14 @@ def train(
                 no_bar = log is None or not log.isatty()
                 for chunk in tqdm(left, title, n_batches, initial=state.step, file=log, disable=no_bar, leave=False):
                     check()
-                    state = _train_batch(state, data, chunk, n_batches, loss)
+                    state = _train_batch(state, data, chunk, n_batches, loss, group)
                     started()
                     tell("step")
                     files.keep(state)
-                state = _end_epoch(state, data, n_batches, check, loss)
+                state = _end_epoch(state, data, n_batches, check, loss, group)
                 files.keep(state)
+                if group is not None and (slow := group.slow()) and log is not None:
+                    log.write(f"epoch {state.epoch}: {slow}\n")
                 if log is not None:
                     log.write(_epoch_line(state) + "\n")
                 tell("epoch")
@@ -297,8 +308,36 @@ class _Files:
             (self._out / name).unlink(missing_ok=True)
 
 
+class _NoFiles:
+    """What a rank has on disk that is not the first."""
+
+    def keep(self, state: Checkpoint, *, last: bool = False) -> None: ...
+
+    def write_logs(self, result: Training | None = None) -> None: ...
+
+
 @contextmanager
 def _opened(
+    folder: Callable[[], AbstractContextManager[tuple[Checkpoint, _Files]]], group: parallel.Group | None
+) -> Iterator[tuple[Checkpoint, _Files | _NoFiles]]:
+    """The folder of a training, of ranks that of the first, and the state to go on from."""
+    if group is None:
+        with folder() as opened:
+            yield opened
+        return
+    with ExitStack() as stack:
+        files: _Files | _NoFiles = _NoFiles()
+
+        def enter() -> Checkpoint:
+            nonlocal files
+            state, files = stack.enter_context(folder())
+            return state
+
+        yield group.first(enter), files
+
+
+@contextmanager
+def _folder(
     preset: Preset, data: Dataset, seed: int, out: Path, resume: bool, command: Sequence[str], save_every: float
 ) -> Iterator[tuple[Checkpoint, _Files]]:
     """The folder of a training, this run's alone for as long, and the state to go on from."""
@@ -402,7 +441,12 @@ def _rate(state: Checkpoint, n_batches: int) -> float:
 
 
 def _train_batch(
-    state: Checkpoint, data: Dataset, indices: np.ndarray, n_batches: int, loss: Loss | None = None
+    state: Checkpoint,
+    data: Dataset,
+    indices: np.ndarray,
+    n_batches: int,
+    loss: Loss | None = None,
+    group: parallel.Group | None = None,
 ) -> Checkpoint:
     began = time.perf_counter()
     preset = state.preset
@@ -410,7 +454,7 @@ def _train_batch(
     x, y = load_batch(preset, data, "train", indices, rng=rng)
     rate = _rate(state, n_batches)
     try:
-        done = training_step(preset, state.params, state.velocity, x, y, rate=rate, rng=rng, loss=loss)
+        done = training_step(preset, state.params, state.velocity, x, y, rate=rate, rng=rng, loss=loss, group=group)
     except (NotFinite, NotConverged) as error:
         tol, remedy = preset.recipe.tol, "a smaller learning rate"
         if isinstance(error, NotConverged):
@@ -441,10 +485,15 @@ def _train_batch(
 
 
 def _end_epoch(
-    state: Checkpoint, data: Dataset, n_batches: int, check: Callable[[], None], loss: Loss | None
+    state: Checkpoint,
+    data: Dataset,
+    n_batches: int,
+    check: Callable[[], None],
+    loss: Loss | None,
+    group: parallel.Group | None,
 ) -> Checkpoint:
     began = time.perf_counter()
-    tested = evaluate(state.preset, state.params, data, between=check, loss=loss or cross_entropy)
+    tested = evaluate(state.preset, state.params, data, between=check, loss=loss or cross_entropy, group=group)
     gamma = contraction(freeze(state.preset.network, state.params))
     totals, recipe = state.totals, state.preset.recipe
     line = {
@@ -533,10 +582,10 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def _stop_signals(log: TextIO | None) -> Iterator[Callable[[], None]]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into `_Stopped`, raised by the next call of what this yields.
+def _stop_signals(log: TextIO | None, group: parallel.Group | None) -> Iterator[Callable[[], None]]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP, of any rank, into `_Stopped`, raised by what this yields.
 
-    Where a kernel is at work that takes long, it is raised at once.
+    Where a kernel is at work that takes long, it is raised at once, but for ranks, which wait for each other.
     """
     received: list[int] = []
 
@@ -546,15 +595,18 @@ def _stop_signals(log: TextIO | None) -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt
         received.append(signum)
         # A long batch is given up; the state is that of the batch before, and the same batch is drawn again.
-        when = "now; this batch is for later" if _threads.waiting else "after this batch; Ctrl-C again to stop at once"
+        at_once = _threads.waiting and group is None
+        when = "now; this batch is for later" if at_once else "after this batch; Ctrl-C again to stop at once"
         if log is not None:
             log.write(f"\nstopping {when}\n")
-        if _threads.waiting:
+        if at_once:
             raise _Stopped(signum)
 
     def check() -> None:
-        if received:
-            raise _Stopped(received[0])
+        heard = [received] if group is None else group.allgather(received.copy)
+        for signums in heard:
+            if signums:
+                raise _Stopped(signums[0])
 
     # Signals arrive in the main thread, and only there may handlers be set.
     main = threading.current_thread() is threading.main_thread()

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ide_ref.implicit import Backward, backward
 from ide_ref.maps import freeze, read_out
 from ide_ref.network import Params
+from ide_ref.parallel import Group, differentiate
 from ide_ref.presets import Preset, Recipe
 from ide_ref.simulation import Rates, simulate
 from ide_ref.stbp import Surrogate, ThroughTime, backward_through_time
@@ -64,6 +65,7 @@ def training_step(
     rng: np.random.Generator,
     lap: Callable[[str], None] = lambda stage: None,
     loss: Loss | None = None,
+    group: Group | None = None,
 ) -> Step:
     """Freeze, simulate, read out, differentiate, update.
 
@@ -81,6 +83,8 @@ def training_step(
         Called with the name of each of `STAGES` as it ends.
     loss : callable, optional
         In place of the recipe's cross-entropy, see `ide_ref.training.losses.Loss`.
+    group : Group, optional
+        Ranks over which the batch is split; each calls this with the whole batch. ``lap`` is not called for stages.
 
     Raises
     ------
@@ -92,19 +96,49 @@ def training_step(
         (BETA) was not solved and the recipe does not allow that.
     """
     recipe, network = preset.recipe, preset.network
-    frozen = freeze(network, params, x, training=True, rng=rng)
+
+    def judged(logits: NDArray[np.floating]) -> tuple[float, NDArray[np.floating]]:
+        if loss is None:
+            found = cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        else:
+            found = evaluated(loss, logits, np.asarray(y))
+        if not math.isfinite(found[0]):
+            raise NotFinite(f"the loss is {found[0]}")
+        return found
+
+    back: Backward | ThroughTime
+    if group is not None:
+        logits, value, rates, back = differentiate(group, network, params, x, recipe, judged, rng=rng)
+    else:
+        logits, value, rates, back = _differentiated(preset, params, x, judged, rng, lap)
+    new, velocity = optimiser(recipe).step({**params, **back.statistics}, velocity, back.gradients, rate=rate)
+    new = network.project(new)
+    for name, array in new.items():
+        # The sum of squares, for the next step takes norms.
+        if not math.isfinite(float(np.vdot(array, array))):
+            raise NotFinite(f"{name} has left the range of {array.dtype}")
+    lap("update")
+    return Step(new, velocity, value, int(np.count_nonzero(logits.argmax(axis=1) == y)), rates, back)
+
+
+def _differentiated(
+    preset: Preset,
+    params: Params,
+    x: NDArray[np.floating],
+    judged: Callable[[NDArray[np.floating]], tuple[float, NDArray[np.floating]]],
+    rng: np.random.Generator,
+    lap: Callable[[str], None],
+) -> tuple[NDArray[np.floating], float, Rates, Backward | ThroughTime]:
+    """Logits, loss, rates and gradients of a batch in this process."""
+    recipe = preset.recipe
+    frozen = freeze(preset.network, params, x, training=True, rng=rng)
     lap("freeze")
     implicit = recipe.method == "ide"
     rates = simulate(frozen, x, recipe.n_steps, record=not implicit)
     rates = replace(rates.without_potentials(), recording=rates.recording)
     lap("rollout")
     logits = read_out(frozen, rates)
-    if loss is None:
-        value, d_logits = cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-    else:
-        value, d_logits = evaluated(loss, logits, np.asarray(y))
-    if not math.isfinite(value):
-        raise NotFinite(f"the loss is {value}")
+    value, d_logits = judged(logits)
     back: Backward | ThroughTime
     if implicit:
         back = backward(
@@ -123,11 +157,4 @@ def training_step(
             frozen, x, rates, d_logits, surrogate=surrogate, through_reset=recipe.through_reset, lap=lap
         )
         rates = rates.without_potentials()
-    new, velocity = optimiser(recipe).step({**params, **back.statistics}, velocity, back.gradients, rate=rate)
-    new = network.project(new)
-    for name, array in new.items():
-        # The sum of squares, for the next step takes norms.
-        if not math.isfinite(float(np.vdot(array, array))):
-            raise NotFinite(f"{name} has left the range of {array.dtype}")
-    lap("update")
-    return Step(new, velocity, value, int(np.count_nonzero(logits.argmax(axis=1) == y)), rates, back)
+    return logits, value, rates, back
