@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ide_ref import constraints, solvers
+from ide_ref import _threads, constraints, solvers
 from ide_ref._kernels import elementwise as _elementwise
 from ide_ref.constraints import BatchNorm
 from ide_ref.equilibrium import Linearisation
@@ -136,6 +136,26 @@ class Group:
         return range(n_blocks * self.rank // self.size, n_blocks * (self.rank + 1) // self.size)
 
 
+class _Yielding:
+    """MPI's communicator where there are fewer free processors than ranks: its own waiting would keep them busy."""
+
+    def __init__(self, comm: Any) -> None:
+        self.comm, self.rank, self.size = comm, comm.rank, comm.size
+
+    def _wait(self) -> None:
+        arrived = self.comm.Ibarrier()
+        while not arrived.Test():
+            time.sleep(1e-4)
+
+    def allgather(self, sendobj: Any) -> list[Any]:
+        self._wait()
+        return self.comm.allgather(sendobj)
+
+    def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
+        self._wait()
+        return self.comm.alltoall(sendobj)
+
+
 def world(*, asked: bool = False) -> Group | None:
     """The ranks that an MPI launcher started, each with its share of its host's threads.
 
@@ -153,16 +173,18 @@ def world(*, asked: bool = False) -> Group | None:
         return None
     from mpi4py import MPI
 
-    group = Group(MPI.COMM_WORLD)
-    if group.size < started:
+    comm = MPI.COMM_WORLD
+    if comm.size < started:
         raise ValueError(
-            f"{started} processes were started, but mpi4py sees {group.size}; expected mpi4py and mpiexec of one MPI"
+            f"{started} processes were started, but mpi4py sees {comm.size}; expected mpi4py and mpiexec of one MPI"
         )
     import numba
 
-    neighbours = group.hosts.count(group.hosts[group.rank])
+    neighbours = comm.allgather(socket.gethostname()).count(socket.gethostname())
+    crowded = neighbours > numba.get_num_threads() or _threads.others_run()
     numba.set_num_threads(max(1, numba.get_num_threads() // neighbours))
-    return group
+    # All wait in one way, for a barrier is met by all or none.
+    return Group(_Yielding(comm) if any(comm.allgather(crowded)) else comm)
 
 
 @contextmanager
