@@ -41,7 +41,7 @@ BLOCK = 8
 """Samples that are simulated and differentiated together. Another number gives other last bits."""
 
 SLOW, LATE = 1.5, 1.0
-"""A rank is named in the log when it works so many times as long as the median of all, and so many seconds longer."""
+"""A rank is named in the log when a block takes it so many times as long as the median, and so many seconds in all."""
 
 PATIENCE = 10.0
 """Seconds within which all ranks must fail together; a failure of one alone ends the others after that."""
@@ -81,8 +81,7 @@ class Group:
     def __init__(self, comm: Communicator) -> None:
         self.rank, self.size = comm.rank, comm.size
         self._comm = comm
-        self._left = time.perf_counter()
-        self._busy = [0.0] * self.size
+        self._seconds, self._n_blocks = 0.0, 0
         self.hosts: list[str] = comm.allgather(socket.gethostname())
         """By rank."""
 
@@ -93,11 +92,11 @@ class Group:
 
     def allgather(self, work: Callable[[], T]) -> list[T]:
         """What `work` gives on each rank, on every rank; if it fails on one, that error is raised on all."""
-        return self._exchange(self._comm.allgather, work, lambda value: value)
+        return self._exchange(self._comm.allgather, work, lambda *told: told)
 
     def alltoall(self, work: Callable[[], Sequence[T]]) -> list[T]:
         """Of a value for each rank, those that are for this one; errors as in `allgather`."""
-        return self._exchange(self._comm.alltoall, work, lambda told: [(*told[:2], v) for v in told[2]])
+        return self._exchange(self._comm.alltoall, work, lambda error, values: [(error, v) for v in values])
 
     def first(self, work: Callable[[], T]) -> T:
         """What `work` gives on the first rank, where alone it is called."""
@@ -105,28 +104,43 @@ class Group:
 
     def _exchange(self, exchange: Callable[[Any], list[Any]], work: Callable[[], Any], form: Callable) -> list[Any]:
         error: Exception | None = None
-        value: Any = None
         try:
             value = work()
         except Exception as found:
             error, value = found, [None] * self.size
-        busy = time.perf_counter() - self._left
-        told = exchange(form((busy, error, value)))
-        self._left = time.perf_counter()
-        for rank, (seconds, error, _) in enumerate(told):
-            self._busy[rank] += seconds
+        told = exchange(form(error, value))
+        for error, _ in told:
             if error is not None:
                 raise error
-        return [value for _, _, value in told]
+        return [value for _, value in told]
+
+    def count(self, blocks: range) -> None:
+        """Note blocks whose time will be counted."""
+        self._n_blocks += len(blocks)
+
+    def timed(self, work: Callable[[], T]) -> Callable[[], T]:
+        """The same work, its time counted among that of this rank's blocks."""
+
+        def _timed() -> T:
+            began = time.perf_counter()
+            try:
+                return work()
+            finally:
+                self._seconds += time.perf_counter() - began
+
+        return _timed
 
     def slow(self) -> str:
-        """Which ranks worked long between exchanges since the last call of this, in words; empty for none."""
-        busy, self._busy = self._busy, [0.0] * self.size
-        usual = sorted(busy)[(self.size - 1) // 2]
+        """Which ranks worked long on a block since the last call of this, in words; empty for none."""
+        told = self.allgather(lambda: (self._seconds, self._n_blocks))
+        self._seconds, self._n_blocks = 0.0, 0
+        per_block = {rank: seconds / n for rank, (seconds, n) in enumerate(told) if n}
+        usual = sorted(per_block.values())[(len(per_block) - 1) // 2]
         parts = [
-            f"rank {rank} on {self.hosts[rank]} is slow: it worked {seconds:.1f} s, the median of all is {usual:.1f} s"
-            for rank, seconds in enumerate(busy)
-            if seconds > max(SLOW * usual, usual + LATE)
+            f"rank {rank} on {self.hosts[rank]} is slow: a block of samples took it {1e3 * seconds:.0f} ms, "
+            f"the median of all ranks is {1e3 * usual:.0f} ms"
+            for rank, seconds in per_block.items()
+            if seconds > SLOW * usual and (seconds - usual) * told[rank][1] > LATE
         ]
         return "; ".join(parts)
 
@@ -362,36 +376,29 @@ def differentiate(
         As of the functions that one process calls; what happens on one rank is raised on all.
     """
     blocks = group.blocks(len(x))
+    group.count(blocks)
     folded = fold(network, params, training=True)
     x = network.check_input(x, folded.dtype)
     frozen = _frozen(group, folded, x, rng)
     own = [x[_rows(k, len(x))] for k in blocks]
 
-    def forward() -> list[tuple[NDArray, Rates]]:
-        found = [simulate(f, part, recipe.n_steps) for f, part in zip(frozen, own, strict=True)]
-        return [(f.read_out(rates), rates) for f, rates in zip(frozen, found, strict=True)]
-
-    simulated: list[tuple[NDArray, Rates]] = []
+    simulated: list[Rates] = []
 
     def counted() -> list[tuple[NDArray, ...]]:
-        simulated.extend(forward())
-        return [(logits, r.n_spikes, r.n_events, r.margin) for logits, r in simulated]
+        simulated.extend(
+            simulate(f, part, recipe.n_steps).without_potentials() for f, part in zip(frozen, own, strict=True)
+        )
+        return [(f.read_out(r), r.n_spikes, r.n_events, r.margin) for f, r in zip(frozen, simulated, strict=True)]
 
-    told = [block for rank in group.allgather(counted) for block in rank]
+    told = [block for rank in group.allgather(group.timed(counted)) for block in rank]
     logits, n_spikes, n_events, margin = (np.concatenate(part) for part in zip(*told, strict=True))
     loss, d_logits = judge(logits)
-
-    def back() -> list[_Back]:
-        parts = (d_logits[_rows(k, len(x))] for k in blocks)
-        return [
-            _back(f, replace(rates.without_potentials(), recording=None), d, recipe)
-            for f, (_, rates), d in zip(frozen, simulated, parts, strict=True)
-        ]
 
     found: list[_Back] = []
 
     def solved() -> tuple[list[Solution], list[list[Node]]]:
-        found.extend(back())
+        parts = (d_logits[_rows(k, len(x))] for k in blocks)
+        found.extend(_back(f, r, d, recipe) for f, r, d in zip(frozen, simulated, parts, strict=True))
         solutions = [replace(b.backward.solution, x=b.backward.solution.x[:, :0], aux=None) for b in found]
         return solutions, [
             partial_sums([Node(0, k, _sums(i, b)) for k, b in zip(blocks, found, strict=True)], Sums.plus)
@@ -399,7 +406,7 @@ def differentiate(
             if m.norm is not None
         ]
 
-    answers = group.allgather(solved)
+    answers = group.allgather(group.timed(solved))
     names = [m.name for m in folded.maps if m.norm is not None]
     sums = {
         name: whole_sum([node for _, nodes in answers for node in nodes[i]], Sums.plus) for i, name in enumerate(names)
@@ -595,7 +602,7 @@ def _pulled_back(
             nodes = partial_sums([*nodes, Node(0, k, flat)], np.add)
         return [[n._replace(value=n.value[start:end]) for n in nodes] for start, end in itertools.pairwise(parts)]
 
-    nodes = [node for told in group.alltoall(own) for node in told]
+    nodes = [node for told in group.alltoall(group.timed(own)) for node in told]
     flat = np.concatenate(group.allgather(lambda: whole_sum(nodes, np.add)))
     summed = {
         name: flat[start:end].reshape(shape)

@@ -116,7 +116,8 @@ def _run(args: argparse.Namespace, group: Group | None = None) -> int:
         figures.training_curves(history, title=f"{preset.name} ({preset.neuron.name.upper()})", path=out / _CURVES)
     if result.stopped_by is not None:
         again = [*(word for word in args.words if word != "--resume"), "--resume"]
-        _common.tell(f"stopped and saved; go on with: ide-ref {shlex.join(again)}")
+        under = "" if group is None else f"mpiexec -n {group.size} "
+        _common.tell(f"stopped and saved; go on with: {under}ide-ref {shlex.join(again)}")
         if args.json:
             _common.print_result(args, summary, "")
         return 128 + int(result.stopped_by)  # a signal's number, as there is no callback
