@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -145,9 +144,10 @@ class Group:
         return "; ".join(parts)
 
     def blocks(self, n_batch: int) -> range:
-        """Those of this rank, of a batch."""
+        """Those of this rank, of a batch; the first rank has one."""
         n_blocks = -(-n_batch // BLOCK)
-        return range(n_blocks * self.rank // self.size, n_blocks * (self.rank + 1) // self.size)
+        first, stop = (-(-n_blocks * rank // self.size) for rank in (self.rank, self.rank + 1))
+        return range(first, stop)
 
 
 class _Yielding:
@@ -326,7 +326,7 @@ class Gradients(Backward):
     own: tuple[Backward, ...]
     """This rank's blocks."""
 
-    @cached_property
+    @property
     def errors(self) -> NDArray:
         """As of `ide_ref.Backward`, of all samples; every rank has to ask for it."""
         return np.concatenate([e for told in self.group.allgather(lambda: [b.errors for b in self.own]) for e in told])
