@@ -27,7 +27,7 @@ import tiny
 from ide_ref import figures, presets
 from ide_ref.cli import main
 figures.training_curves = lambda *_, **__: None
-presets._TABLE["tiny"] = tiny.preset(epochs=40, limit=320, batch_size=8)
+presets._TABLE["tiny"] = tiny.preset(epochs=15, limit=320, batch_size=8)
 sys.exit(main(sys.argv[1:]))
 """
 WORDS = ("train", "tiny", "--save-every", "0.05", "--out")
@@ -127,7 +127,7 @@ def main() -> int:
         status, said = ended(started(*WORDS, disk / "c"))
         good.append(expect(f"{name} from the start", status == 2 and len(said.splitlines()) == 1, said))
         subprocess.run(["umount", "-l", str(disk)], check=True)
-    status, said = meets(work / "gone", lambda: shutil.rmtree(work / "gone"), None)
+    status, said = meets(work / "gone", lambda: (work / "gone").rename(work / "else"), None)
     good.append(expect("a folder that vanishes", status == 2 and "Traceback" not in said, said))
 
     said = ended(started("train", "tiny", "--n-steps", "1000000000", "--out", work / "large", limit=6 << 30))[1]

@@ -220,24 +220,27 @@ def test_only_a_training_that_goes_on_takes_the_checkpoint_before(data, tmp_path
 
 
 def full(monkeypatch, when):
-    """A disk that is full whenever a function of the state to be saved says so."""
-    save = checkpoint.save
+    """A disk that is full whenever a function of the state to be saved says so; where was saved is returned."""
+    save, saved = checkpoint.save, []
 
     def tried(path, state, **options):
         if when(state):
             raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
         save(path, state, **options)
+        saved.append((state.epoch, state.step))
 
     monkeypatch.setattr(checkpoint, "save", tried)
+    return saved
 
 
 def test_a_disk_that_is_full_at_the_end_of_an_epoch_loses_nothing(data, whole, tmp_path, monkeypatch):
-    full(monkeypatch, lambda state: (state.epoch, state.step) == (1, 0))
+    saved = full(monkeypatch, lambda state: (state.epoch, state.step) == (1, 0))
     monkeypatch.setattr(loop, "RETRY", 0.0)
-    events = []
     with pytest.warns(RuntimeWarning, match=r"No space left on device; make room there: the training goes on") as told:
-        done = loop.train(tiny.preset(), data, out=tmp_path, callback=lambda state, event: events.append(state.epoch))
+        done = loop.train(tiny.preset(), data, out=tmp_path)
     assert len(told) == 1
+    # Tried again after the next batch, which is when the time is up here.
+    assert saved == [(0, 0), (1, 1), (2, 0), (3, 0)]
     assert ends_as(done.checkpoint, whole)
     assert ends_as(checkpoint.load(tmp_path), whole)
     assert len((tmp_path / loop.METRICS).read_text().splitlines()) == 3
