@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ide_ref.parallel import Group
     from ide_ref.presets import Preset, Recipe
 
-_CURVES = "curves.png"
-
 
 def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("preset", metavar="PRESET", nargs="?", help="not with --structure; nor needed with --resume --out")
@@ -104,7 +102,7 @@ def _run(args: argparse.Namespace, group: Group | None = None) -> int:
         data = load_data(preset, data_dir=args.data_dir, limit=preset.recipe.limit, source=args.data)
     drawn = figures.available()
     if not drawn and (group is None or group.is_first):
-        _common.tell(f"matplotlib is not installed: no {_CURVES} will be drawn; {_common.INSTALL}")
+        _common.tell(f"matplotlib is not installed: no {loop.CURVES} will be drawn; {_common.INSTALL}")
     command = ["ide-ref", *args.words]
     options = {"resume": args.resume, "save_every": args.save_every or loop.SAVE_EVERY, "command": command}
     result = loop.train(preset, data, out=out, seed=seed, log=sys.stderr, group=group, **options)
@@ -113,7 +111,7 @@ def _run(args: argparse.Namespace, group: Group | None = None) -> int:
     summary = {**result.summary(), "out": str(out)}
     history = result.checkpoint.history
     if history and drawn:
-        figures.training_curves(history, title=f"{preset.name} ({preset.neuron.name.upper()})", path=out / _CURVES)
+        figures.training_curves(history, title=f"{preset.name} ({preset.neuron.name.upper()})", path=out / loop.CURVES)
     if result.stopped_by is not None:
         again = [*(word for word in args.words if word != "--resume"), "--resume"]
         under = "" if group is None else f"mpiexec -n {group.size} "
@@ -121,7 +119,7 @@ def _run(args: argparse.Namespace, group: Group | None = None) -> int:
         if args.json:
             _common.print_result(args, summary, "")
         return 128 + int(result.stopped_by)  # a signal's number, as there is no callback
-    files = [loop.RUN, loop.METRICS, loop.CHECKPOINT, *([_CURVES] if drawn else [])]
+    files = [loop.RUN, loop.METRICS, loop.CHECKPOINT, *([loop.CURVES] if drawn else [])]
     # A training of an earlier version did not note γ.
     said = "" if summary["contraction"] is None else _common.condition(summary["contraction"]) + "\n"
     text = (

@@ -40,14 +40,17 @@ from ide_ref.solvers import NotConverged
 from ide_ref.theory import verdict
 from ide_ref.training import checkpoint as checkpoints
 from ide_ref.training import losses
+from ide_ref.training._lock import locked
 from ide_ref.training.checkpoint import Checkpoint
 from ide_ref.training.evaluation import evaluate, load_batch, statistics
-from ide_ref.training.lock import locked
 from ide_ref.training.losses import Loss, cross_entropy
 from ide_ref.training.schedule import learning_rate
 from ide_ref.training.step import NotFinite, optimiser, training_step
 
 CHECKPOINT, PREVIOUS, METRICS, RUN = checkpoints.NAME, checkpoints.PREVIOUS, "metrics.jsonl", "run.json"
+
+CURVES = "curves.png"
+"""Drawn by the command line."""
 
 SAVE_EVERY = 600.0
 """Seconds of a training that a kill loses at most."""
@@ -347,7 +350,7 @@ def _folder(
         out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         state = _resumed(preset, data, seed, out) if resume else _begun(preset, seed, out)
-        sweep(out, CHECKPOINT, METRICS, RUN)
+        sweep(out, CHECKPOINT, METRICS, RUN, CURVES)
         files = _Files(out, _about(preset, data, seed, command, state), state, save_every)
         try:
             yield state, files

@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 from ide_ref import IF, build
-from ide_ref.training import checkpoint, lock, loop
+from ide_ref.training import _lock, checkpoint, loop
 
 HERE = Path(__file__).parent
 
@@ -131,7 +131,7 @@ def test_what_kills_left_is_swept_by_the_next_run(data, tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from ide_ref.training.lock import locked
+from ide_ref.training._lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     input()
@@ -162,7 +162,7 @@ def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(data, tm
 
 
 def test_a_file_that_its_holder_removes_meanwhile_is_no_lock(tmp_path, monkeypatch):
-    flock, calls = lock.fcntl.flock, []
+    flock, calls = _lock.fcntl.flock, []
 
     def late(file, how):
         if not calls:
@@ -170,8 +170,8 @@ def test_a_file_that_its_holder_removes_meanwhile_is_no_lock(tmp_path, monkeypat
         calls.append(file)
         return flock(file, how)
 
-    monkeypatch.setattr(lock.fcntl, "flock", late)
-    with lock.locked(tmp_path):
+    monkeypatch.setattr(_lock.fcntl, "flock", late)
+    with _lock.locked(tmp_path):
         assert len(calls) == 2
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
@@ -180,10 +180,10 @@ def test_where_there_are_no_locks_it_runs_without(data, tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", none)
+    monkeypatch.setattr(_lock.fcntl, "flock", none)
     with pytest.warns(RuntimeWarning, match=r"cannot be locked \(No locks available\); see that no second run"):
         stopped(data, tmp_path / "a", 1)
-    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(_lock, "fcntl", None)
     stopped(data, tmp_path / "b", 1)
 
 
