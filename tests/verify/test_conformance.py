@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from flip_bits import flip_bits
@@ -759,3 +761,20 @@ def test_plugin_in_a_ports_suite(pytester, pack):
     result.stdout.fnmatch_lines([f"*case {ONE}, stage beta, a4, sample *rounding cannot explain it*"])
     result = pytester.runpytest_inprocess("--conformance-pack=nowhere", "-p", "no:cacheprovider")
     assert result.ret != 0
+
+
+def test_the_published_schema_is_that_of_the_packs(whole_pack):
+    published = files(conformance) / "manifest.schema.json"
+    schema = json.loads(published.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    manifest = json.loads((whole_pack / "manifest.json").read_text())
+    assert not list(validator.iter_errors(manifest))
+    assert schema["properties"]["version"]["const"] == VERSION
+    case = manifest["cases"][0]
+    for change in ({"rtol": 0.1}, {"name": "../other"}, {"dtype": "int8"}, {"n_steps": True}, {"more": 1}):
+        assert list(validator.iter_errors({**manifest, "cases": [{**case, **change}]})), change
+    for field in case:
+        assert list(validator.iter_errors({**manifest, "cases": [{k: v for k, v in case.items() if k != field}]})), (
+            field
+        )
