@@ -1,6 +1,7 @@
 """A user's own arrays, files and functions as data sets: what they become, and every refusal."""
 
 import pickle
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -297,5 +298,9 @@ def test_an_archive_that_announces_more_than_it_can_hold(tmp_path):
     at = data.index(b"PK\x01\x02") + 24
     data[at : at + 4] = (len(header("(1000000000,)")) + 4_000_000_000).to_bytes(4, "little")
     path.write_bytes(data)
+    tracemalloc.start()
     with pytest.raises(DataError, match="is damaged"):
         read_own(str(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000
