@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, TextIO
 
-from ide_ref.cli import _common, bench, conformance, data, equilibrium, evaluate, gradcheck, info, measure, train
+from ide_ref.cli import _common, bench, conformance, data, equilibrium, evaluate, gradcheck, info, measure, sweep, train
 
 FAILED, WRONG_USE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     commands: tuple[tuple[ModuleType, list[Any], str], ...] = (
         (info, [output, threads, preset], "structure, sizes and norms of a network, initialised or trained"),
         (train, [output, threads, preset, datasets], "train a preset, or a structure on data of your own"),
+        (sweep, [output, datasets], "presets trained over seeds, neurons, solvers and recipes, several at a time"),
         (evaluate, [output, threads, datasets], "accuracy, firing rates, distance to equilibrium"),
         (equilibrium, [output, threads, datasets], "distance from the equilibrium over time, and its bound"),
         (gradcheck, [output, threads, preset, datasets], "implicit gradient against differences"),

@@ -1,0 +1,184 @@
+"""Sweeps: every combination trained once, resumed, failures named, the table at the end."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import tiny
+
+from ide_ref import presets
+from ide_ref.cli import main, sweep
+from ide_ref.training import checkpoint, loop
+
+FAST = ["--recipe", "limit=40", "--recipe", "batch_size=20", "--recipe", "n_steps=2", "--recipe", "epochs=2"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A preset that trains in a moment in the place of digits."""
+    monkeypatch.setitem(presets._TABLE, "digits", replace(tiny.preset(), name="digits"))
+
+
+@pytest.fixture
+def in_process(monkeypatch, small):
+    """Trainings one after another in a thread."""
+    monkeypatch.setattr(sweep, "_executor", lambda args, n_jobs: lambda n: ThreadPoolExecutor(1))
+
+
+def swept(capsys, out, *words):
+    """Status, document and log of a sweep."""
+    status = main(["sweep", "digits", "--out", str(out), "--json", *FAST, *words])
+    text, log = capsys.readouterr()
+    return status, json.loads(text), log
+
+
+def test_every_combination_is_trained_as_by_train_and_summed_up(in_process, capsys, tmp_path):
+    out = tmp_path / "out"
+    words = ["--seeds", "0,1", "--neurons", "lif", "if", "--solvers", "anderson", "gmres"]
+    status, document, log = swept(capsys, out, *words)
+    assert status == 0
+    rows = [f"digits-{neuron}-solver={solver}" for neuron in ("if", "lif") for solver in ("anderson", "gmres")]
+    assert [row["row"] for row in document["sweep"]] == rows
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == sorted(
+        f"{r}-s{s}" for r in rows for s in (0, 1)
+    )
+    assert log.count("\n") == 8
+    for row in document["sweep"]:
+        of_row = [t for t in document["trainings"] if t["row"] == row["row"]]
+        first, second = (t["last_accuracy"] for t in of_row)
+        assert row["mean"] == pytest.approx((first + second) / 2)
+        assert row["deviation"] == pytest.approx(abs(first - second) / 2**0.5)
+        assert row["best"] == max(t["best_accuracy"] for t in of_row)
+        assert (row["trainings"], row["failed"]) == (2, 0)
+    assert json.loads((out / "sweep.json").read_text()) == document
+    with (out / "sweep.csv").open(newline="") as file:
+        assert [line["name"] for line in csv.DictReader(file)] == [t["name"] for t in document["trainings"]]
+    alone = tmp_path / "alone"
+    words = [
+        "--limit",
+        "40",
+        "--batch-size",
+        "20",
+        "--n-steps",
+        "2",
+        "--epochs",
+        "2",
+        "--solver",
+        "gmres",
+        "--seed",
+        "1",
+    ]
+    assert main(["train", "digits", "--neuron", "if", *words, "--out", str(alone)]) == 0
+    there = checkpoint.load(out / "digits-if-solver=gmres-s1")
+    assert tiny.same(there.params, checkpoint.load(alone).params)
+
+
+def test_what_is_finished_is_not_trained_again_and_the_rest_goes_on(in_process, capsys, tmp_path, monkeypatch):
+    straight = swept(capsys, tmp_path / "straight", "--seeds", "0,1,2")[1]
+    original, steps = loop._train_batch, iter(range(99))
+
+    def stops(*args):
+        # In the second training's second epoch.
+        if next(steps) == 7:
+            raise RuntimeError("the cat")
+        return original(*args)
+
+    monkeypatch.setattr(loop, "_train_batch", stops)
+    status, document, log = swept(capsys, tmp_path / "out", "--seeds", "0,1,2")
+    assert status == 1
+    assert [t.get("failed") for t in document["trainings"]] == [None, "the cat", None]
+    assert document["sweep"][0]["failed"] == 1
+    assert "failed: digits-lif-s1;" in log
+    trained = []
+    monkeypatch.setattr(loop, "_train_batch", lambda *args: trained.append(args[0].seed) or original(*args))
+    status, document, _ = swept(capsys, tmp_path / "out", "--seeds", "0,1,2")
+    assert status == 0
+    # The batches of its second epoch.
+    assert trained == [1, 1]
+    assert document["sweep"] == straight["sweep"]
+
+
+def test_who_dies_is_tried_again_alone_and_named(small, capsys, tmp_path, monkeypatch):
+    class Dies(ThreadPoolExecutor):
+        """A pool of which one training takes all others along."""
+
+        def submit(self, function, job):
+            def work():
+                if job.seed == 1 or self.several:
+                    raise BrokenExecutor
+                return function(job)
+
+            return super().submit(work)
+
+    def opened(n):
+        pool = Dies(1)
+        pool.several = n is None
+        return pool
+
+    monkeypatch.setattr(sweep, "_executor", lambda args, n_jobs: opened)
+    status, document, _ = swept(capsys, tmp_path / "out", "--seeds", "0,1")
+    assert status == 1
+    assert [("failed" in t) for t in document["trainings"]] == [False, True]
+    assert "ended from outside" in document["trainings"][1]["failed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "speed=3"], "--recipe is 'speed=3'; expected FIELD=VALUE"),
+        (["--recipe", "lr"], "--recipe is 'lr'; expected FIELD=VALUE"),
+        (["--recipe", "lr=fast"], "lr is 'fast'"),
+        (["--solvers", "magic"], "solver is 'magic'"),
+        (["--recipe", "lr=0.1,0.1"], "asked for twice"),
+        (["--seeds", "x"], "--seeds is 'x'"),
+        (["--scheduler", "tcp://x:1"], "--scheduler is of --executor dask"),
+    ],
+)
+def test_wrong_use_is_one_line_before_anything_is_trained(capsys, tmp_path, words, said):
+    assert main(["sweep", "digits", "--out", str(tmp_path / "out"), *words]) == 2
+    text, log = capsys.readouterr()
+    assert text == ""
+    assert len(log.splitlines()) == 1
+    assert said in log
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_has_a_dash_where_nothing_ended():
+    trainings = [
+        {"row": "a", "last_accuracy": 0.5, "best_accuracy": 0.625},
+        {"row": "b", "failed": "x"},
+    ]
+    assert sweep.table(sweep.summary(trainings)).splitlines() == [
+        "   trained  failed     mean  deviation     best",
+        "a        1       0   50.00%          —   62.50%",
+        "b        0       1        —          —        —",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["processes", "mpi", "dask"])
+def test_executors_give_the_same_numbers(executor, tmp_path):
+    launcher = []
+    if executor == "mpi":
+        pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+        beside = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+        if (mpiexec := shutil.which("mpiexec", path=beside)) is None:
+            pytest.skip("there is no mpiexec")
+        launcher = [mpiexec, "-n", "3"]
+    elif executor == "dask":
+        pytest.importorskip("distributed", reason="distributed is not installed")
+    module = ["-m", "mpi4py.futures"] if executor == "mpi" else []
+    words = ["sweep", "digits", "--executor", executor, "--workers", "2", "--seeds", "0,1", *FAST, "--json"]
+    command = [*launcher, sys.executable, *module, "-m", "ide_ref", *words, "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    accuracies = [t["last_accuracy"] for t in json.loads(done.stdout)["trainings"]]
+    one_by_one = [*words[:2], *words[6:], "--workers", "1", "--out", str(tmp_path / "own")]
+    alone = subprocess.run([sys.executable, "-m", "ide_ref", *one_by_one], capture_output=True, timeout=120, check=True)
+    assert [t["last_accuracy"] for t in json.loads(alone.stdout)["trainings"]] == accuracies
