@@ -139,7 +139,7 @@ def _outcomes(
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Trainings as they end. Those that a dying worker took along are tried again, each by a worker of its own."""
     lost: list[Job] = []
-    executor = open_executor(None)
+    executor, running = open_executor(None), {}
     try:
         running = {executor.submit(train_one, job): job for job in jobs}
         for future in as_completed(running):
@@ -148,7 +148,10 @@ def _outcomes(
             else:
                 yield running[future], _result(future)
     finally:
-        executor.shutdown(cancel_futures=True)
+        # Dask's executor knows no cancel_futures.
+        for future in running:
+            future.cancel()
+        executor.shutdown()
     for job in lost:
         with open_executor(1) as alone:
             yield job, _result(alone.submit(train_one, job))
