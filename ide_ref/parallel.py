@@ -599,11 +599,11 @@ def _pulled_back(
         for k, b in zip(blocks, found, strict=True):
             of_block = {**b.backward.gradients, **_hebbian(b, ways)}
             flat = np.concatenate([np.ravel(of_block[name]) for name in names])
-            nodes = partial_sums([*nodes, Node(0, k, flat)], np.add)
+            nodes = partial_sums([*nodes, Node(0, k, flat)], _add_to)
         return [[n._replace(value=n.value[start:end]) for n in nodes] for start, end in itertools.pairwise(parts)]
 
     nodes = [node for told in group.alltoall(group.timed(own)) for node in told]
-    flat = np.concatenate(group.allgather(lambda: whole_sum(nodes, np.add)))
+    flat = np.concatenate(group.allgather(lambda: whole_sum(nodes, _add_to)))
     summed = {
         name: flat[start:end].reshape(shape)
         for name, shape, (start, end) in zip(names, shapes, itertools.pairwise(ends), strict=True)
@@ -613,6 +613,10 @@ def _pulled_back(
         if weight in summed:
             summed.update(pullback.of_weight(summed[weight]))
     return {**grads, **summed}, statistics
+
+
+def _add_to(left: NDArray, right: NDArray) -> NDArray:
+    return np.add(left, right, out=left)
 
 
 def _joined(solutions: Sequence[Solution]) -> Solution:
