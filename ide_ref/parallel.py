@@ -292,7 +292,7 @@ class Sums(NamedTuple):
         )
 
     def cache(self, name: str, z: NDArray) -> BatchNormCache:
-        """What a batch normalisation sees: z of some samples, the statistics of all."""
+        """What a batch normalisation sees: z of some samples, (B, n), the statistics of all."""
         with np.errstate(over="ignore"):
             return BatchNormCache.checked(name, z, self.mean.astype(z.dtype), (self.spread / self.n).astype(z.dtype))
 
@@ -328,7 +328,7 @@ class Gradients(Backward):
 
     @property
     def errors(self) -> NDArray:
-        """As of `ide_ref.Backward`, of all samples; every rank has to ask for it."""
+        """(B, N), as of `ide_ref.Backward`, of all samples; every rank has to ask for it."""
         return np.concatenate([e for told in self.group.allgather(lambda: [b.errors for b in self.own]) for e in told])
 
 
