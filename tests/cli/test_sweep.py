@@ -40,10 +40,10 @@ def swept(capsys, out, *words):
 
 def test_every_combination_is_trained_as_by_train_and_summed_up(in_process, capsys, tmp_path):
     out = tmp_path / "out"
-    words = ["--seeds", "0,1", "--neurons", "lif", "if", "--solvers", "anderson", "gmres"]
+    words = ["--seeds", "0,1", "--neurons", "lif", "if", "--recipe", "lr=0.1,0.2"]
     status, document, log = swept(capsys, out, *words)
     assert status == 0
-    rows = [f"digits-{neuron}-solver={solver}" for neuron in ("if", "lif") for solver in ("anderson", "gmres")]
+    rows = [f"digits-{neuron}-lr={lr}" for neuron in ("if", "lif") for lr in (0.1, 0.2)]
     assert [row["row"] for row in document["sweep"]] == rows
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == sorted(
         f"{r}-s{s}" for r in rows for s in (0, 1)
