@@ -528,8 +528,6 @@ class _Reader:
     def whole(self, name: str, field: str, *, kernel: int = 1, stride: int = 1) -> int:
         """A field of a node that is one whole number for rows and columns."""
         value = getattr(self.nodes[name], field)
-        if isinstance(value, bytes):
-            value = value.decode()
         if field == "padding" and isinstance(value, str):
             value = {"valid": 0, "same": (kernel - 1) // 2 if kernel % 2 and stride == 1 else value}.get(value, value)
         numbers = set(np.ravel(value).tolist())

@@ -124,6 +124,25 @@ def test_batch_norm_and_restrictions_are_folded_for_other_readers():
     np.testing.assert_array_equal(spikes(its, found, x, 40).s, spikes(network, params, x, 40).s)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_bias_and_normalisation_of_a_pooling_stand_in_a_node_behind_it(batch_norm):
+    pool = AvgPool2d.over((2, 4, 4), kernel=2)
+    connection = Connection("pool", "input", "a", pool, bias=True, batch_norm=batch_norm)
+    readout = Readout("a", Dense(pool.out_shape, (3,)))
+    network = Network((2, 4, 4), (Population("a", pool.out_shape),), (connection,), readout, IF(1.0))
+    rng = np.random.default_rng(2)
+    params = network.init(rng)
+    params |= {name: rng.uniform(0.5, 2, 2) for name in params if name.startswith("pool.")}
+    graph = to_nir(network, params)
+    x = rng.normal(size=(1, 2, 4, 4))
+    pooled = x.reshape(2, 2, 2, 2, 2).mean((2, 4))
+    node = graph.nodes["after_pool"]
+    found = np.einsum("oi,ihw->ohw", node.weight[:, :, 0, 0], pooled) + node.bias[:, None, None]
+    ours = freeze(network, params).drive(x).reshape(2, 2, 2).transpose(2, 0, 1)
+    np.testing.assert_allclose(found, ours, rtol=1e-13)
+    assert ("connection_pool", "after_pool") in graph.edges
+
+
 @pytest.mark.parametrize(
     ("node", "reading", "leak", "v_th"),
     [
@@ -166,6 +185,13 @@ def one_neuron(node=None, weight=None, **more):
 
 def with_edges(graph, *edges):
     graph.edges += edges
+    return graph
+
+
+def replace_edge(graph, old, new):
+    """With a second convolution, ``x``, at the end of a new edge."""
+    graph.edges[graph.edges.index(old)] = new
+    graph.nodes["x"] = graph.nodes["w"]
     return graph
 
 
@@ -240,6 +266,26 @@ REFUSED = {
     "channels": (lambda: conv(weight=np.ones((1, 2, 3, 3))), "node 'w' has weights"),
     "picture": (lambda: conv(input_shape=(5, 5)), "node 'w' is for pictures"),
     "kernel too large": (lambda: conv(weight=np.ones((1, 1, 9, 9)), padding="valid"), "node 'w' does not fit"),
+    "two edges into a node that passes on": (
+        lambda: with_edges(
+            one_neuron(x=linear(), f=nir.Flatten(None, 0, -1)), ("n", "x"), ("n", "f"), ("x", "f"), ("f", "n")
+        ),
+        "node 'f' has 2 edges into it",
+    ),
+    "two edges into the output": (
+        lambda: with_edges(
+            one_neuron(x=linear(), m=nir.IF(np.ones(1), np.ones(1))), ("n", "x"), ("x", "m"), ("m", "out")
+        ),
+        "node 'out' has 2 edges into it",
+    ),
+    "a convolution as readout": (
+        lambda: with_edges(replace_edge(conv(), ("n", "out"), ("n", "x")), ("x", "out")),
+        "node 'x', before the output, is a Conv2d; expected a dense one",
+    ),
+    "tau": (
+        lambda: one_neuron(nir.LIF(*(np.full(1, v) for v in (0.0, 1.0, 0.0, 1.0)))),
+        "node 'n' has tau 0; expected a positive number",
+    ),
     "weights that join": (
         lambda: with_edges(one_neuron(x=linear()), ("n", "x"), ("x", "n"), ("x", "out")),
         "node 'x' has 2 edges out of it",
@@ -309,6 +355,10 @@ def test_a_changed_node_is_told_and_can_be_read_as_it_stands():
         with pytest.raises(ValueError, match="node 'population_a1' is not what the metadata"):
             from_nir(graph)
         assert from_nir(graph, reading=Reading(1e-4))[0].neuron != network.neuron
+    graph = to_nir(network, params)
+    graph.nodes["population_a1"].tau = graph.nodes["population_a1"].tau.astype(np.float32)
+    with pytest.raises(ValueError, match="node 'population_a1' is not what the metadata"):
+        from_nir(graph)
     graph = to_nir(network, params)
     graph.nodes["connection_input"].weight[0, 0] += 1e-3
     with pytest.raises(ValueError, match="node 'connection_input' is not what"):
