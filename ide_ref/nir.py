@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -303,6 +304,10 @@ def _as_exported(nir: ModuleType, graph: Any, nodes: Mapping[str, Any], edges: s
         if said["format"] != 1:
             raise ValueError(f"format is {said['format']!r}; expected 1")
         dt, network = _checks.positive("dt", said["dt"]), Network.from_dict(said["network"])
+        # Nothing is allocated for neurons that are not there.
+        for p in network.populations:
+            if np.shape(nodes[_POPULATION + p.name].v_threshold) != p.shape:
+                raise ValueError(f"population {p.name!r} has shape {p.shape}, but its node another")
         params: Params = {}
         for name, shape in network.parameter_shapes.items():
             owner, part = name.rsplit(".", 1)
@@ -375,8 +380,8 @@ def _inlined(nir: ModuleType, graph: Any) -> tuple[dict[str, Any], set[tuple[str
         for end in edge:
             if end not in nodes:
                 raise ValueError(f"edge {edge[0]!r} to {edge[1]!r} has an end {end!r} that is no node")
-        if edges.count(edge) > 1:
-            raise ValueError(f"edge {edge[0]!r} to {edge[1]!r} stands twice; expected each once")
+    if twice := [edge for edge, n in Counter(edges).items() if n > 1]:
+        raise ValueError(f"edge {twice[0][0]!r} to {twice[0][1]!r} stands twice; expected each once")
     return nodes, set(edges)
 
 

@@ -1,7 +1,10 @@
 """Exchange through NIR: exact round trips, what NIR cannot say, and everything that is refused."""
 
+import json
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -371,6 +374,23 @@ def test_a_changed_node_is_told_and_can_be_read_as_it_stands():
     graph.nodes["connection_input"].metadata.clear()
     with pytest.raises(ValueError, match="do not fit"):
         from_nir(graph)
+
+
+def test_neurons_that_only_the_metadata_have_take_no_memory():
+    network = build("3 (F3)", input_shape=(2,), n_classes=2, neuron=LIF(0.9, 1.0), batch_norm=False)
+    graph = to_nir(network, network.init(np.random.default_rng(0)))
+    said = json.loads(graph.metadata["ide_ref"])
+    said["network"]["populations"].append({"name": "b", "shape": [10**13]})
+    graph.nodes["population_b"] = graph.nodes["population_a1"]
+    graph.metadata["ide_ref"] = json.dumps(said)
+    with pytest.raises(ValueError, match=r"population 'b' has shape \(10000000000000,\), but its node another"):
+        from_nir(graph)
+
+
+def test_the_pages_readings_are_those_of_the_module():
+    page = (Path(__file__).parent.parent / "docs/nir.md").read_text()
+    rows = re.findall(r'^\| `"(\w+)"` \| (\S+) \| (\w+) \| (\w+) \|', page, re.M)
+    assert {name: Reading(float(dt), decay, gain) for name, dt, decay, gain in rows} == READINGS
 
 
 def test_what_nirs_own_check_adds_does_not_matter():
