@@ -46,7 +46,7 @@ def ends_as(state, whole):
     ("command", "says"),
     [
         (["kills.py", "--kills", "5", "--seed", "1"], "5 kills, 2 of them within a write: 0 failures"),
-        (["flips.py", "--flips", "300"], "300 flips: 300 refused, 0 without effect, 0 failures"),
+        (["flips.py", "--flips", "100"], "100 flips: 100 refused, 0 without effect, 0 failures"),
     ],
 )
 def test_the_long_commands_in_short(command, says):
