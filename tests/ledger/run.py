@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -108,19 +109,19 @@ def main():
     wrong = [
         f"{k} is {v}, locked {ledger['versions'][k]}" for k, v in said["versions"].items() if v != ledger["versions"][k]
     ]
+    checked = []
     for entry, found in zip(ledger["rows"], said["rows"], strict=True):
         reproduced = all(found[key] == entry[key] for key in ("x", "spikes")) and entry["ours"] != entry["spikes"]
         agrees = entry["agrees"] is None or found["agrees"] == entry["ours"]
-        verdict = "ok" if reproduced and agrees else f"NOT REPRODUCED: {found}"
-        wrong += [f"{entry['library']}: {entry['what']}"] if verdict != "ok" else []
+        checked.append((f"{entry['library']}: {entry['what']}", reproduced and agrees))
     for name, spikes in said["network"].items():
-        same = spikes == ledger["network"]["spikes"]
-        wrong += [] if same else [f"{name}: network"]
+        checked.append((f"{name}: one network, 20 steps, the same spikes", spikes == ledger["network"]["spikes"]))
     for name, spikes in said["files"].items():
-        same = spikes == ledger["files"][name]
-        wrong += [] if same else [f"{name}: file"]
-    same = said["recurrent"] == ledger["recurrent"]
-    wrong += [] if same else ["recurrent layers"]
+        checked.append((f"{name}: spikes of the network that it exports", spikes == ledger["files"][name]))
+    checked.append(("spikes of the recurrent layers whose weights are read", said["recurrent"] == ledger["recurrent"]))
+    for what, holds in checked:
+        sys.stdout.write(f"{'ok  ' if holds else 'NOT '} {what}\n")
+    wrong += [what for what, holds in checked if not holds]
     if wrong:
         raise SystemExit("differs from the ledger: " + "; ".join(wrong))
 
