@@ -1,7 +1,7 @@
 """Weights of other programs' recurrent layers, from their state dicts: mappings of names to arrays or tensors.
 
 Reading a file is left to the program that wrote it: what ``torch.load(path, map_location="cpu")`` returns is taken as
-it is. Whether the other program fires the same spikes is told by docs/fidelity.md.
+it is. Source: ``docs/fidelity.md``, which tells whether the other program fires the same spikes.
 """
 
 from __future__ import annotations
