@@ -158,13 +158,18 @@ def main() -> int:
         status, said = ended(started(*words))
         holds = status == 2 and said.endswith("Read-only file system; give another place or make room there")
         good.append(expect("a disk that is read-only", holds and len(said.splitlines()) == 1, said))
-    homeless = {"HOME": str(disk), "XDG_CACHE_HOME": "", "MPLCONFIGDIR": str(work), "PYTHONDONTWRITEBYTECODE": "1"}
+    homeless = {
+        "HOME": str(disk),
+        "XDG_CACHE_HOME": str(disk),
+        "MPLCONFIGDIR": str(work),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     for words in (
         ("info", "tiny"),
         (*WORDS, work / "homeless"),
         ("evaluate", work / "whole", "--limit", "20"),
         ("gradcheck", "tiny", "--samples", "1", "--coordinates", "1", "--directions", "1"),
-        ("equilibrium", work / "whole", "--limit", "1", "--steps", "1,2", "--out", work / "figure"),
+        ("equilibrium", work / "whole", "--samples", "1", "--n-steps", "2", "--out", work / "figure"),
     ):
         status, said = ended(started(*words, package=disk, **homeless))
         holds = status == 0 and "compiled kernels cannot be kept" in said
