@@ -1,4 +1,4 @@
-"""Hypothesis profiles: ``quick`` by default and repeatable, ``--hypothesis-profile=thorough`` or ``fuzz`` to search."""
+"""Hypothesis profiles: ``quick`` by default and repeatable; ``thorough``, ``fuzz`` to search, ``few`` without compiling."""
 
 import statistics
 import sys
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 unhurried = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, derandomize=True, **unhurried)
 settings.register_profile("thorough", max_examples=500, **unhurried)
+settings.register_profile("few", max_examples=3, derandomize=True, **unhurried)
 settings.register_profile("fuzz", max_examples=1000, **unhurried)
 settings.load_profile("quick")
 
