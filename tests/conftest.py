@@ -1,4 +1,4 @@
-"""Hypothesis profiles: ``quick`` by default and repeatable; ``thorough``, ``fuzz`` to search, ``few`` without compiling."""
+"""Hypothesis profiles: ``quick`` by default and repeatable; ``thorough`` and ``fuzz`` to search, ``few`` for plain Python."""
 
 import statistics
 import sys
