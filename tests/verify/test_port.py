@@ -26,7 +26,7 @@ def test_port_is_short():
 def test_port_passes_all_cases(Port, whole_pack):
     report = run_port(lambda case: Port(case).run(), directory=whole_pack)
     assert report.passed, report.table()
-    assert len(report.results) == 82
+    assert len(report.results) == 87
     assert all(result.complete for result in report.results)
 
 

@@ -7,15 +7,26 @@ returns or writes what the file has under ``expected/*``, as far as it goes. Wha
 are drawn so that no rounding of a right port can flip a spike, so every spike must agree, and then every later
 number to a fixed relative tolerance.
 
-Source: ``docs/port-to-a-gpu.md``.
+Source: ``docs/conformance.md``.
 """
 
 from ide_ref.verify.conformance.compare import CaseResult, ConformanceReport, Divergence, check, compare
 from ide_ref.verify.conformance.make import cases, make
-from ide_ref.verify.conformance.pack import RTOL, SCHEMA, STAGES, VERSION, Case, PackError, load
+from ide_ref.verify.conformance.pack import (
+    FORMAT,
+    GROUPS,
+    READINGS,
+    RTOL,
+    STAGES,
+    TAGS,
+    VERSION,
+    Case,
+    PackError,
+    load,
+)
 from ide_ref.verify.conformance.ports import reference, run_port
 
 __all__ = ["CaseResult", "ConformanceReport", "Divergence", "check", "compare"]
 __all__ += ["cases", "make"]
-__all__ += ["RTOL", "SCHEMA", "STAGES", "VERSION", "Case", "PackError", "load"]
+__all__ += ["FORMAT", "GROUPS", "READINGS", "RTOL", "STAGES", "TAGS", "VERSION", "Case", "PackError", "load"]
 __all__ += ["reference", "run_port"]

@@ -1,14 +1,15 @@
 """Judging a port's outputs: stage by stage, up to the first wrong number.
 
-Source: ``docs/port-to-a-gpu.md``.
+Source: ``docs/conformance.md``.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,18 @@ from numpy.typing import NDArray
 from ide_ref._files import finite
 from ide_ref.verify.arrays import as_array, dtype_name
 from ide_ref.verify.conformance import pack as _pack
-from ide_ref.verify.conformance.pack import DISCRETE, RTOL, STAGES, Case, PackError, errors, load, stage_of
+from ide_ref.verify.conformance.pack import (
+    DISCRETE,
+    GROUPS,
+    RTOL,
+    STAGES,
+    VERSION,
+    Case,
+    PackError,
+    errors,
+    load,
+    stage_of,
+)
 
 OUTPUTS = "a mapping of '<stage>/<name>' to arrays"
 """What a port gives for a case, in words."""
@@ -51,7 +63,7 @@ class Divergence:
     @property
     def rounding(self) -> bool | None:
         """Whether rounding can explain it; None where that is no question."""
-        return self.error <= self.allowed if self.kind == "value" else None
+        return self.error < self.allowed if self.kind == "value" else None
 
     @property
     def where(self) -> str:
@@ -83,6 +95,10 @@ class CaseResult:
     """Stages that agree."""
     complete: bool
     """Whether the port's output reaches the last stage."""
+    reading: str = ""
+    """The reading by which an acceptable case agrees, where it is not the standard's own."""
+    declined: str = ""
+    """Why the port, or this machine, left the case out; it is not counted against the port."""
 
     @property
     def passed(self) -> bool:
@@ -109,11 +125,59 @@ class ConformanceReport:
     results: tuple[CaseResult, ...]
     absent: tuple[str, ...] = ()
     """Cases of the pack without any output; they are not counted against the port."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """The group of every case asked for, by name."""
 
     @property
     def passed(self) -> bool:
-        """Whether every case agrees as far as it goes."""
-        return bool(self.results) and all(result.passed for result in self.results)
+        """Whether every case agrees as far as it goes; one that was declined goes nowhere."""
+        answered = [result for result in self.results if not result.declined]
+        return bool(answered) and all(result.passed for result in answered)
+
+    def whole(self, group: str) -> tuple[int, int]:
+        """How many cases of a group agree through every stage, and how many there are."""
+        names = {name for name, own in self.groups.items() if own == group}
+        return sum(r.passed and r.complete for r in self.results if r.case in names), len(names)
+
+    def coverage(self) -> str:
+        """A line a group: the cases that agree, those that do not, and how many reach each stage."""
+        lines = []
+        for group in GROUPS:
+            whole, total = self.whole(group)
+            if not total:
+                continue
+            found = [r for r in self.results if self.groups.get(r.case) == group]
+            wrong = sum(not r.passed and not r.declined for r in found)
+            agree = sum(r.passed for r in found)
+            counts = [sum(stage in r.compared for r in found) for stage in STAGES]
+            runs = [
+                (count, [stage for _, stage in stages])
+                for count, stages in itertools.groupby(zip(counts, STAGES, strict=True), key=lambda pair: pair[0])
+            ]
+            reached = ", ".join(f"{'-'.join(dict.fromkeys((s[0], s[-1])))} {count}" for count, s in runs)
+            read = sum(bool(r.reading) for r in found)
+            line = f"{group:<10}  {agree} of {total} cases agree, {whole} whole, {wrong} wrong, "
+            line += f"{total - agree - wrong} not answered; stages: {reached}"
+            lines.append(line + f"; {read} by a reading of their own" * bool(read))
+        return "\n".join(lines)
+
+    def badge(self) -> str:
+        """The badge of a port, an SVG: how many required cases agree through every stage; red where anything is wrong."""
+        whole, total = self.whole("required")
+        wrong = sum(not r.passed and not r.declined for r in self.results)
+        colour = "#b3261e" if wrong or not whole else "#1a7f37" if whole == total else "#8a6100"
+        left, right = f"conformance v{VERSION}", f"{whole} of {total} required" + f", {wrong} wrong" * bool(wrong)
+        # Verdana of 11 pixels is about 6.6 wide; textLength makes it exact.
+        wide, more = (round(6.6 * len(text)) + 12 for text in (left, right))
+        text = '<text x="{}" y="14" textLength="{}">{}</text>'
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide + more}" height="20" role="img">\n'
+            f"<title>{left}: {right}</title>\n"
+            f'<rect width="{wide}" height="20" fill="#444"/>\n'
+            f'<rect x="{wide}" width="{more}" height="20" fill="{colour}"/>\n'
+            '<g fill="#fff" font-family="Verdana,sans-serif" font-size="11">\n'
+            f"{text.format(6, wide - 12, left)}\n{text.format(wide + 6, more - 12, right)}\n</g>\n</svg>\n"
+        )
 
     @property
     def first(self) -> Divergence | None:
@@ -126,13 +190,18 @@ class ConformanceReport:
         lines = []
         diverged: dict[str, list[Divergence]] = {}
         partial: dict[tuple[str, ...], list[str]] = {}
+        declined: dict[str, list[str]] = {}
         for result in self.results:
             d = result.divergence
-            if d is not None:
+            if result.declined:
+                declined.setdefault(result.declined, []).append(result.case)
+            elif d is not None:
                 # Those that belong to no stage have each their own text.
                 diverged.setdefault(d.stage or d.case, []).append(d)
             elif not result.compared:
                 lines.append(f"FAILED  case {result.case}: nothing to compare")
+            elif result.reading:
+                lines.append(f"agrees  case {result.case}, by the reading {result.reading}")
             elif not result.complete:
                 partial.setdefault(result.compared, []).append(result.case)
         for stage, found in sorted(diverged.items(), key=lambda item: _rank(item[0])):
@@ -145,6 +214,7 @@ class ConformanceReport:
                 )
         for stages, names in partial.items():
             lines.append(f"agrees  case {_and_more(names)}, as far as it goes: {', '.join(stages)}")
+        lines += [f"left    case {_and_more(names)}: {reason}" for reason, names in declined.items()]
         if diverged:
             lines.append(f"{'stage':<8}  agree  diverge  not reached")
             for stage in STAGES:
@@ -167,7 +237,10 @@ class ConformanceReport:
             return None if d is None else {**asdict(d), "rounding": d.rounding, "text": str(d)}
 
         cases = [{**asdict(r), "passed": r.passed, "divergence": row(r.divergence)} for r in self.results]
-        return finite({"passed": self.passed, "first": row(self.first), "absent": self.absent, "cases": cases})
+        groups = {group: dict(zip(("whole", "cases"), self.whole(group), strict=True)) for group in GROUPS}
+        counted = {group: counts for group, counts in groups.items() if counts["cases"]}
+        about = {"passed": self.passed, "first": row(self.first), "absent": self.absent, "groups": counted}
+        return finite({**about, "cases": cases})
 
 
 def check(case: Case, outputs: Mapping[str, Any], *, stages: Sequence[str] | None = None) -> CaseResult:
@@ -181,11 +254,31 @@ def check(case: Case, outputs: Mapping[str, Any], *, stages: Sequence[str] | Non
     stages : sequence of str, optional
         Compare these alone.
 
+    Returns
+    -------
+    CaseResult
+        Of an acceptable case, by the first reading under which all of it agrees; by the standard's own where none does.
+
     Raises
     ------
     ValueError
         For outputs that are no mapping, or stages that are unknown.
     """
+    found = _check(case, outputs, stages)
+    for reading in case.config["readings"] if not found.passed else ():
+        given = {name: _narrow(value) for name, value in outputs.items()} if reading == "single-precision" else outputs
+        other = _check(case.read_as(reading), given, stages)
+        if other.passed:
+            return replace(other, reading=reading)
+    return found
+
+
+def _narrow(value: Any) -> Any:
+    """A float64 array in single precision; what is no array stays, to be refused."""
+    return value.astype(np.float32) if getattr(value, "dtype", None) == np.float64 else value
+
+
+def _check(case: Case, outputs: Mapping[str, Any], stages: Sequence[str] | None) -> CaseResult:
     wanted = STAGES if stages is None else tuple(stages)
     unknown = [stage for stage in wanted if stage not in STAGES]
     if unknown:
@@ -281,8 +374,11 @@ def _first_spike(case: Case, expected: Mapping[str, NDArray], theirs: Mapping[st
     at = (sample, step, *neuron)
     right, given = (float(spikes[f"spikes/{population}"][at]) for spikes in (expected, theirs))
     margin = abs(float(case.arrays[f"margin/{population}"][at]))
-    allowed = (step + 1) * float(case.config["rounding"][population])
+    # A margin of zero is exact: that neuron's drive is a sum of powers of two.
+    allowed = (step + 1) * float(case.config["rounding"][population]) * (margin > 0)
     detail = f"v was {margin:.2e} from V_th, and rounding moves it by at most {allowed:.1e}"
+    if margin == 0:
+        detail = "v was V_th exactly, whatever the rounding, and at V_th a neuron fires"
     place = step + 1, (sample, *neuron)
     return Divergence(case.name, "spikes", population, "value", *place, right, given, margin, allowed, detail)
 
@@ -360,4 +456,5 @@ def compare(
     if not results:
         where = str(outputs) if isinstance(outputs, str | Path) else "outputs"
         raise PackError(f"{where} has no output of any case; expected files such as {known[0]}.safetensors")
-    return ConformanceReport(tuple(results), tuple(name for name in known if name not in given))
+    absent = tuple(name for name in known if name not in given)
+    return ConformanceReport(tuple(results), absent, {case.name: case.group for case in pack})

@@ -1,12 +1,12 @@
 """Computing a pack: every number in it is given by :mod:`ide_ref.equations`, in float64.
 
-Source: ``docs/port-to-a-gpu.md``.
+Source: ``docs/conformance.md``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,12 @@ def _draw(config: Mapping[str, Any], network: Network, seed: int) -> tuple[Param
         if c.dropout:
             draws = rng.random((_N_BATCH, *c.synapse.out_shape))
             inputs[f"input/keep/{c.name}"] = equations.dropout(draws, c.dropout).astype(dtype)
+    for neuron, drive in config["exact"].items():
+        # It takes no feedback, and one power of two, or its sums, from its bias or from one input.
+        j, of_spikes = int(neuron), config["input"] == "spikes"
+        params["input.weight"][j] = params["feedback.weight"][j] = 0.0
+        params["input.bias"][j] = 0.0 if of_spikes else drive
+        params["input.weight"][j, j] = drive * of_spikes
     return {n: v.astype(dtype) for n, v in params.items() if not n.endswith("singular_vector")}, inputs
 
 
@@ -144,18 +150,34 @@ def _rounding(spec: Specified, u: list[NDArray], eps: float) -> list[float]:
     return found
 
 
-def _robust(spec: Specified, margins: list[NDArray], spikes: list[NDArray], rounding: list[float]) -> bool:
-    """Whether no rounding can flip a spike, or a mask where the spikes are right."""
+def _robust(
+    spec: Specified,
+    margins: list[NDArray],
+    spikes: list[NDArray],
+    rounding: list[float],
+    exact: Sequence[int] = (),
+    ends: Sequence[int] = (),
+) -> bool:
+    """Whether no rounding can flip a spike, or a mask where the spikes are right.
+
+    ``exact`` neurons of the first population, which no rounding touches, may be at the threshold, ``ends`` at an end
+    of the mask.
+    """
     net = spec.net
     # A case has one neuron.
     leak, v_th = equations.own(net.leak, 0), equations.own(net.v_th, 0)
     a, x_mean = [equations.average(s, leak) for s in spikes], equations.average(spec.x, leak)
     for i, unit in enumerate(rounding):
         steps = np.arange(1, margins[i].shape[1] + 1)[:, None]
+        margin = margins[i].copy()
+        if i == 0:
+            margin[..., exact] = np.where(margin[..., exact] == 0, np.inf, margin[..., exact])
         p = equations.arriving(net, i, x_mean, a, a)
         # Exact zeros are neurons cut off by dropout: they stay exact.
         distance = np.minimum(np.abs(np.where(p == 0, 1, p)), np.abs(p - v_th))
-        if np.any(np.abs(margins[i]) <= 2 * steps * unit) or distance.min() <= 4 * unit:
+        if i == 0:
+            distance[:, ends] = np.inf
+        if np.any(np.abs(margin) <= 2 * steps * unit) or distance.min() <= 4 * unit:
             return False
     return True
 
@@ -177,9 +199,27 @@ def _steady(spec: Specified, expected: Mapping[str, NDArray]) -> bool:
     return True
 
 
+def _outside(case: Case, reading: str) -> dict[str, NDArray]:
+    """What a reading of (MASK) gives from the mask on: with drives at an end of it moved outside, by less than counts.
+
+    No spike changes by that, and no gradient but through the mask.
+    """
+    ends = {"lower-end-outside": "0", "upper-end-outside": "1", "both-ends-outside": "01"}.get(reading, "")
+    bias = case.params["input.bias"].copy()
+    for (neuron, drive), end in zip(case.config["exact"].items(), "01", strict=False):
+        bias[int(neuron)] += (end in ends) * (2.0**-40 if drive else -(2.0**-40))
+    moved = Case(case.config, {**case.arrays, "param/input.bias": bias})
+    found = stages(moved, specify_case(moved)) if ends else {}
+    return {name: value for name, value in found.items() if stage_of(name) in ("mask", "beta", "grad", "new")}
+
+
 def _make_case(config: dict[str, Any]) -> Case:
     network = network_of(config)
-    eps = float(np.finfo(config["dtype"]).eps)
+    # Clear of the rounding of every precision in which it may be computed.
+    narrow = "single-precision" in config["readings"]
+    eps = float(np.finfo("float32" if narrow else config["dtype"]).eps)
+    exact = [int(neuron) for neuron in config["exact"]]
+    ends = exact if config["group"] == "acceptable" else []
     key = int.from_bytes(hashlib.sha256(config["name"].encode()).digest()[:4], "little")
     for seed in range(key, key + _N_DRAWS):
         params, inputs = _draw(config, network, seed)
@@ -188,7 +228,8 @@ def _make_case(config: dict[str, Any]) -> Case:
         u, spikes = _rollout(spec)
         margins = [potentials - network.neuron.v_th * (1 - s) for potentials, s in zip(u, spikes, strict=True)]
         rounding = _rounding(spec, u, eps)
-        if _robust(spec, margins, spikes, rounding):
+        reached = all(np.any(margins[0][..., j] == 0) for j in exact if config["exact"][str(j)])
+        if reached and _robust(spec, margins, spikes, rounding, exact, ends):
             expected = stages(case, spec)
             if _steady(spec, expected):
                 break
@@ -207,6 +248,10 @@ def _make_case(config: dict[str, Any]) -> Case:
         "rounding": {p.name: float(f"{v:.6e}") for p, v in zip(network.populations, rounding, strict=True)},
     }
     arrays = case.arrays | {f"expected/{name}": value for name, value in expected.items()}
+    for reading in config["readings"]:
+        for name, value in _outside(case, reading).items():
+            if not np.array_equal(value, expected[name]):
+                arrays[f"reading/{reading}/{name}"] = value
     for population, margin in zip(network.populations, margins, strict=True):
         arrays[f"margin/{population.name}"] = _shaped(margin, population.shape).astype(np.float32)
     return Case(config, {name: np.asarray(value, order="C") for name, value in arrays.items()})

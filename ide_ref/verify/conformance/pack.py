@@ -1,6 +1,6 @@
 """What a conformance pack is: its stages, cases, tolerances and files, and the refusal of what is no pack.
 
-Source: ``docs/port-to-a-gpu.md``.
+Source: ``docs/conformance.md``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,16 @@ from ide_ref._files import open_regular, write_atomically
 from ide_ref.network import Network
 from ide_ref.neurons import Neuron
 from ide_ref.structure import build
+from ide_ref.verify.conformance._missed import MISSED
 
-SCHEMA = "ide_ref.conformance"
-VERSION = 3
+FORMAT = "ide_ref conformance pack"
+VERSION = 1
+
+SCHEMA_FILE = "pack.schema.json"
+"""The manifest's JSON Schema: part of the package, and of every pack."""
+
+_BEFORE = "ide_ref.conformance"
+"""What manifests called their schema before they had a format, with versions 1 to 3."""
 
 _SUMS = "SHA256SUMS"
 _LONGEST_MANIFEST = 1 << 22
@@ -55,6 +63,36 @@ DISCRETE = ("spikes", "mask")
 RTOL = {"float64": 1e-9, "float32": 5e-4}
 """Of an array's largest value, or of a hundredth of its stage's largest where that is more."""
 
+GROUPS = {
+    "required": "every port passes them",
+    "optional": "a port may leave them out, and what it answers has to be right",
+    "acceptable": "a port may differ in the readings that the case names, in these alone",
+}
+"""What a port owes to a case."""
+
+TAGS = {
+    "reset": "another reset than the subtraction of V_th",
+    "leak-order": "the leak after the reset, or not on all of it",
+    "threshold": "> for ≥ at V_th",
+    "population-order": "populations that read what is there before the step, or in another order",
+    "delay": "feedback or input by a step late",
+    "mask": "an end of (MASK) forgotten, or all of it",
+    "transpose": "W for its transpose in (BETA)",
+    "kernel-flip": "a convolution for a cross-correlation, forward or back",
+    "batch-statistics": "the batch's statistics as constants, or unbiased",
+    "zero-gradient": "β or gradients of zero, or no second equilibrium at all",
+    "precision": "a lower precision than the case's",
+}
+"""What a case can catch."""
+
+READINGS = {
+    "lower-end-outside": "m = 1 where 0 < p ≤ V_th",
+    "upper-end-outside": "m = 1 where 0 ≤ p < V_th",
+    "both-ends-outside": "m = 1 where 0 < p < V_th",
+    "single-precision": "a float64 case in float32, with the tolerance of float32",
+}
+"""In what a port may differ in the acceptable cases that name it; one reading for all of a case's stages."""
+
 STRUCTURES = {
     "fashion-mnist-400": ("12 (F12)", (20,)),
     "mnist-64c5": ("3C5s (F3C5)", (1, 6, 6)),
@@ -79,13 +117,38 @@ class Case:
     config: dict[str, Any]
     """Structure, neuron, sizes, options: what a port needs besides arrays."""
     arrays: dict[str, NDArray]
-    """``input/x``, ``input/y``, ``input/keep/<connection>``, ``param/<name>``, ``expected/<stage>/<name>``, and
-    ``margin/<population>``, v − V_th at every step."""
+    """``input/x``, ``input/y``, ``input/keep/<connection>``, ``param/<name>``, ``expected/<stage>/<name>``,
+    ``margin/<population>``, v − V_th at every step, and where a case names readings with other numbers,
+    ``reading/<reading>/<stage>/<name>``."""
 
     @property
     def name(self) -> str:
         """The case's name in the pack."""
         return str(self.config["name"])
+
+    @property
+    def group(self) -> str:
+        """One of `GROUPS`."""
+        return str(self.config["group"])
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What it can catch, of `TAGS`."""
+        return tuple(self.config["tags"])
+
+    @property
+    def given(self) -> dict[str, NDArray]:
+        """What a port is given: ``input/<name>`` and ``param/<name>``."""
+        return {name: value for name, value in self.arrays.items() if name.startswith(("input/", "param/"))}
+
+    def read_as(self, reading: str) -> Case:
+        """The same case with what one of its readings expects."""
+        prefix = f"reading/{reading}/"
+        arrays = self.arrays | {f"expected/{name}": value for name, value in self._under(prefix).items()}
+        if reading != "single-precision":
+            return Case(self.config, arrays)
+        narrow = {n: v.astype(np.float32) if v.dtype == np.float64 else v for n, v in arrays.items()}
+        return Case({**self.config, "dtype": "float32"}, narrow)
 
     def _under(self, prefix: str) -> dict[str, NDArray]:
         return {name[len(prefix) :]: value for name, value in self.arrays.items() if name.startswith(prefix)}
@@ -135,6 +198,19 @@ def errors(
     return found
 
 
+def _tags(config: Mapping[str, Any]) -> list[str]:
+    """What a case catches, in the vocabulary's order."""
+    present = {
+        "leak-order": config["neuron"]["leak"] != 1.0,
+        "threshold": bool(config["exact"]),
+        "population-order": "-" in config["structure"],
+        "kernel-flip": "C" in config["structure"],
+        "batch-statistics": config["batch_norm"],
+        "precision": "single-precision" not in config["readings"],
+    }
+    return [tag for tag in TAGS if present.get(tag, True) and config["name"] not in MISSED.get(tag, ())]
+
+
 def configs() -> Iterator[dict[str, Any]]:
     """Every case's configuration, in the pack's order."""
     options = ("if", "lif"), ("static", "spikes"), RTOL, (True, False), (0.0,)
@@ -142,11 +218,40 @@ def configs() -> Iterator[dict[str, Any]]:
     combinations += [(name, "lif", "static", "float64", True, 0.25) for name in ("fashion-mnist-400", "alexnet-f")]
     for name, neuron, kind, dtype, batch_norm, dropout in combinations:
         parts = [name, neuron, kind, dtype, "bn" if batch_norm else "plain", *(["dropout"] if dropout else [])]
-        structure, shape = STRUCTURES[name]
-        graph = {"structure": structure, "input_shape": list(shape), "n_classes": 5, "batch_norm": batch_norm}
+        group = "required" if dtype == "float64" and not dropout else "optional"
         leak = 1.0 if neuron == "if" else 0.95
-        run = {"neuron": {"leak": leak, "v_th": 2.0}, "input": kind, "dtype": dtype, "dropout": dropout, "n_steps": 5}
-        yield {"name": "-".join(parts), **graph, **run}
+        yield _config("-".join(parts), name, leak, kind, dtype, batch_norm, dropout, group)
+    # Neurons that reach V_th exactly, by drives that are sums of powers of two; in the last, the ends of the mask.
+    dense, plain = "fashion-mnist-400", ("float64", False, 0.0)
+    yield _config("threshold-if-static", dense, 1.0, "static", *plain, "required", exact={"0": 1.0, "1": 0.5})
+    yield _config("threshold-lif-spikes", dense, 0.5, "spikes", *plain, "required", exact={"0": 2.0, "1": 2.0})
+    ends = tuple(READINGS)[:3]
+    exact = {"0": 0.0, "1": 2.0}
+    yield _config("mask-ends", dense, 1.0, "static", *plain, "acceptable", exact=exact, readings=ends)
+    single = ("single-precision",)
+    yield _config("single-dense", dense, 0.95, "static", *plain, "acceptable", readings=single)
+    yield _config("single-conv", "mnist-64c5", 1.0, "static", *plain, "acceptable", readings=single)
+
+
+def _config(
+    name: str,
+    structure: str,
+    leak: float,
+    kind: str,
+    dtype: str,
+    batch_norm: bool,
+    dropout: float,
+    group: str,
+    *,
+    exact: Mapping[str, float] | None = None,
+    readings: Iterable[str] = (),
+) -> dict[str, Any]:
+    text, shape = STRUCTURES[structure]
+    graph = {"structure": text, "input_shape": list(shape), "n_classes": 5, "batch_norm": batch_norm}
+    run = {"neuron": {"leak": leak, "v_th": 2.0}, "input": kind, "dtype": dtype, "dropout": dropout, "n_steps": 5}
+    judged = {"group": group, "exact": dict(exact or {}), "readings": list(readings)}
+    config = {"name": name, **graph, **run, **judged}
+    return {**config, "tags": _tags(config)}
 
 
 def network_of(config: Mapping[str, Any]) -> Network:
@@ -175,8 +280,10 @@ def write(directory: Path, cases: Iterable[Case]) -> Path:
     for case in cases:
         put(f"{case.name}.safetensors", save(case.arrays))
         rows.append(case.config)
-    stages = [{"name": stage, "says": says} for stage, says in _SAYS.items()]
-    manifest = {"schema": SCHEMA, "version": VERSION, "stages": stages, "cases": rows}
+    put(SCHEMA_FILE, (files("ide_ref.verify.conformance") / SCHEMA_FILE).read_bytes())
+    about = {"stages": _SAYS, "groups": GROUPS, "tags": TAGS, "readings": READINGS}
+    told = {what: [{"name": name, "says": says} for name, says in words.items()] for what, words in about.items()}
+    manifest = {"$schema": f"./{SCHEMA_FILE}", "format": FORMAT, "version": VERSION, **told, "cases": rows}
     put("manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     # In the form of `sha256sum --check`.
     write_atomically(directory / _SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
@@ -201,14 +308,18 @@ def load(directory: str | Path) -> tuple[Case, ...]:
         manifest = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise PackError(f"{path}: no JSON ({error}); make the pack again") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise PackError(f"{path}: no manifest of a conformance pack; expected schema {SCHEMA!r}")
-    version = manifest.get("version")
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    told = f"this ide_ref reads version {VERSION} of the format {FORMAT!r}, make a new pack with: {command}"
+    if isinstance(manifest, dict) and manifest.get("schema") == _BEFORE:
+        raise PackError(f"{path}: schema {_BEFORE!r} version {version!r}, of before the format; {told}")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise PackError(f"{path}: no manifest of a conformance pack; expected format {FORMAT!r}")
     if type(version) is not int or version != VERSION:
-        told = f"this ide_ref reads version {VERSION}, make a new pack with: {command}"
-        raise PackError(f"{path}: schema version {version!r}; {told}")
+        raise PackError(f"{path}: version {version!r}; {told}")
     sums = _read_sums(directory)
     _check_sum(path, path.name, data, sums.pop(path.name, None))
+    schema = directory / SCHEMA_FILE
+    _check_sum(schema, schema.name, _read(schema, schema.name, _LONGEST_MANIFEST), sums.pop(schema.name, None))
     rows = manifest.get("cases")
     if not isinstance(rows, list) or not rows:
         raise PackError(f"{path}: no list of cases under 'cases'; make the pack again")
@@ -241,10 +352,10 @@ def _check_sum(path: Path, what: str, data: bytes, sha256: str | None) -> None:
 
 
 _ROW: dict[type, tuple[str, ...]] = {
-    str: ("name", "dtype", "input"),
+    str: ("name", "dtype", "input", "group"),
     int: ("n_steps", "n_classes"),
-    list: ("input_shape", "populations", "connections"),
-    dict: ("neuron", "sgd", "bn", "rounding"),
+    list: ("input_shape", "populations", "connections", "tags", "readings"),
+    dict: ("neuron", "sgd", "bn", "rounding", "exact"),
     float: ("rtol", "solver_tol"),
 }
 """What a case's configuration must have to be read and compared."""
@@ -267,6 +378,16 @@ def _check_row(path: Path, number: int, row: Any) -> None:
     dtype, rtol = row["dtype"], row["rtol"]
     if rtol != RTOL[dtype]:
         raise PackError(f"{what}: 'rtol' is {rtol!r}; expected {RTOL[dtype]} for {dtype}, make the pack again")
+    if row["group"] not in GROUPS:
+        raise PackError(f"{what}: 'group' is {row['group']!r}; expected one of {', '.join(GROUPS)}")
+    for field, known in (("tags", TAGS), ("readings", READINGS)):
+        strangers = [word for word in row[field] if not isinstance(word, str) or word not in known]
+        if strangers:
+            raise PackError(f"{what}: {field!r} has {strangers[0]!r}; expected some of {', '.join(known)}")
+    if bool(row["readings"]) != (row["group"] == "acceptable"):
+        raise PackError(
+            f"{what}: 'readings' is {row['readings']!r} in group {row['group']}; only acceptable cases have some"
+        )
     for p in row["populations"]:
         if (
             not isinstance(p, dict)
@@ -283,18 +404,24 @@ def _check_arrays(case: Case) -> None:
     stages = {name.split("/")[1]: name for name in arrays if name.startswith("expected/")}
     unknown = [name for stage, name in stages.items() if stage not in STAGES]
     unknown += [name for name in arrays if name.startswith("expected/spikes/") and name not in spikes]
+    read = [name.split("/", 2) for name in arrays if name.startswith("reading/")]
+    unknown += ["/".join(parts) for parts in read if len(parts) < 3 or f"expected/{parts[2]}" not in arrays]
+    unknown += ["/".join(parts) for parts in read if parts[1] not in case.config["readings"]]
     lacking = [name for name in ("input/x", "input/y", *spikes.values(), *spikes) if name not in arrays]
     lacking += [f"expected/{stage}" for stage in STAGES if stage not in stages]
     told = ""
     if lacking or unknown:
         told = f"array {lacking[0]!r} is missing" if lacking else f"{unknown[0]!r} belongs to no known stage"
     for name, value in arrays.items() if not told else ():
-        stage = name.split("/")[1] if name.startswith("expected/") else ""
+        standard = "/".join(["expected", *name.split("/")[2:]]) if name.startswith("reading/") else name
+        stage = standard.split("/")[1] if standard.startswith("expected/") else ""
         dtype = "uint8" if stage in DISCRETE else case.config["dtype"]
         if (stage or name == "input/x") and value.dtype != dtype:
             told = f"{name!r} is {value.dtype}; expected {dtype}"
         elif value.dtype.kind == "f" and not np.isfinite(value).all():
             told = f"{name!r} is not finite"
+        elif standard != name and value.shape != arrays[standard].shape:
+            told = f"{name!r} has shape {value.shape}, {standard!r} {arrays[standard].shape}"
         elif name in spikes and (value.ndim < 2 or value.shape != arrays[spikes[name]].shape):
             told = f"{name!r} has shape {value.shape}, {spikes[name]!r} {arrays[spikes[name]].shape}"
     if told:

@@ -1,6 +1,6 @@
 """Running a port in process; the package's fast functions are one like any other.
 
-Source: ``docs/port-to-a-gpu.md``.
+Source: ``docs/conformance.md``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,21 @@ from ide_ref.verify.conformance.make import cases, chosen
 from ide_ref.verify.conformance.pack import Case, load, network_of
 
 
+def taken(directory: str | Path | None, names: Iterable[str] | None) -> tuple[Case, ...]:
+    """The cases of a pack, or made on the spot, of some names or all.
+
+    Raises
+    ------
+    ValueError
+        For a pack that cannot be read, or a name that is no case's.
+    """
+    if directory is None:
+        return tuple(cases(names))
+    pack = {case.name: case for case in load(directory)}
+    wanted = chosen(pack, names)
+    return tuple(case for name, case in pack.items() if name in wanted)
+
+
 def run_port(
     port: Callable[[Case], Mapping[str, Any]],
     *,
@@ -46,13 +61,7 @@ def run_port(
     stages : sequence of str, optional
         Compare these alone.
     """
-    found: Iterable[Case]
-    if directory is None:
-        found = cases(names)
-    else:
-        pack = {case.name: case for case in load(directory)}
-        wanted = chosen(pack, names)
-        found = [case for name, case in pack.items() if name in wanted]
+    found = taken(directory, names)
     results = []
     for case in found:
         try:
@@ -64,7 +73,7 @@ def run_port(
             results.append(CaseResult(case.name, Divergence(case.name, "port", "", "error", detail=detail), (), False))
         else:
             results.append(check(case, outputs, stages=stages))
-    return ConformanceReport(tuple(results))
+    return ConformanceReport(tuple(results), groups={case.name: case.group for case in found})
 
 
 def reference(case: Case) -> dict[str, NDArray]:
