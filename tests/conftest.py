@@ -1,4 +1,4 @@
-"""Hypothesis profiles: ``quick`` by default and repeatable; ``thorough`` and ``fuzz`` to search, ``few`` for plain Python."""
+"""Hypothesis profiles: ``quick`` by default, repeatable; ``thorough``, ``fuzz`` to search; ``few`` for plain Python."""
 
 import statistics
 import sys
