@@ -48,12 +48,12 @@ class Port:
         spikes, u = self.run(x)
         a = [self.rates(s) for s in spikes]
         source, W_o, b_o = self.readout
-        logits = equations.read_out(W_o, b_o, self.read(a))
+        logits = equations.read_out(W_o, b_o, self.read(a, x_mean))
         d_logits = self.d_logits(logits, y)
         g = [d_logits @ W_o if i == source else np.zeros_like(rates) for i, rates in enumerate(a)]
         m = self.mask(a, x_mean)
         beta = self.beta(m, g)
-        d_W = equations.hebb(d_logits, self.read(a))
+        d_W = equations.hebb(d_logits, self.read(a, x_mean))
         gradients = {
             "readout.weight": equations.untied(d_W, self.readout_tie, d_W),
             "readout.bias": d_logits.sum(axis=0),
@@ -182,7 +182,7 @@ class Port:
     def rates(self, s):
         return self.average(s)
 
-    def read(self, a):
+    def read(self, a, x):
         """What the readout reads."""
         return a[self.readout[0]]
 
@@ -357,6 +357,13 @@ def rounded(v, bits):
     """v to so many bits of mantissa, the leading one not counted: 7 of bfloat16, 10 of float16 and TF32."""
     mantissa, exponent = np.frexp(v)
     return np.ldexp(np.round(np.ldexp(mantissa, bits + 1)), exponent - bits - 1)
+
+
+def unbiased(z, channel):
+    """Mean and unbiased variance of each channel, spread over neurons."""
+    mean, variance = equations.moments(z, channel)
+    count = (len(z) * np.bincount(channel))[channel]
+    return mean, variance * count / (count - 1)
 
 
 # What a spike takes, and where potentials start.
@@ -651,11 +658,12 @@ class LastPopulationFirst(Port):
 
 
 @wrong("population-order", "logits", "", DEEP_PLAIN)
-class OtherPopulationRead(Port):
-    """The readout reads what the population before the last sends, where the last one is meant."""
+class ReadoutOfRecomputedRates(Port):
+    """The readout reads the last rates as (FP) makes them of the others, not as they were counted."""
 
-    def read(self, a):
-        return np.clip(self.arriving(len(a) - 1, None, a, a) / self.v_th, 0, 1)
+    def read(self, a, x):
+        last = self.readout[0]
+        return np.clip(self.arriving(last, x, a, a) / self.v_th, 0, 1)
 
 
 @wrong("population-order", "mask", "a2", DEEP, reference="[authors](networks.md)")
@@ -831,7 +839,7 @@ class HebbTransposed(Port):
 
 
 @wrong("transpose", "drive", "a1", DEEP)
-class PictureTransposed(Port):
+class KernelTransposed(Port):
     """Rows and columns of the kernels are exchanged."""
 
     def kernel(self, c, w):
@@ -850,8 +858,8 @@ class ChannelsExchanged(Port):
 class ReadoutChannelsLast(Port):
     """The readout's weights are held against rates flattened with channels last, not first."""
 
-    def read(self, a):
-        return super().read(a)[:, np.argsort(self.readout_tie[0])]
+    def read(self, a, x):
+        return super().read(a, x)[:, np.argsort(self.readout_tie[0])]
 
 
 @wrong("transpose", "beta", "a1", DROPOUT)
@@ -966,9 +974,7 @@ class UnbiasedVariance(Port):
     """The batch is normalised with the unbiased variance, divided by one less than the count."""
 
     def moments(self, z, channel):
-        mean, variance = super().moments(z, channel)
-        count = (len(z) * np.bincount(channel))[channel]
-        return mean, variance * count / (count - 1)
+        return unbiased(z, channel)
 
 
 @wrong("batch-statistics", "drive", "a1", DEEP)
@@ -1009,9 +1015,7 @@ class UnbiasedRunningVariance(Port):
     """Running variances are updated with the unbiased variance of the batch."""
 
     def running_moments(self, z, channel):
-        count = (len(z) * np.bincount(channel))[channel]
-        mean, variance = super().running_moments(z, channel)
-        return mean, variance * count / (count - 1)
+        return unbiased(z, channel)
 
 
 @wrong("batch-statistics", "new", "hidden1.running_mean", DEEP)
