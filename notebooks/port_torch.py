@@ -28,7 +28,7 @@ class Port:
             return functional.conv2d(s, weight, None, c["stride"], c["padding"])
         if c["kind"] == "conv_transpose":
             return functional.conv_transpose2d(s, weight, None, c["stride"], c["padding"], c["output_padding"])
-        return (s.flatten(1) @ weight.T).unflatten(1, self.shape[c["target"]])
+        return functional.linear(s.flatten(1), weight).unflatten(1, self.shape[c["target"]])
 
     def transpose(self, c, weight, v):
         """Wᵀ v"""
