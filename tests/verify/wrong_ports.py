@@ -772,7 +772,7 @@ class MaskOfRelu(Port):
         return np.where(p >= 0, 1.0, 0.0)
 
 
-@wrong("mask", "mask", "a1", DENSE)
+@wrong("mask", "mask", "a1", DENSE_PLAIN)
 class MaskOfTheNextSample(Port):
     """Each sample has the mask of the next one in the batch."""
 
@@ -780,7 +780,7 @@ class MaskOfTheNextSample(Port):
         return [np.roll(m, -1, axis=0) for m in super().mask(a, x)]
 
 
-@wrong("mask", "mask", "a1", DENSE)
+@wrong("mask", "mask", "a1", DENSE_PLAIN)
 class MaskOfTheBatch(Port):
     """All samples have one mask, that of their average p."""
 
@@ -788,7 +788,7 @@ class MaskOfTheBatch(Port):
         return super().inside(np.broadcast_to(p.mean(axis=0), p.shape))
 
 
-@wrong("mask", "mask", "a1", DENSE)
+@wrong("mask", "mask", "a1", DENSE_PLAIN)
 class MaskOfRates(Port):
     """The mask is 1 where 0 < a[T] < 1: of the rates themselves in place of what arrives."""
 
@@ -796,7 +796,7 @@ class MaskOfRates(Port):
         return [np.where((rates > 0) & (rates < 1), 1.0, 0.0) for rates in a]
 
 
-@wrong("mask", "beta", "a1", DENSE)
+@wrong("mask", "beta", "a1", DENSE_PLAIN)
 class BetaWithoutMask(Port):
     """(BETA) lacks M."""
 
@@ -804,7 +804,7 @@ class BetaWithoutMask(Port):
         return np.ones_like(super().slope(m)) / self.v_th
 
 
-@wrong("mask", "beta", "a1", DENSE)
+@wrong("mask", "beta", "a1", DENSE_PLAIN)
 class MaskOnTheWrongSide(Port):
     """(BETA) has M Wᵀ in place of Wᵀ M: the mask of the sending neuron for that of the receiving."""
 
@@ -1050,7 +1050,7 @@ class SummedOverTheBatch(Port):
         return super().d_logits(logits, y) * len(y)
 
 
-@wrong("batch-statistics", "grad", "input.bias", CONV)
+@wrong("batch-statistics", "grad", "hidden1.bias", DEEP)
 class BiasAveragedOverPositions(Port):
     """The gradient of a convolution's bias is averaged over positions in place of summed."""
 
