@@ -68,6 +68,7 @@ def test_the_corpus_is_whole():
     of_tags = [w.tag for w in CORPUS]
     assert set(of_tags) == set(TAGS)
     assert min(of_tags.count(tag) for tag in TAGS) >= 2
+    assert {w.stage for w in CORPUS} == set(conformance.STAGES)
     assert all(re.fullmatch(r"[^|\n]+\.", w.says) for w in CORPUS)
     assert all(len(w.cases) <= 2 for w in CORPUS)
     assert {found for w in CORPUS for found in re.findall(r"\w+#\d+", w.reference)} >= REAL

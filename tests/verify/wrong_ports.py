@@ -50,7 +50,7 @@ class Port:
         source, W_o, b_o = self.readout
         logits = equations.read_out(W_o, b_o, self.read(a, x_mean))
         d_logits = self.d_logits(logits, y)
-        g = [d_logits @ W_o if i == source else np.zeros_like(rates) for i, rates in enumerate(a)]
+        g = [self.g(d_logits, W_o) if i == source else np.zeros_like(rates) for i, rates in enumerate(a)]
         m = self.mask(a, x_mean)
         beta = self.beta(m, g)
         d_W = equations.hebb(d_logits, self.read(a, x_mean))
@@ -188,6 +188,10 @@ class Port:
 
     def d_logits(self, logits, y):
         return equations.loss(logits, y)[1]
+
+    def g(self, d_logits, W_o):
+        """∂L/∂a of the population that is read."""
+        return d_logits @ W_o
 
     # (MASK), (BETA)
     def inside(self, p):
@@ -557,6 +561,14 @@ class WeightsOneTooMany(Port):
     def rates(self, s):
         weights = self.leak ** np.arange(s.shape[1] + 1)
         return self.average(s) * weights[:-1].sum() / weights.sum()
+
+
+@wrong("leak-order", "g", "a1", DENSE)
+class AveragedTwiceOverTime(Port):
+    """∂L/∂a is divided by S_T, as if the loss were one of weighted counts: the average is in (RATE) already."""
+
+    def g(self, d_logits, W_o):
+        return super().g(d_logits, W_o) / np.sum(self.leak ** np.arange(self.case.config["n_steps"]))
 
 
 @wrong("leak-order", "beta", "a1", DENSE, reference="ml_genn#70")
