@@ -23,10 +23,25 @@ from ide_ref.verify.conformance.pack import (
     Case,
     PackError,
     load,
+    selected,
 )
-from ide_ref.verify.conformance.ports import reference, run_port
+from ide_ref.verify.conformance.ports import reference, run_port, taken
+from ide_ref.verify.conformance.protocol import ProtocolError, run_command
 
 __all__ = ["CaseResult", "ConformanceReport", "Divergence", "check", "compare"]
 __all__ += ["cases", "make"]
-__all__ += ["FORMAT", "GROUPS", "READINGS", "RTOL", "STAGES", "TAGS", "VERSION", "Case", "PackError", "load"]
-__all__ += ["reference", "run_port"]
+__all__ += [
+    "FORMAT",
+    "GROUPS",
+    "READINGS",
+    "RTOL",
+    "STAGES",
+    "TAGS",
+    "VERSION",
+    "Case",
+    "PackError",
+    "load",
+    "selected",
+]
+__all__ += ["reference", "run_port", "taken"]
+__all__ += ["ProtocolError", "run_command"]

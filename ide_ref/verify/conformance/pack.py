@@ -9,8 +9,9 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -252,6 +253,35 @@ def _config(
     judged = {"group": group, "exact": dict(exact or {}), "readings": list(readings)}
     config = {"name": name, **graph, **run, **judged}
     return {**config, "tags": _tags(config)}
+
+
+def selected(cases: Iterable[Case], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Case, ...]:
+    """The cases that match any pattern of `include`, or all where there is none, and none of `exclude`.
+
+    A pattern is a glob over a case's name, its tags and its group.
+
+    Raises
+    ------
+    ValueError
+        For a pattern that matches no case, or where none is left.
+    """
+    known = tuple(cases)
+
+    def matches(case: Case, pattern: str) -> bool:
+        return any(fnmatchcase(word, pattern) for word in (case.name, case.group, *case.tags))
+
+    for pattern in (*include, *exclude):
+        if not any(matches(case, pattern) for case in known):
+            raise ValueError(f"no case has a name, tag or group like {pattern!r}; tags are {', '.join(TAGS)}")
+    found = tuple(
+        case
+        for case in known
+        if (not include or any(matches(case, pattern) for pattern in include))
+        and not any(matches(case, pattern) for pattern in exclude)
+    )
+    if not found:
+        raise ValueError(f"no case is left by include {list(include)} and exclude {list(exclude)}")
+    return found
 
 
 def network_of(config: Mapping[str, Any]) -> Network:
