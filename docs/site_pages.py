@@ -53,7 +53,8 @@ def public_data(module: str) -> dict[str, tuple[str, str]]:
     found = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and not target.id.startswith("_"):
+        # What type checkers alone see is nobody's constant.
+        if isinstance(target, ast.Name) and not target.id.startswith("_") and target.id != "TYPE_CHECKING":
             told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             value = ast.unparse(node.value)
             found[target.id] = inspect.cleandoc(after.value.value) if told else "", value if len(value) < 100 else ""

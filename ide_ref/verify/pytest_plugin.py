@@ -10,13 +10,17 @@ and in a test::
         check_conformance(my_port(conformance_case))
 
 The test runs once a case: of the pack given with ``--conformance-pack=DIR``, or of one made on the spot.
+``--conformance-include=GLOB`` and ``--conformance-exclude=GLOB`` choose by name, tag or group. What is known to fail
+stands in the ini option ``conformance_expected_failures``, or in a file given with ``--conformance-expected-failures``:
+a glob a line, and after it why. An expected failure that passes is a failure.
 
-Source: ``docs/port-to-a-gpu.md``.
+Source: ``docs/conformance.md``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,21 +30,52 @@ from ide_ref.verify.conformance import Case
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Pytest's hook: ``--conformance-pack``."""
+    """Pytest's hook: the options ``--conformance-...`` and the ini option of expected failures."""
     group = parser.getgroup("ide_ref")
     group.addoption("--conformance-pack", metavar="DIR", help="conformance pack (default: made on the spot)")
+    for what, told in (("include", "only"), ("exclude", "no")):
+        group.addoption(
+            f"--conformance-{what}",
+            action="append",
+            default=[],
+            metavar="GLOB",
+            help=f"{told} cases of such names, tags or groups (may be given again)",
+        )
+    group.addoption(
+        "--conformance-expected-failures", metavar="FILE", help="cases known to fail: a glob a line, after it why"
+    )
+    parser.addini("conformance_expected_failures", "cases known to fail: a glob a line, after it why", type="linelist")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Pytest's hook: a test for each case."""
     if "conformance_case" not in metafunc.fixturenames:
         return
-    directory = metafunc.config.getoption("--conformance-pack")
+    option = metafunc.config.getoption
     try:
-        found = tuple(conformance.cases()) if directory is None else conformance.load(directory)
-    except conformance.PackError as error:
+        known = conformance.taken(option("--conformance-pack"), None)
+        found = conformance.selected(known, option("--conformance-include"), option("--conformance-exclude"))
+        reasons = _expected_failures(metafunc.config, known)
+    except (OSError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
-    metafunc.parametrize("conformance_case", found, ids=[case.name for case in found])
+    marks = {name: [pytest.mark.xfail(strict=True, reason=reason)] for name, reason in reasons.items()}
+    rows = [pytest.param(case, id=case.name, marks=marks.get(case.name, [])) for case in found]
+    metafunc.parametrize("conformance_case", rows)
+
+
+def _expected_failures(config: pytest.Config, known: Sequence[Case]) -> dict[str, str]:
+    """Why each case that is known to fail does, by name; ValueError for a pattern that matches none."""
+    lines = list(config.getini("conformance_expected_failures"))
+    file = config.getoption("--conformance-expected-failures")
+    if file is not None:
+        lines += Path(file).read_text(encoding="utf-8").splitlines()
+    reasons = {}
+    for line in (line.strip() for line in lines):
+        if line and not line.startswith("#"):
+            pattern, _, reason = line.partition(" ")
+            for case in conformance.selected(known, [pattern]):
+                reasons[case.name] = reason.strip() or f"expected by {pattern}"
+    return reasons
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ class ConformanceReport:
         return "\n".join(lines)
 
     def badge(self) -> str:
-        """The badge of a port, an SVG: how many required cases agree through all stages; red where anything is wrong."""
+        """A port's badge, an SVG: how many required cases agree through all stages; red where anything is wrong."""
         whole, total = self.whole("required")
         wrong = sum(not r.passed and not r.declined for r in self.results)
         colour = "#b3261e" if wrong or not whole else "#1a7f37" if whole == total else "#8a6100"

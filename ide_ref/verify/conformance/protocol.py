@@ -274,7 +274,7 @@ def _reason(skip: Any) -> str:
 def _array(name: str, value: Any) -> NDArray:
     if not isinstance(value, dict) or value.get("dtype") not in _DTYPES:
         raise ProtocolError(f"array {name[:100]!r} is no object with a dtype of {', '.join(_DTYPES)}")
-    shape, data = value.get("shape"), value.get("data")
+    shape, data = value.get("shape"), value.get("data", "")
     if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape) or len(shape) > 8:
         raise ProtocolError(f"array {name[:100]!r} has the shape {str(shape)[:100]}; expected up to 8 sizes")
     dtype = np.dtype(value["dtype"]).newbyteorder("<")
@@ -297,10 +297,11 @@ def _read_words(case: Case, answer: bytes, folder: Path) -> dict[str, NDArray] |
         return _reason(" ".join(words[3:]))
     if words[-1] != "end":
         raise ProtocolError(f"the answer does not close with 'end' but with {words[-1][:60]!r}")
-    given, arrays = iter(words[2:]), {}
+    if "end" in words[2:-1]:
+        raise ProtocolError("the answer goes on after 'end'")
+    arrays: dict[str, NDArray] = {}
+    given = iter(words[2:-1])
     for name in given:
-        if name == "end":
-            return arrays
         dtype = "uint8" if stage_of(name) in DISCRETE else case.config["dtype"]
         try:
             ndim = int(next(given))
@@ -311,7 +312,7 @@ def _read_words(case: Case, answer: bytes, folder: Path) -> dict[str, NDArray] |
             arrays[name] = np.array([float(next(given)) for _ in range(size)]).astype(dtype).reshape(shape)
         except (ValueError, RuntimeError, StopIteration):
             raise ProtocolError(f"array {name[:100]!r}: expected its number of axes, sizes and numbers") from None
-    raise ProtocolError("the answer has numbers after 'end'")
+    return arrays
 
 
 _FORMS: dict[str, tuple[Callable[[Case, Path], bytes], Callable[[Case, bytes, Path], dict[str, NDArray] | str]]] = {
