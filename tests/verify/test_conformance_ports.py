@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -318,3 +319,33 @@ def test_expected_failures_are_strict(suite, pytester):
     suite("--conformance-expected-failures=nowhere").assert_outcomes(errors=1)
     pytester.makeini(f"[pytest]\nconformance_expected_failures =\n    {ONE} known\n")
     suite().assert_outcomes(passed=2, xfailed=1)
+
+
+def test_the_walk_in_c_as_written(c_port, tmp_path, monkeypatch, capsys):
+    """From an empty folder to a badge: the page's commands and its C, and what it says that they print."""
+    page = (PORTS.parents[1] / "conformance.md").read_text().split("## From an empty folder to a badge, in C")[1]
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
+    printed = re.findall(r"```text\n(.*?)```", page, re.S)
+    (text,) = re.findall(r"```c\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for line in commands:
+        words = line.split()
+        if words[0] == "cc":
+            Path("port.c").write_text(text if not found else (PORTS / "port.c").read_text())
+            subprocess.run([shutil.which("cc") or "gcc", *words[1:]], check=True)
+            continue
+        assert words[0] == "ide-ref"
+        assert main(words[1:]) == 0
+        if "run" in words:
+            found.append((capsys.readouterr().out, Path("badge.svg").read_text()))
+    for (out, _), lines in zip(found, printed, strict=True):
+        assert lines in out
+    assert ["0 of 42 required" in found[0][1], "42 of 42 required" in found[1][1]] == [True, True]
+    # And the last sentence.
+    right = (PORTS / "port.c").read_text()
+    wrong = right.replace("p->u[i] >= v_th", "p->u[i] > v_th")
+    report = run_command(c_port(wrong), conformance.taken("pack", None), form="words")
+    assert {result.case for result in report.results if not result.passed} == {
+        "threshold-if-static", "threshold-lif-spikes", "mask-ends",
+    }  # fmt: skip
