@@ -14,11 +14,18 @@ if TYPE_CHECKING:
 
 def add(p: argparse.ArgumentParser) -> None:
     output, threads, *_ = _common.option_groups()
-    actions = p.add_subparsers(dest="action", metavar="make|compare|run", required=True)
+    actions = p.add_subparsers(dest="action", metavar="make|make-trained|compare|run", required=True)
 
     p = actions.add_parser("make", parents=[output, threads], help="write small cases with every stage's output")
     p.add_argument("directory", metavar="DIR")
     p.add_argument("--case", action="append", metavar="NAME", help="only this case (may be given again)")
+
+    p = actions.add_parser(
+        "make-trained", parents=[output, threads], help="write one case of full size: a trained network"
+    )
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, or the folder of a training")
+    p.add_argument("directory", metavar="DIR")
+    p.add_argument("--images", type=_common.count, default=1000, metavar="N", help="test images (default: 1,000)")
 
     p = actions.add_parser("compare", parents=[output], help="name the first divergence of a port's outputs")
     p.add_argument("directory", metavar="DIR", help="the pack")
@@ -49,18 +56,21 @@ def add(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"make": make, "compare": compare, "run": ask}[args.action](args)
+    return {"make": make, "make-trained": make, "compare": compare, "run": ask}[args.action](args)
 
 
 def make(args: argparse.Namespace) -> int:
     from ide_ref.verify import conformance
 
-    manifest = conformance.make(args.directory, names=args.case)
+    if args.action == "make":
+        manifest = conformance.make(args.directory, names=args.case)
+    else:
+        manifest = conformance.make_trained(args.checkpoint, args.directory, n_images=args.images)
     files = list(manifest.parent.glob("*.safetensors"))
     size = manifest.stat().st_size + sum(path.stat().st_size for path in files)
     version, stages = conformance.VERSION, conformance.STAGES
     document = {"manifest": str(manifest), "cases": len(files), "bytes": size, "version": version, "stages": stages}
-    text = f"{len(files)} cases, {size / 1e6:.1f} MB, format version {version}: {manifest}"
+    text = f"{len(files)} case{'s' * (len(files) != 1)}, {size / 1e6:.1f} MB, format version {version}: {manifest}"
     _common.print_result(args, document, text)
     return 0
 

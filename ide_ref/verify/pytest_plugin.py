@@ -59,6 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     except (OSError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
     marks = {name: [pytest.mark.xfail(strict=True, reason=reason)] for name, reason in reasons.items()}
+    marks |= {case.name: [pytest.mark.skip(reason=case.lacking)] for case in found if case.lacking}
     rows = [pytest.param(case, id=case.name, marks=marks.get(case.name, [])) for case in found]
     metafunc.parametrize("conformance_case", rows)
 

@@ -36,7 +36,7 @@ from ide_ref.verify.conformance import (
     reference,
     run_port,
 )
-from ide_ref.verify.conformance.make import _robust, _rollout, _steady, specify_case, stages
+from ide_ref.verify.conformance.make import _robust, _steady, rollout, specify_case, stages
 
 
 def changed(case, change):
@@ -167,7 +167,7 @@ def test_a_graph_is_described_in_plain_words(cases):
 def test_draws_within_rounding_are_left_out(cases):
     """A potential as near as twice the steps' rounding to V_th, or a pre-activation as near as four units to a kink."""
     spec = specify_case(cases[DROPOUT])
-    _, spikes = _rollout(spec)
+    _, spikes = rollout(spec)
     (a,), x_mean = [equations.average(s, spec.net.leak) for s in spikes], equations.average(spec.x, spec.net.leak)
     p = equations.arriving(spec.net, 0, x_mean, [a], [a])
     assert np.any(p == 0)  # cut off by dropout

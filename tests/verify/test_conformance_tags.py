@@ -41,7 +41,7 @@ def rollout(spec, *, fires=np.greater_equal, reset="subtract", leak="before", no
 
 
 def simulated(**wrong):
-    return lambda patch: patch.setattr(make, "_rollout", lambda spec: rollout(spec, **wrong))
+    return lambda patch: patch.setattr(make, "rollout", lambda spec: rollout(spec, **wrong))
 
 
 def in_equations(name, replacement):

@@ -27,6 +27,7 @@ from ide_ref.verify.conformance.pack import (
 )
 from ide_ref.verify.conformance.ports import reference, run_port, taken
 from ide_ref.verify.conformance.protocol import ProtocolError, run_command
+from ide_ref.verify.conformance.trained import make_trained
 
 __all__ = ["CaseResult", "ConformanceReport", "Divergence", "check", "compare"]
 __all__ += ["cases", "make"]
@@ -45,3 +46,4 @@ __all__ += [
 ]
 __all__ += ["reference", "run_port", "taken"]
 __all__ += ["ProtocolError", "run_command"]
+__all__ += ["make_trained"]

@@ -23,7 +23,7 @@ _N_BATCH, _N_DRAWS = 3, 400
 _SGD = {"rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
 
-def _describe(network: Network) -> dict[str, Any]:
+def describe(network: Network) -> dict[str, Any]:
     """The graph in plain words, for ports that read no structure strings."""
     connections = []
     for c in network.connections:
@@ -75,7 +75,7 @@ def specify_case(case: Case) -> Specified:
     return specify(network_of(case.config), case.params, case.x, case.config["n_steps"], masks=masks, training=True)
 
 
-def _rollout(spec: Specified) -> tuple[list[NDArray], list[NDArray]]:
+def rollout(spec: Specified) -> tuple[list[NDArray], list[NDArray]]:
     """u[1..T] and s[1..T] of each population, (B, T, n_l)."""
     net = spec.net
     u = s = [np.zeros((len(spec.x), n)) for n in net.sizes]
@@ -87,9 +87,18 @@ def _rollout(spec: Specified) -> tuple[list[NDArray], list[NDArray]]:
     return states[: len(net.sizes)], states[len(net.sizes) :]
 
 
-def _shaped(cells: NDArray, shape: Shape) -> NDArray:
+def shaped(cells: NDArray, shape: Shape) -> NDArray:
     """(..., n) in channels-last order as (..., *shape)."""
     return from_channels_last(cells.reshape(-1, cells.shape[-1]), shape).reshape(*cells.shape[:-1], *shape)
+
+
+def restricted(spec: Specified) -> dict[str, NDArray]:
+    """``weight/<connection>``, W after (NORM), of the parameter's shape."""
+    return {
+        f"weight/{name}": equations.restrict(p["weight"], float(p["alpha"]), equations.norm(c, p["weight"])[0])
+        for c, p, name in zip(spec.connections, spec.params, spec.names, strict=True)
+        if c.restriction is not None
+    }
 
 
 def stages(case: Case, spec: Specified) -> dict[str, NDArray]:
@@ -97,7 +106,7 @@ def stages(case: Case, spec: Specified) -> dict[str, NDArray]:
     network, net = network_of(case.config), spec.net
     leak = equations.own(net.leak, 0)  # a case has one neuron
     x_mean = equations.average(spec.x, leak)
-    u, spikes = _rollout(spec)
+    u, spikes = rollout(spec)
     a = [equations.average(s, leak) for s in spikes]
     source, W_o, b_o = spec.readout
     logits = equations.read_out(W_o, b_o, a[source])
@@ -108,18 +117,14 @@ def stages(case: Case, spec: Specified) -> dict[str, NDArray]:
     _, _, joined, gradients, statistics = spec.gradient(case.y)
     beta = np.split(joined, np.cumsum(net.sizes)[:-1], axis=1)
 
-    found = {"x_mean": _shaped(x_mean, network.input_shape), "logits": logits, "d_logits": d_logits}
-    for c, p, name in zip(spec.connections, spec.params, spec.names, strict=True):
-        if c.restriction is not None:
-            found[f"weight/{name}"] = equations.restrict(
-                p["weight"], float(p["alpha"]), equations.norm(c, p["weight"])[0]
-            )
+    found = {"x_mean": shaped(x_mean, network.input_shape), "logits": logits, "d_logits": d_logits}
+    found |= restricted(spec)
     for i, population in enumerate(network.populations):
         states = {"u": u[i][:, -1], "spikes": spikes[i], "rates": a[i], "mask": mask[i], "g": g[i], "beta": beta[i]}
         driving = [m for m in net.maps if m.source < 0 and m.target == i]
         if driving:
             states["drive"] = np.asarray(sum(equations.output(m, x_mean) for m in driving))
-        found |= {f"{stage}/{population.name}": _shaped(v, population.shape) for stage, v in states.items()}
+        found |= {f"{stage}/{population.name}": shaped(v, population.shape) for stage, v in states.items()}
     found |= {f"grad/{name}": value for name, value in gradients.items()}
     found |= {f"new/{name}": value for name, value in statistics.items()}
     limits = {f"{c.name}.alpha": c.restriction.c for c in network.connections if c.restriction is not None}
@@ -225,7 +230,7 @@ def _make_case(config: dict[str, Any]) -> Case:
         params, inputs = _draw(config, network, seed)
         case = Case(config, inputs | {f"param/{name}": value for name, value in params.items()})
         spec = specify_case(case)
-        u, spikes = _rollout(spec)
+        u, spikes = rollout(spec)
         margins = [potentials - network.neuron.v_th * (1 - s) for potentials, s in zip(u, spikes, strict=True)]
         rounding = _rounding(spec, u, eps)
         reached = all(np.any(margins[0][..., j] == 0) for j in exact if config["exact"][str(j)])
@@ -239,7 +244,7 @@ def _make_case(config: dict[str, Any]) -> Case:
     smallest = np.min([np.abs(margin).min(axis=(0, 2)) for margin in margins], axis=0)
     config = {
         **config,
-        **_describe(network),
+        **describe(network),
         "sgd": _SGD,
         "bn": {"epsilon": equations.EPSILON, "momentum": equations.MOMENTUM},
         "solver_tol": 1e-12 if config["dtype"] == "float64" else 2e-6,
@@ -253,7 +258,7 @@ def _make_case(config: dict[str, Any]) -> Case:
             if not np.array_equal(value, expected[name]):
                 arrays[f"reading/{reading}/{name}"] = value
     for population, margin in zip(network.populations, margins, strict=True):
-        arrays[f"margin/{population.name}"] = _shaped(margin, population.shape).astype(np.float32)
+        arrays[f"margin/{population.name}"] = shaped(margin, population.shape).astype(np.float32)
     return Case(config, {name: np.asarray(value, order="C") for name, value in arrays.items()})
 
 

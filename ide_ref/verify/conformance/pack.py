@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.resources import files
@@ -120,7 +120,9 @@ class Case:
     arrays: dict[str, NDArray]
     """``input/x``, ``input/y``, ``input/keep/<connection>``, ``param/<name>``, ``expected/<stage>/<name>``,
     ``margin/<population>``, v − V_th at every step, and where a case names readings with other numbers,
-    ``reading/<reading>/<stage>/<name>``."""
+    ``reading/<reading>/<stage>/<name>``. A case of full size has ``input/index`` of its images, and no margins."""
+    lacking: str = ""
+    """Why the case cannot be asked on this machine: the data set of its images is not there."""
 
     @property
     def name(self) -> str:
@@ -179,6 +181,24 @@ class Case:
         """``<stage>/<name>`` to array, in the order of the stages."""
         found = self._under("expected/")
         return {name: found[name] for name in sorted(found, key=lambda n: (STAGES.index(stage_of(n)), n))}
+
+
+def with_images(case: Case, *, data_dir: str | Path | None = None) -> Case:
+    """A case of full size with its images and labels, from the data set that it names; lacking where that is missing.
+
+    Images become x = (image/255 − mean)/std, flat; parameters, stored in float32, become float64.
+    """
+    from ide_ref import datasets
+
+    about, index = case.config["images"], case.arrays["input/index"]
+    try:
+        data = datasets.load(about["dataset"], data_dir=data_dir)
+    except datasets.DataError as error:
+        return replace(case, lacking=f"its images are missing: {error}")
+    images, labels = data.batch("test", index)
+    x = datasets.normalise(images, about["mean"], about["std"], scale=data.scale, dtype="float64")
+    wide = {n: v.astype(np.float64) for n, v in case.arrays.items() if n.startswith("param/")}
+    return replace(case, arrays=case.arrays | wide | {"input/x": x.reshape(len(x), -1), "input/y": labels})
 
 
 def stage_of(name: str) -> str:
@@ -359,7 +379,7 @@ def load(directory: str | Path) -> tuple[Case, ...]:
         file = directory / f"{row['name']}.safetensors"
         case = Case(row, read_arrays(file, f"case {row['name']}", sums.pop(file.name, "")))
         _check_arrays(case)
-        found.append(case)
+        found.append(with_images(case) if "images" in row else case)
     if sums:
         raise PackError(f"{directory / _SUMS}: {min(sums)!r} is no file of the manifest's cases; make the pack again")
     return tuple(found)
@@ -418,6 +438,8 @@ def _check_row(path: Path, number: int, row: Any) -> None:
         raise PackError(
             f"{what}: 'readings' is {row['readings']!r} in group {row['group']}; only acceptable cases have some"
         )
+    if "images" in row:
+        _check_images(what, row["images"])
     for p in row["populations"]:
         if (
             not isinstance(p, dict)
@@ -425,6 +447,18 @@ def _check_row(path: Path, number: int, row: Any) -> None:
             or type(row["rounding"].get(p["name"])) is not float
         ):
             raise PackError(f"{what}: population {p!r} has no name or no rounding; make the pack again")
+
+
+def _check_images(what: str, images: Any) -> None:
+    from ide_ref import datasets
+
+    known = [name for name in datasets.DATASETS if name in ("mnist", "fashion-mnist")]
+    if not isinstance(images, dict) or images.get("dataset") not in known or images.get("part") != "test":
+        raise PackError(f"{what}: 'images' is {images!r}; expected the part test of a dataset of {', '.join(known)}")
+    numbers = images.get("mean"), images.get("std")
+    for n in numbers:
+        if not isinstance(n, list) or len(n) != 1 or type(n[0]) is not float:
+            raise PackError(f"{what}: 'images' has mean and std {numbers!r}; expected a list of one number each")
 
 
 def _check_arrays(case: Case) -> None:
@@ -437,8 +471,12 @@ def _check_arrays(case: Case) -> None:
     read = [name.split("/", 2) for name in arrays if name.startswith("reading/")]
     unknown += ["/".join(parts) for parts in read if len(parts) < 3 or f"expected/{parts[2]}" not in arrays]
     unknown += ["/".join(parts) for parts in read if parts[1] not in case.config["readings"]]
-    lacking = [name for name in ("input/x", "input/y", *spikes.values(), *spikes) if name not in arrays]
-    lacking += [f"expected/{stage}" for stage in STAGES if stage not in stages]
+    if "images" in case.config:
+        spikes = {}
+        lacking = [name for name in ("input/index", "expected/logits") if name not in arrays]
+    else:
+        lacking = [name for name in ("input/x", "input/y", *spikes.values(), *spikes) if name not in arrays]
+        lacking += [f"expected/{stage}" for stage in STAGES if stage not in stages]
     told = ""
     if lacking or unknown:
         told = f"array {lacking[0]!r} is missing" if lacking else f"{unknown[0]!r} belongs to no known stage"

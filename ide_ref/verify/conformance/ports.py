@@ -64,6 +64,9 @@ def run_port(
     found = taken(directory, names)
     results = []
     for case in found:
+        if case.lacking:
+            results.append(CaseResult(case.name, None, (), False, declined=case.lacking))
+            continue
         try:
             outputs = port(case)
             if not isinstance(outputs, Mapping):
