@@ -349,3 +349,11 @@ def test_the_walk_in_c_as_written(c_port, tmp_path, monkeypatch, capsys):
     assert {result.case for result in report.results if not result.passed} == {
         "threshold-if-static", "threshold-lif-spikes", "mask-ends",
     }  # fmt: skip
+
+
+def test_the_c_port_is_one_short_file():
+    lines = (PORTS / "port.c").read_text().splitlines()
+    assert len(lines) < 300
+    assert {line for line in lines if line.startswith("#include")} == {
+        f"#include <{name}.h>" for name in ("math", "stdio", "stdlib", "string")
+    }
