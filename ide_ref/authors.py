@@ -6,7 +6,7 @@ options need no switch here: the solvers (``solver="damped"``; ``solver="broyden
 allow_unconverged=True``) and the norm of the restriction (``Restriction(norm="kernel")``).
 
 Source: each difference as the authors' program computes it, named at its switch; their effects in
-``docs/tutorials/11-museum-of-mistakes.ipynb``.
+``notebooks/11-museum-of-mistakes.md``.
 """
 
 from __future__ import annotations

@@ -140,11 +140,11 @@ LABELS = set(re.findall(r"^### \(([A-Z-]+)\)", (ROOT / "docs/equations.md").read
 def test_the_source_is_named(name, thing, owner):
     """An equation of the index, a page, an address, a publication, or the page of equations itself."""
     doc = "\n".join(above(name, thing, owner))
-    for page in re.findall(r"``(docs/[\w./-]+\.(?:md|ipynb))``", doc):
+    for page in re.findall(r"``((?:docs|notebooks)/[\w./-]+\.md)``", doc):
         assert (ROOT / page).is_file(), f"{page} is no page"
     labels = set(re.findall(r"\(([A-Z]{2,}(?:-C)?)\)", doc))
     assert labels <= LABELS | NO_EQUATIONS, f"{labels - LABELS} is no equation"
-    source = r"``docs/|https?://|\b(19|20)\d\d[),]|`ide_ref\.equations(\.\w+)?`"
+    source = r"``(docs|notebooks)/|https?://|\b(19|20)\d\d[),]|`ide_ref\.equations(\.\w+)?`"
     assert labels & LABELS or re.search(source, doc), "no source"
 
 

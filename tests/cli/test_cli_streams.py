@@ -85,6 +85,8 @@ def test_ctrl_c_while_modules_are_read_gives_no_traceback():
     """As soon as it is this package that is read; before that the traceback is Python's own."""
     code = (
         "import signal, sys\n"
+        # Of a process in the background it may be ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'ide_ref.cli.train': signal.raise_signal(signal.SIGINT)\n"

@@ -69,13 +69,13 @@ def test_every_combination_is_trained_as_by_train_and_summed_up(in_process, caps
         "2",
         "--epochs",
         "2",
-        "--solver",
-        "gmres",
+        "--lr",
+        "0.2",
         "--seed",
         "1",
     ]
     assert main(["train", "digits", "--neuron", "if", *words, "--out", str(alone)]) == 0
-    there = checkpoint.load(out / "digits-if-solver=gmres-s1")
+    there = checkpoint.load(out / "digits-if-lr=0.2-s1")
     assert tiny.same(there.params, checkpoint.load(alone).params)
 
 

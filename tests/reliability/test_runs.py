@@ -58,6 +58,17 @@ def test_the_long_commands_in_short(command, says):
     assert done.returncode == 0
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Nothing ignored, as it may be where the tests run in the background or under nohup."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+    for signum in before:
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 def signals_in_batch(monkeypatch, *signals):
     batch = loop._train_batch
 
