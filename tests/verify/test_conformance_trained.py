@@ -7,7 +7,7 @@ import jsonschema
 import numpy as np
 import pytest
 from packs import seal
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from ide_ref import datasets, presets
 from ide_ref.cli import main
@@ -109,6 +109,7 @@ def test_its_manifest_is_that_of_the_schema_and_bad_ones_are_named(folder):
     right = json.loads(path.read_text())
     validator = jsonschema.Draft202012Validator(json.loads((files(conformance) / "pack.schema.json").read_text()))
     assert not list(validator.iter_errors(right))
+    row = right["cases"][0]
     for change, told in (
         ({"dataset": "/etc/passwd"}, "expected the part test of a dataset of mnist, fashion-mnist"),
         ({"dataset": "module:function"}, "expected the part test of a dataset of mnist, fashion-mnist"),
@@ -116,12 +117,33 @@ def test_its_manifest_is_that_of_the_schema_and_bad_ones_are_named(folder):
         ({"mean": [0.1, 0.2]}, "expected a list of one number each"),
         ({"std": None}, "expected a list of one number each"),
     ):
-        row = right["cases"][0]
         wrong = {**right, "cases": [{**row, "images": {**row["images"], **change}}]}
         assert list(validator.iter_errors(wrong)), change
         path.write_text(json.dumps(wrong))
         seal(folder)
         with pytest.raises(PackError, match=told):
+            conformance.load(folder)
+
+
+def test_no_other_group_and_no_other_image_is_taken(folder):
+    path = folder / "manifest.json"
+    right = path.read_text()
+    path.write_text(right.replace('"group": "optional"', '"group": "required"'))
+    seal(folder)
+    with pytest.raises(
+        PackError, match="'images' in group required; a case of full size, with few stages, is optional"
+    ):
+        conformance.load(folder)
+    path.write_text(right.replace("0.3081", "NaN"))
+    seal(folder)
+    with pytest.raises(PackError, match="expected a list of one number each"):
+        conformance.load(folder)
+    path.write_text(right)
+    arrays = load_file(folder / f"{NAME}.safetensors")
+    for index in ([-1, 2], [0, 30], [0.0], [[1]], []):
+        save_file({**arrays, "input/index": np.array(index)}, folder / f"{NAME}.safetensors")
+        seal(folder)
+        with pytest.raises(PackError, match="'input/index' names no images of fashion-mnist; expected some of 0 to 29"):
             conformance.load(folder)
 
 

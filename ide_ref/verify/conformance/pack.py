@@ -195,6 +195,11 @@ def with_images(case: Case, *, data_dir: str | Path | None = None) -> Case:
         data = datasets.load(about["dataset"], data_dir=data_dir)
     except datasets.DataError as error:
         return replace(case, lacking=f"its images are missing: {error}")
+    n = len(data.y_test)
+    if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size or index.min() < 0 or index.max() >= n:
+        raise PackError(
+            f"case {case.name}: 'input/index' names no images of {about['dataset']}; expected some of 0 to {n - 1}"
+        )
     images, labels = data.batch("test", index)
     x = datasets.normalise(images, about["mean"], about["std"], scale=data.scale, dtype="float64")
     wide = {n: v.astype(np.float64) for n, v in case.arrays.items() if n.startswith("param/")}
@@ -439,6 +444,10 @@ def _check_row(path: Path, number: int, row: Any) -> None:
             f"{what}: 'readings' is {row['readings']!r} in group {row['group']}; only acceptable cases have some"
         )
     if "images" in row:
+        if row["group"] != "optional":
+            raise PackError(
+                f"{what}: 'images' in group {row['group']}; a case of full size, with few stages, is optional"
+            )
         _check_images(what, row["images"])
     for p in row["populations"]:
         if (
@@ -457,7 +466,7 @@ def _check_images(what: str, images: Any) -> None:
         raise PackError(f"{what}: 'images' is {images!r}; expected the part test of a dataset of {', '.join(known)}")
     numbers = images.get("mean"), images.get("std")
     for n in numbers:
-        if not isinstance(n, list) or len(n) != 1 or type(n[0]) is not float:
+        if not isinstance(n, list) or len(n) != 1 or type(n[0]) is not float or not np.isfinite(n[0]):
             raise PackError(f"{what}: 'images' has mean and std {numbers!r}; expected a list of one number each")
 
 
