@@ -740,7 +740,7 @@ def test_the_notebooks_stored_outputs_are_those_of_the_pack(whole_pack):
         r"^case (\S+), stage (\w+), (\S+?),(?: step (\d+),)? (?:sample (\d+), neuron|index) (\(.*?\)): expected (\S+),"
     )
     found = re.findall(where + r".* explain it(?:, unless .*)?; .*$", text, re.M)
-    assert [stage for _, stage, *_ in found] == ["weight", "spikes", "beta", "grad", "rates"]
+    assert [stage for _, stage, *_ in found] == ["weight", "spikes", "beta", "grad", "spikes", "rates"]
     for name, stage, array, step, sample, place, expected in found:
         at = [int(i) - 1 if i is step else int(i) for i in (sample, step) if i] + list(ast.literal_eval(place))
         value = float(pack[name].expected[f"{stage}/{array}"][tuple(at)])
