@@ -748,7 +748,7 @@ def test_the_notebooks_stored_outputs_are_those_of_the_pack(whole_pack):
         assert float(expected) == pytest.approx(value, rel=1e-8, abs=1e-15)
     assert "looks like: batch statistics constant" in text
     assert text.count("ours is zero to rounding") == 1
-    assert text.count("\nok ") == 7
+    assert text.count("\nok ") == 9
 
 
 def test_unknown_names(case, pack, tmp_path):
