@@ -34,7 +34,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--badge", metavar="FILE", help="write a badge, an SVG")
 
     p = actions.add_parser("run", parents=[output, threads], help="ask a port that is a program, a case a line")
-    p.add_argument("command", nargs="+", metavar="COMMAND", help="after --: the program and its arguments")
+    p.add_argument("program", nargs="+", metavar="COMMAND", help="after --: the program and its arguments")
     p.add_argument("--pack", metavar="DIR", help="the pack (default: made on the spot)")
     p.add_argument(
         "--form",
@@ -87,7 +87,7 @@ def ask(args: argparse.Namespace) -> int:
     from ide_ref.verify import conformance
 
     cases = conformance.selected(conformance.taken(args.pack, None), args.include, args.exclude)
-    report = conformance.run_command(args.command, cases, form=args.form, timeout=args.timeout, stages=args.stage)
+    report = conformance.run_command(args.program, cases, form=args.form, timeout=args.timeout, stages=args.stage)
     return _judged(args, report)
 
 

@@ -53,9 +53,10 @@ def test_a_program_answers_a_line_for_a_line(static):
 
 AT_TWO = "if number == 2: "
 BAD_PROGRAMS = [
-    ("hangs", AT_TWO + "import time; time.sleep(60)", "no answer within 0.7 s; the port was ended"),
+    ("hangs", AT_TWO + "import time; time.sleep(60)", "no answer within 0.7 s; the port was ended (an answer "),
     ("rubbish", AT_TWO + "print('loading weights ...')", "the answer is no JSON: 'loading weights ...'"),
     ("dies", AT_TWO + "sys.exit('gone')", "the port ended with status 1 before it answered; its last words: gone"),
+    ("half", AT_TWO + "print(1, end=''); sys.exit('gone')", "with status 1 in the middle of its answer; its last"),
     ("another", AT_TWO + "answer['case'] = 'other'", "it answered case 'other'"),
     ("no case", AT_TWO + "answer = [1]", "the answer names no case: '[1]'"),
     ("no arrays", AT_TWO + "answer.pop('arrays')", "the answer has no object 'arrays', and no 'skip' with a reason"),
@@ -98,6 +99,11 @@ def test_a_program_that_leaves_cases_out_or_is_not_there(static):
     )
     with pytest.raises(ValueError, match="command 'no-such-program' cannot be started"):
         run_command(["no-such-program"], static)
+
+
+def test_a_refusal_names_the_command_not_the_program(whole_pack, capsys):
+    assert main(["conformance", "run", "--pack", str(whole_pack), "--", "no-such-program"]) == 2
+    assert capsys.readouterr().err.startswith("ide-ref conformance: command 'no-such-program' cannot be started: ")
 
 
 def test_what_goes_out_is_what_was_drawn(cases):

@@ -169,4 +169,5 @@ def test_at_the_threshold_itself_no_rounding_is_the_excuse(every_case):
     case = next(case for case in every_case if case.name == "threshold-if-static")
     found = check(case, answers(case, WRONG["threshold"][0])).divergence
     assert (found.stage, found.rounding) == ("spikes", False)
-    assert "v was V_th exactly, whatever the rounding, and at V_th a neuron fires" in str(found)
+    told = "v was V_th exactly, whatever the rounding, and at V_th a neuron fires"
+    assert str(found).endswith(f"expected 1, got 0: rounding cannot explain it; {told}")

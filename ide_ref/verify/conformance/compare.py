@@ -79,10 +79,11 @@ class Divergence:
         if self.index:
             of_weights = self.stage in ("weight", "grad", "new")
             where += f", index {self.index}" if of_weights else f", sample {self.index[0]}, neuron {self.index[1:]}"
-        size = f"(error {self.error:.1e}, allowed {self.allowed:.1e})"
+        # At V_th exactly both are zero, and the detail says it.
+        size = f" (error {self.error:.1e}, allowed {self.allowed:.1e})" * (self.error > 0)
         judged = f"rounding {'can' if self.rounding else 'cannot'} explain it"
         judged += f", unless something is computed in {self.precision}" * bool(self.precision)
-        return f"{where}: expected {self.expected:.9g}, got {self.got:.9g} {size}: {judged}; {self.detail}"
+        return f"{where}: expected {self.expected:.9g}, got {self.got:.9g}{size}: {judged}; {self.detail}"
 
 
 @dataclass(frozen=True)

@@ -135,13 +135,18 @@ class _Port:
         try:
             answer = self.lines.get(timeout=timeout)
         except queue.Empty:
-            raise ProtocolError(f"no answer within {timeout:g} s; the port was ended") from None
-        if not answer:
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout)
-            raise ProtocolError(f"the port ended with status {self.process.poll()} before it answered{self._last()}")
+            advice = "an answer closes with a line break, and has to be flushed"
+            raise ProtocolError(f"no answer within {timeout:g} s; the port was ended ({advice})") from None
         if len(answer) > _LONGEST:
             raise ProtocolError(f"an answer of more than {_LONGEST} bytes")
+        if not answer.endswith(b"\n"):
+            # Its output is at an end.
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
+            status = self.process.poll()
+            if status or not answer:
+                when = "in the middle of its answer" if answer else "before it answered"
+                raise ProtocolError(f"the port ended with status {status} {when}{self._last()}")
         return answer
 
     def _last(self) -> str:
