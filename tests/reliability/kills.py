@@ -35,7 +35,7 @@ import tiny
 from numba.np.ufunc import parallel
 from tqdm import tqdm
 
-from ide_ref import figures, presets
+from ide_ref import __main__, cli, figures, presets
 from ide_ref.cli import main as ide_ref
 from ide_ref.training import checkpoint, loop
 
@@ -91,8 +91,11 @@ def watch_writes(step: Step) -> None:
 
 def command(*words: str, log: Path, told: Path | None = None, step: Step | None = None) -> int:
     """Start ``ide-ref`` in a process of its own: its number. `told` gets the time at which each batch was done."""
+    # Ctrl-C is heard from where the command itself hears it: before that it is Python's.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         return pid
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.dup2(2, 1)
@@ -107,9 +110,14 @@ def command(*words: str, log: Path, told: Path | None = None, step: Step | None 
         loop._train_batch = reported
     if step is not None:
         watch_writes(step)
-    status = 1
+
+    def begun() -> int:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        return ide_ref(words)
+
+    status, cli.main = 1, begun
     try:
-        status = ide_ref(words)
+        status = __main__.main()
     except BaseException as error:
         os.write(2, f"Traceback: {error!r}".encode())
     finally:
