@@ -9,7 +9,6 @@ import itertools
 import json
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from dataclasses import dataclass, fields, replace
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for job, result in _outcomes(open_executor, jobs):
         found[job.name] = {"name": job.name, "row": job.row, "seed": job.seed, **result}
         told = result.get("failed") or f"{result['last_accuracy']:.2%}"
-        print(f"[{len(found)}/{len(jobs)}] {job.name}: {told}", file=sys.stderr)
+        _common.tell(f"[{len(found)}/{len(jobs)}] {job.name}: {told}")
     trainings = [found[job.name] for job in jobs]
     document = {"sweep": summary(trainings), "trainings": trainings}
     (out / _JSON).write_text(_common.as_json(document) + "\n", encoding="utf-8")
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     _common.print_result(args, document, f"{table(document['sweep'])}\nwritten: {out}/{{{_JSON}, {_CSV}}}")
     failed = [t["name"] for t in trainings if "failed" in t]
     if failed:
-        print(f"ide-ref sweep: failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
+        _common.tell(f"ide-ref sweep: failed: {', '.join(failed)}; the same command tries them again")
     return FAILED if failed else 0
 
 
@@ -129,7 +128,7 @@ def _executor(args: argparse.Namespace, n_jobs: int) -> Callable[[int | None], E
     from concurrent.futures import ProcessPoolExecutor
 
     workers = args.workers or max(1, min(n_jobs, (os.cpu_count() or 1) // args.threads))
-    # A forked child of a process whose kernels have run hangs at its first kernel.
+    # A forked child of a process whose kernels have run has but one thread.
     context = multiprocessing.get_context("spawn")
     return lambda n: ProcessPoolExecutor(n or workers, mp_context=context)
 
@@ -164,7 +163,11 @@ def _result(future: Future[dict[str, Any]]) -> dict[str, Any]:
         return future.result()
     if isinstance(error, BrokenExecutor):
         return {"failed": "its process was ended from outside, perhaps for want of memory"}
-    return {"failed": " ".join(str(error).split()) or type(error).__name__}
+    return {"failed": _in_a_line(error)}
+
+
+def _in_a_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def train_one(job: Job) -> dict[str, Any]:
@@ -177,9 +180,9 @@ def train_one(job: Job) -> dict[str, Any]:
     out = job.out / job.name
     try:
         numba.set_num_threads(min(job.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        there = (out / loop.CHECKPOINT).is_file()
+        there = any((out / name).is_file() for name in (loop.CHECKPOINT, loop.PREVIOUS))
         if there:
-            state = checkpoint.load(out)
+            state = loop.resumable(out)
             recipe, saved = job.preset.recipe, state.preset.recipe
             recipe = replace(recipe, mean=recipe.mean or saved.mean, std=recipe.std or saved.std)
             checkpoint.require_same(state, replace(job.preset, recipe=recipe), job.seed, path=out)
@@ -188,7 +191,7 @@ def train_one(job: Job) -> dict[str, Any]:
         data = load_data(job.preset, data_dir=job.data_dir, limit=job.preset.recipe.limit, source=job.source)
         done = loop.train(job.preset, data, out=out, seed=job.seed, resume=there)
     except Exception as error:
-        return {"failed": " ".join(str(error).split()) or type(error).__name__}
+        return {"failed": _in_a_line(error)}
     if done.stopped_by is not None:
         return {"failed": "interrupted, and saved"}
     return done.summary()

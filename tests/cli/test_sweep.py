@@ -79,6 +79,18 @@ def test_every_combination_is_trained_as_by_train_and_summed_up(in_process, caps
     assert tiny.same(there.params, checkpoint.load(alone).params)
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.unlink()])
+def test_a_damaged_or_missing_checkpoint_gives_way_to_the_one_before(in_process, capsys, tmp_path, damage):
+    straight = swept(capsys, tmp_path / "out", "--seeds", "0")[1]
+    damage(tmp_path / "out" / "digits-lif-s0" / loop.CHECKPOINT)
+    status, again, log = swept(capsys, tmp_path / "out", "--seeds", "0")
+    assert status == 0
+    assert f"going on from {loop.PREVIOUS}" in log
+    row, before = again["trainings"][0], straight["trainings"][0]
+    assert row["last_accuracy"] == before["last_accuracy"]
+
+
 def test_what_is_finished_is_not_trained_again_and_the_rest_goes_on(in_process, capsys, tmp_path, monkeypatch):
     straight = swept(capsys, tmp_path / "straight", "--seeds", "0,1,2")[1]
     original, steps = loop._train_batch, iter(range(99))
