@@ -255,12 +255,21 @@ class Pullback:
         if (normalisation := self.normalisation(m, s, cache)) is not None:
             norm, z, statistics = normalisation
             delta, grads[f"{c.name}.bn_weight"], grads[f"{c.name}.bn_bias"] = norm.pull_back(delta, z)
+        grads.update(self.products(delta, s))
+        if c.synapse.weight_shape:
+            grads.update(self.of_weight(grads[f"{c.name}.weight"]))
+        return grads, statistics
+
+    def products(self, delta: NDArray, s: NDArray) -> Params:
+        """(HEBB) of what the linear map alone put out, (B, n_to), and got, (B, n_from): ∂L/∂ of W and of the bias."""
+        c = self.connection
+        grads: Params = {}
         if c.bias:
             sums = constraints.channel_sums(delta, c.synapse.out_shape[0])
             grads[f"{c.name}.bias"] = sums.astype(delta.dtype)
         if c.synapse.weight_shape:
-            grads.update(self.of_weight(c.synapse.from_taps(c.synapse.hebbian(delta, s))))
-        return grads, statistics
+            grads[f"{c.name}.weight"] = c.synapse.from_taps(c.synapse.hebbian(delta, s))
+        return grads
 
     def normalisation(
         self, m: AffineMap, s: NDArray, cache: BatchNormCache | None = None

@@ -564,14 +564,11 @@ def _normalisation(pullback: Pullback, m: AffineMap, sums: Sums) -> tuple[_Way, 
 def _hebbian(b: _Back, ways: Mapping[str, _Way]) -> Params:
     """(HEBB) of one block: ∂L/∂ of weights after the restriction, and of biases."""
     grads: Params = {}
-    for i, (c, m) in enumerate(zip(b.at.frozen.network.connections, b.at.maps, strict=True)):
+    for i, pullback in enumerate(b.at.frozen.pullbacks):
         delta, sent, z = _ends(i, b)
         if z is not None:
-            delta = ways[c.name].back(delta, z)
-        if c.bias:
-            grads[f"{c.name}.bias"] = constraints.channel_sums(delta, c.synapse.out_shape[0]).astype(delta.dtype)
-        if c.synapse.weight_shape:
-            grads[f"{c.name}.weight"] = m.synapse.from_taps(m.synapse.hebbian(delta, sent))
+            delta = ways[pullback.connection.name].back(delta, z)
+        grads |= pullback.products(delta, sent)
     return grads
 
 
