@@ -64,6 +64,7 @@ BAD_PROGRAMS = [
     ("a shape", AT_TWO + "x['shape'] = [-1]", "array 'x_mean' has the shape [-1]; expected up to 8 sizes"),
     ("base64", AT_TWO + "x['data'] = '?'", "array 'x_mean': 'data' is no base64"),
     ("too short", AT_TWO + "x['data'] = x['data'][4:]", "bytes for shape ("),
+    ("twice", AT_TWO + "print(json.dumps(answer)[:-1] + ', \"case\": 1}'); continue", "'case' is there twice"),
     ("no reason", AT_TWO + "answer = {'case': name, 'skip': 1}", "'skip' is '1'; expected why the case is left out"),
 ]  # fmt: skip
 
@@ -173,6 +174,7 @@ for line in sys.stdin:
         ("case NAME u 1 -2 end", "array 'u': expected its number of axes, sizes and numbers"),
         ("case NAME u 2 99999999 99999999 1 end", "array 'u': expected its number of axes, sizes and numbers"),
         ("case NAME u x end", "array 'u': expected its number of axes, sizes and numbers"),
+        ("case NAME u 0 1 u 0 2 end", "array 'u' is there twice"),
         ("case NAME end u 0 1 end", "the answer goes on after 'end'"),
     ],
 )

@@ -238,13 +238,25 @@ def _shown(answer: bytes) -> str:
 def _document(case: Case, answer: bytes) -> dict[str, Any]:
     """An answer in JSON, of the case that was asked."""
     try:
-        document = json.loads(answer)
+        document = json.loads(answer, object_pairs_hook=_once)
+    except ProtocolError:
+        raise
     except (ValueError, RecursionError):
         raise ProtocolError(f"the answer is no JSON: {_shown(answer)}") from None
     if not isinstance(document, dict) or not isinstance(document.get("case"), str):
         raise ProtocolError(f"the answer names no case: {_shown(answer)}")
     _same(case, document["case"])
     return document
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a name that is there twice nobody knows which is meant."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ProtocolError(f"{name[:100]!r} is there twice")
+        found[name] = value
+    return found
 
 
 def _same(case: Case, name: str) -> None:
@@ -311,6 +323,8 @@ def _read_words(case: Case, answer: bytes, folder: Path) -> dict[str, NDArray] |
     given = iter(words[2:-1])
     for name in given:
         dtype = "uint8" if stage_of(name) in DISCRETE else case.config["dtype"]
+        if name in arrays:
+            raise ProtocolError(f"array {name[:100]!r} is there twice")
         try:
             ndim = int(next(given))
             shape = tuple(int(next(given)) for _ in range(ndim))
