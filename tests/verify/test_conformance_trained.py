@@ -147,9 +147,16 @@ def test_no_other_group_and_no_other_image_is_taken(folder):
             conformance.load(folder)
 
 
-def test_other_networks_are_refused(found, tmp_path):
+def test_other_networks_are_refused(found, state, tmp_path):
     with pytest.raises(ValueError, match="mnist-64c5 is no network of one flat population with static images"):
         conformance.make_trained(begin(presets.load("mnist-64c5"), 0), tmp_path)
+    # Its pictures are in no pack: it could not be read again.
+    with pytest.raises(ValueError, match=r"digits is no network of .* with static images of mnist or fashion-mnist"):
+        conformance.make_trained(begin(presets.load("digits"), 0), tmp_path)
+    graph = presets.Preset.of(state.preset.network, state.preset.recipe)
+    with pytest.raises(ValueError, match=r"graph is no network of .*, built from a structure"):
+        conformance.make_trained(begin(graph, 0), tmp_path)
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_the_command(found, state, tmp_path, monkeypatch, capsys):

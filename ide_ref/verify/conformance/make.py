@@ -136,10 +136,11 @@ def stages(case: Case, spec: Specified) -> dict[str, NDArray]:
     return {n: np.asarray(v, np.uint8 if stage_of(n) in DISCRETE else case.config["dtype"]) for n, v in found.items()}
 
 
-def _rounding(spec: Specified, u: list[NDArray], eps: float) -> list[float]:
-    """What rounding can add to v of each population in one step: eps (n + 8) Σ|terms|, n the terms of the sum.
+def rounding_of(spec: Specified, u: list[NDArray], eps: float) -> list[float]:
+    """What rounding can add to v of each population in one step, u (B, T, n_l) each: eps (n + 8) Σ|terms|.
 
-    The 8 stand for what a port may do differently in folding normalisation and threshold.
+    n is the number of terms of a sum; the 8 stand for what a port may do differently in folding normalisation and
+    threshold.
     """
     found = []
     for i, potentials in enumerate(u):
@@ -232,7 +233,7 @@ def _make_case(config: dict[str, Any]) -> Case:
         spec = specify_case(case)
         u, spikes = rollout(spec)
         margins = [potentials - network.neuron.v_th * (1 - s) for potentials, s in zip(u, spikes, strict=True)]
-        rounding = _rounding(spec, u, eps)
+        rounding = rounding_of(spec, u, eps)
         reached = all(np.any(margins[0][..., j] == 0) for j in exact if config["exact"][str(j)])
         if reached and _robust(spec, margins, spikes, rounding, exact, ends):
             expected = stages(case, spec)

@@ -94,6 +94,9 @@ READINGS = {
 }
 """In what a port may differ in the acceptable cases that name it; one reading for all of a case's stages."""
 
+PICTURES = ("mnist", "fashion-mnist")
+"""Data sets that a case of full size may take its images from."""
+
 STRUCTURES = {
     "fashion-mnist-400": ("12 (F12)", (20,)),
     "mnist-64c5": ("3C5s (F3C5)", (1, 6, 6)),
@@ -459,11 +462,8 @@ def _check_row(path: Path, number: int, row: Any) -> None:
 
 
 def _check_images(what: str, images: Any) -> None:
-    from ide_ref import datasets
-
-    known = [name for name in datasets.DATASETS if name in ("mnist", "fashion-mnist")]
-    if not isinstance(images, dict) or images.get("dataset") not in known or images.get("part") != "test":
-        raise PackError(f"{what}: 'images' is {images!r}; expected the part test of a dataset of {', '.join(known)}")
+    if not isinstance(images, dict) or images.get("dataset") not in PICTURES or images.get("part") != "test":
+        raise PackError(f"{what}: 'images' is {images!r}; expected the part test of a dataset of {', '.join(PICTURES)}")
     numbers = images.get("mean"), images.get("std")
     for n in numbers:
         if not isinstance(n, list) or len(n) != 1 or type(n[0]) is not float or not np.isfinite(n[0]):

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ide_ref import equations
 from ide_ref.training import checkpoint
 from ide_ref.training.checkpoint import Checkpoint
-from ide_ref.verify.conformance.make import describe, restricted, rollout, shaped, specify_case
-from ide_ref.verify.conformance.pack import RTOL, Case, network_of, with_images, write
+from ide_ref.verify.conformance.make import describe, restricted, rollout, rounding_of, shaped, specify_case
+from ide_ref.verify.conformance.pack import PICTURES, RTOL, Case, network_of, with_images, write
 
 
 def make_trained(
@@ -40,21 +40,22 @@ def make_trained(
     Raises
     ------
     ValueError
-        For a network of another kind, or where a potential is so near V_th that rounding could flip a spike.
-    DataError
-        Where the data set is missing.
+        For a network of another kind, a data set that is missing, or where a potential is so near V_th that rounding
+        could flip a spike.
     """
     state = state if isinstance(state, Checkpoint) else checkpoint.load(state)
     preset, recipe = state.preset, state.preset.recipe
     network = preset.network
     if (
-        len(network.populations) != 1
+        preset.graph is not None
+        or len(network.populations) != 1
         or len(preset.input_shape) != 1
-        or preset.structure is None
+        or recipe.dataset not in PICTURES
         or recipe.mean is None
         or recipe.input != "static"
     ):
-        raise ValueError(f"{preset.name} is no network of one flat population with static images and a known mean")
+        told = f"static images of {' or '.join(PICTURES)} and a known mean"
+        raise ValueError(f"{preset.name} is no network of one flat population with {told}, built from a structure")
     params = {name: value.astype(np.float64) for name, value in state.params.items()}
     (name,) = [c.name for c in network.connections if c.batch_norm] or [""]
     if name:
@@ -91,10 +92,7 @@ def make_trained(
     spec = specify_case(case)
     u, spikes = rollout(spec)
     margins = np.abs(u[0] - plain.neuron.v_th * (1 - spikes[0]))
-    # As in `make`, of the terms of each sum: here with the largest input that there is.
-    terms = max(m.W.shape[1] for m in spec.net.maps) + 8
-    size = sum(np.abs(m.W).sum(axis=1).max() * (np.abs(spec.x).max() if m.source < 0 else 1) for m in spec.net.maps)
-    rounding = float(np.finfo(np.float64).eps * terms * (size + np.abs(u[0]).max() + plain.neuron.v_th))
+    (rounding,) = rounding_of(spec, u, float(np.finfo(np.float64).eps))
     if margins.min() <= 2 * recipe.n_steps * rounding:
         raise ValueError(f"a potential is {margins.min():.1e} from V_th, within what rounding moves it; train it anew")
     rates = equations.average(spikes[0], plain.neuron.leak)
