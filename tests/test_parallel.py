@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from ide_ref import LIF, Connection, Dense, Network, Population, Readout, Restriction, parallel
 from ide_ref.authors import Profile, authors
 from ide_ref.constraints import dropout_mask
+from ide_ref.maps import fold
 from ide_ref.parallel import BLOCK, Node, Sums
 from ide_ref.presets import Preset
 from ide_ref.synapses import Conv2d
@@ -123,6 +124,21 @@ def test_inputs_far_from_0_keep_their_gradient_in_float32():
     (done, _), _ = ranks.run(2, lambda group: stepped(group, preset, x, y, params))
     error = np.abs(done.backward.gradients["in.weight"] - expected).max() / size
     assert error < 3 * np.abs(plain - expected).max() / size + 1e-4
+
+
+def test_the_way_back_through_a_normalisation_adds_up_to_0_where_the_mean_is_rounded():
+    preset, _, _, params = prepared(64, "float32", 1)
+    folded = fold(preset.network, params, training=True)
+    m, pullback = folded.maps[0], folded.pullbacks[0]
+    z = (3000 + np.random.default_rng(2).normal(size=(64, m.synapse.n_out))).astype(np.float32)
+    # Along z, so that much of it is taken off.
+    delta = (z - z.mean(axis=0)).astype(np.float32)
+    sums = Sums.of(z, 3, delta)
+    assert np.any(sums.mean.astype(np.float32) != sums.mean)
+    way, _, _ = parallel._normalisation(pullback, m, sums)
+    d_z = way.back(delta, z).reshape(-1, 3).astype(np.float64)
+    scale = np.abs(np.float64(way.scale)) * np.abs(delta).reshape(-1, 3).sum(axis=0)
+    np.testing.assert_array_less(np.abs(d_z.sum(axis=0)), 2e-6 * scale)
 
 
 @given(st.integers(1, 70), st.integers(1, 9))
