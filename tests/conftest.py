@@ -1,17 +1,26 @@
 """Hypothesis profiles: ``quick`` by default, repeatable; ``thorough``, ``fuzz`` to search; ``few`` for plain Python."""
 
+import os
 import statistics
 import sys
 
+# Workers of pytest-xdist share the processors: one that waits gives its own away, and BLAS, which spins, has one thread
+# in each. Told before either library is loaded; the tests of threads tell processes of their own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numba
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # Drawing a network compiles kernels the first time, and a machine may be busy: how long it took says nothing.
 unhurried = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, derandomize=True, **unhurried)
 settings.register_profile("thorough", max_examples=500, **unhurried)
-settings.register_profile("few", max_examples=3, derandomize=True, **unhurried)
+# As plain Python a failing example takes minutes to make smaller, for nobody who reads it.
+no_shrinking = [Phase.explicit, Phase.generate]
+settings.register_profile("few", max_examples=3, derandomize=True, phases=no_shrinking, **unhurried)
 settings.register_profile("fuzz", max_examples=1000, **unhurried)
 settings.load_profile("quick")
 
