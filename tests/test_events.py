@@ -30,6 +30,13 @@ def plain(cells, weights, targets, n_out):
     return out
 
 
+def test_tiles_take_as_many_channels_as_divide_them():
+    most = propagate.CHUNK
+    for c_in in (*range(1, 1200), 33 * 131, 32 * 131):
+        best = max(size for size in range(1, min(c_in, most) + 1) if c_in % size == 0)
+        assert propagate.chunk_of(c_in) == (best if best > most // 4 or c_in <= most else c_in)
+
+
 @given(synapse=synapses)
 def test_runs_say_what_the_tables_say(synapse):
     for runs, sources in ((synapse.runs, synapse.sources), (synapse.runs_back, synapse.targets)):
