@@ -59,7 +59,7 @@ SURROGATES = {
     # h = (1/w) max(0, 1 − |z|/w)
     "triangle": Surrogate(
         lambda z, w: np.maximum(0.0, 1 - np.abs(z) / w) / w,
-        lambda z, w: np.where(z < 0, np.clip(1 + z / w, 0, 1) ** 2 / 2, 1 - np.clip(1 - z / w, 0, 1) ** 2 / 2),
+        lambda z, w: np.where(z < 0, np.maximum(0, 1 + z / w) ** 2 / 2, 1 - np.maximum(0, 1 - z / w) ** 2 / 2),
     ),
     # h = (4/w) σ (1 − σ), σ = 1/(1 + e^{−4 z/w})
     "sigmoid": Surrogate(

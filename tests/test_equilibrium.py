@@ -175,3 +175,14 @@ def test_what_a_linearisation_normalised_is_known_there_and_not_elsewhere():
         linearise(frozen, at.forward, frozen.drive(x[:3]))
     for moved in (replace(at, forward=at.forward.copy()), replace(at, kept=None)):
         assert moved.caches == (None, None, None)
+
+
+def test_what_is_raised_tells_the_worst_sample():
+    """A sample that is at its equilibrium from the beginning, one that is close to it, and one that is not."""
+    net = dense_network(IF(1.0), [1], [(-1, 0), (0, 0)])
+    params = {**net.init(np.random.default_rng(0)), "c0.weight": np.eye(1), "c0.bias": np.zeros(1)}
+    frozen, x = freeze(net, {**params, "c1.weight": np.full((1, 1), 0.5)}), np.array([[0.0], [0.25], [0.01]])
+    state = find_equilibrium(frozen, x, max_iter=3, allow_unconverged=True)
+    np.testing.assert_allclose(state.residual, 0.5**2 * x[:, 0], rtol=1e-12)
+    with pytest.raises(NotConverged, match=f"residual {state.residual.max():.2e} after 3 sweeps"):
+        find_equilibrium(frozen, x, max_iter=3)
