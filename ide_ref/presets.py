@@ -55,6 +55,9 @@ class Recipe:
     """See `ide_ref.training.sgd.SGD`, with the next two."""
     nesterov: bool = False
     weight_decay: float = 5e-4
+    first_steps: int | None = None
+    """T of the first epoch's batches, of static input, where that is to grow, see
+    `ide_ref.training.schedule.time_steps`: what is tested, and learnt in the end, is the network of `n_steps`."""
     label_smoothing: float = 0.0
     """See `ide_ref.cross_entropy`."""
     crop: int = 0
@@ -87,6 +90,12 @@ class Recipe:
             raise ValueError(f"n_steps is {self.n_steps}; expected less than 2^31")
         for name in ("warmup_steps", "crop"):
             _checks.whole(name, getattr(self, name), 0)
+        if self.first_steps is not None:
+            _checks.whole("first_steps", self.first_steps)
+            if self.first_steps > self.n_steps:
+                raise ValueError(f"first_steps is {self.first_steps}; expected at most n_steps, {self.n_steps}")
+            if self.input == "spikes":
+                raise ValueError("first_steps is of static input, as a train's frames depend on T; leave it out")
         for name in ("lr", "tol", "gamma"):
             _checks.positive(name, getattr(self, name))
         for name in ("momentum", "label_smoothing"):

@@ -44,7 +44,7 @@ from ide_ref.training._lock import locked
 from ide_ref.training.checkpoint import Checkpoint
 from ide_ref.training.evaluation import evaluate, load_batch, statistics
 from ide_ref.training.losses import Loss, cross_entropy
-from ide_ref.training.schedule import learning_rate
+from ide_ref.training.schedule import learning_rate, time_steps
 from ide_ref.training.step import NotFinite, optimiser, training_step
 
 CHECKPOINT, PREVIOUS, METRICS, RUN = checkpoints.NAME, checkpoints.PREVIOUS, "metrics.jsonl", "run.json"
@@ -443,6 +443,18 @@ def _rate(state: Checkpoint, n_batches: int) -> float:
     return learning_rate(r.lr, epoch=state.epoch, step=step, **plan)
 
 
+def _of_epoch(preset: Preset, epoch: int) -> Preset:
+    """With the T that an epoch's batches take."""
+    recipe = preset.recipe
+    n_steps = time_steps(recipe.n_steps, recipe.first_steps, epoch=epoch, epochs=recipe.epochs)
+    if n_steps == recipe.n_steps:
+        return preset
+    now = replace(preset, recipe=replace(recipe, n_steps=n_steps, first_steps=None))
+    # It is the same network, which is built on first use.
+    now.__dict__["network"] = preset.network
+    return now
+
+
 def _train_batch(
     state: Checkpoint,
     data: Dataset,
@@ -452,7 +464,7 @@ def _train_batch(
     group: parallel.Group | None = None,
 ) -> Checkpoint:
     began = time.perf_counter()
-    preset = state.preset
+    preset = _of_epoch(state.preset, state.epoch)
     rng = generator(state.seed, "batch", state.epoch, state.step)
     x, y = load_batch(preset, data, "train", indices, rng=rng)
     rate = _rate(state, n_batches)
@@ -498,15 +510,16 @@ def _end_epoch(
     began = time.perf_counter()
     tested = evaluate(state.preset, state.params, data, between=check, loss=loss or cross_entropy, group=group)
     gamma = contraction(freeze(state.preset.network, state.params))
-    totals, recipe = state.totals, state.preset.recipe
+    totals, n_steps = state.totals, _of_epoch(state.preset, state.epoch).recipe.n_steps
     line = {
         "epoch": state.epoch + 1,
         "lr": _rate(replace(state, step=n_batches - 1), n_batches),
+        "n_steps": n_steps,
         "train_loss": totals["loss"] / totals["samples"],
         "train_accuracy": totals["correct"] / totals["samples"],
         "test_loss": tested.loss,
         "test_accuracy": tested.accuracy,
-        "firing_rate": totals["spikes"] / (totals["samples"] * recipe.n_steps * state.preset.network.state_size),
+        "firing_rate": totals["spikes"] / (totals["samples"] * n_steps * state.preset.network.state_size),
         # None where nothing was solved.
         "solver_iterations": totals["iterations"] / n_batches if "iterations" in totals else None,
         "solver_residual": totals.get("residual"),

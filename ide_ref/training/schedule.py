@@ -1,4 +1,4 @@
-"""The learning rate as a function of where the training stands.
+"""The learning rate, and the time steps, as functions of where the training stands.
 
 Source: ``steps`` as in the paper's experiments, https://arxiv.org/abs/2109.14247; the others in :func:`learning_rate`.
 """
@@ -70,6 +70,25 @@ def learning_rate(
     if t < _RISE:
         return _half_wave(base * _START, base, t / _RISE)
     return _half_wave(base, base * _END, (t - _RISE) / (1 - _RISE))
+
+
+def time_steps(n_steps: int, first: int | None, *, epoch: int, epochs: int) -> int:
+    """T of an epoch's batches where it grows: evenly from `first`, to `n_steps` after two thirds of the epochs.
+
+    A rollout costs in proportion to T, and its rates come closer to the equilibrium with it, (ERR): the gradient of the
+    first epochs, whose steps are large anyway, may be the coarser one.
+
+    Parameters
+    ----------
+    n_steps : int
+        T in the end; of every epoch where `first` is None.
+    epoch : int
+        Epochs finished.
+    """
+    growing = -(-2 * epochs // 3)
+    if first is None or epoch >= growing:
+        return n_steps
+    return first + (n_steps - first) * epoch // growing
 
 
 def _half_wave(start: float, end: float, t: float) -> float:

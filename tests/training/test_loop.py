@@ -130,7 +130,7 @@ def test_the_metrics_are_what_the_files_give(straight, data):
     assert last["condition_holds"] is True
     assert set(last) == {
         *("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "firing_rate", "contraction"),
-        *("solver_iterations", "solver_residual", "certificate", *TIMES),
+        *("n_steps", "solver_iterations", "solver_residual", "certificate", *TIMES),
         *("contraction_without_dropout", "condition_holds"),
     }
 

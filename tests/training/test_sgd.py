@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,8 @@ from hypothesis import strategies as st
 
 from ide_ref import SGD, equations
 from ide_ref.presets import Recipe
-from ide_ref.training import loop
-from ide_ref.training.schedule import learning_rate
+from ide_ref.training import evaluation, loop
+from ide_ref.training.schedule import learning_rate, time_steps
 from ide_ref.training.step import optimiser
 
 
@@ -158,3 +159,46 @@ def test_a_recipe_s_options_reach_the_training(tmp_path, schedule):
 def test_the_optimiser_is_that_of_the_recipe():
     recipe = Recipe("digits", 3, momentum=0.5, weight_decay=0.25, nesterov=True)
     assert optimiser(recipe) == SGD(momentum=0.5, weight_decay=0.25, nesterov=True)
+
+
+@given(n_steps=st.integers(1, 40), first=st.integers(1, 40), epochs=st.integers(1, 30))
+def test_time_steps_grow_evenly_to_those_of_the_recipe(n_steps, first, epochs):
+    first = min(first, n_steps)
+    assert [time_steps(n_steps, None, epoch=e, epochs=epochs) for e in range(epochs)] == [n_steps] * epochs
+    found = [time_steps(n_steps, first, epoch=e, epochs=epochs) for e in range(epochs)]
+    assert found[0] == first or epochs == 0
+    # Whole numbers below an even growth that ends after two thirds.
+    even = [first + (n_steps - first) * min(1.0, e / math.ceil(2 * epochs / 3)) for e in range(epochs)]
+    assert all(0 <= e - f < 1 + 1e-9 for e, f in zip(even, found, strict=True))
+    assert found[math.ceil(2 * epochs / 3) :] == [n_steps] * (epochs // 3)
+
+
+def test_a_training_whose_time_steps_grow_is_trainings_of_those_steps(tmp_path):
+    """Each epoch's batches are those of a training of that T; what is tested has the recipe's."""
+    preset = tiny.preset(n_steps=6, first_steps=2, epochs=3, batch_size=64, warmup_steps=0)
+    found = loop.train(preset, tiny.data(), out=tmp_path / "grows", seed=1).checkpoint
+    assert [line["n_steps"] for line in found.history] == [2, 4, 6]
+    first = replace(preset, recipe=replace(preset.recipe, n_steps=2, first_steps=None))
+    seen = []
+    loop.train(first, tiny.data(), out=tmp_path / "first", seed=1, callback=lambda state, event: seen.append(state))
+    alone = seen[0]
+    resumed = []
+    loop.train(preset, tiny.data(), out=tmp_path / "all", seed=1, callback=lambda state, _: resumed.append(state))
+    assert tiny.same(resumed[0].params, alone.params)
+    assert resumed[-1].history[0]["firing_rate"] == pytest.approx(seen[-1].history[0]["firing_rate"], rel=1e-12)
+    # Tested after 6 steps, though the first epoch had 2.
+    told = evaluation.evaluate(preset, resumed[0].params, tiny.data())
+    assert (found.history[0]["test_loss"], found.history[0]["test_accuracy"]) == (told.loss, told.accuracy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first_steps": 0}, "first_steps is 0; expected a whole number of at least 1"),
+        ({"first_steps": 4, "n_steps": 3}, "first_steps is 4; expected at most n_steps, 3"),
+        ({"first_steps": 1, "input": "spikes"}, "first_steps is of static input"),
+    ],
+)
+def test_time_steps_that_cannot_grow(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.preset(**changes)
