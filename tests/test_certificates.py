@@ -84,8 +84,9 @@ def test_the_last_line_of_the_certificate_is_verified(n, seed, gap, beyond, size
             assert np.all(np.isinf(bound)) or not any(row)
         elif np.all(np.isfinite(bound)):
             assert all(Fraction(float(b)) >= e for b, e in zip(bound, exact, strict=True))
-            if gap > -2:
-                assert np.all(bound <= np.array(exact, float) * (1 + 1e-9) + 1e-320)
+            if gap > -2:  # what a solver left of a 0 is rounding of the others
+                exact = np.array(exact, float)
+                assert np.all(bound <= exact * (1 + 1e-9) + 1e-14 * exact.max() + 1e-320)
     if beyond and radius > 1e-8:
         assert np.all(np.isinf(found))
     elif n == 1:
@@ -276,7 +277,7 @@ def test_norms_of_rows_of_any_size(n, size, seed, dtype):
         else:
             slack = Fraction(float(4 * np.finfo(dtype).eps)) * (n + 2)
             grain = Fraction(float(np.finfo(dtype).smallest_subnormal)) * (n + 2)
-            assert Fraction(float(found)) ** 2 <= square * (1 + slack) ** 2 + 4 * grain**2
+            assert max(0, Fraction(float(found)) - grain) ** 2 <= square * (1 + slack) ** 2
             assert (Fraction(float(found)) + grain) ** 2 * (1 + slack) ** 2 >= square
     assert np.isnan(norms(np.full((1, 2), np.nan, dtype))[0])
     assert np.isinf(norms(np.array([[np.inf, 1.0]], dtype))[0])

@@ -148,8 +148,11 @@ def network(rng: np.random.Generator, dtype: np.dtype):
         ends_of = names[s], names[t]
         connections.append(Connection(f"c{i}", *ends_of, synapse, bool(bias), bool(batch_norm), dropout=0.5 * dropout))
     v_th = float(rng.choice([1.0, 0.7, 2.0]))
-    # Of a generator of their own, so that other draws stay as they were.
-    own = [IF(float(v)) if v else None for v in rng.spawn(1)[0].choice([0.0, 1.0, 0.7, 2.0], n)]
+    # Of a generator of their own, so that other draws stay as they were; ``Generator.spawn`` is of NumPy 1.25.
+    bits = rng.bit_generator
+    seeds = bits.seed_seq if hasattr(bits, "seed_seq") else bits._seed_seq
+    others = np.random.default_rng(seeds.spawn(1)[0])
+    own = [IF(float(v)) if v else None for v in others.choice([0.0, 1.0, 0.7, 2.0], n)]
     net = Network(
         input_shape,
         tuple(Population(names[i], shape, own[i]) for i, shape in enumerate(shapes)),
