@@ -3,6 +3,7 @@
 import os
 import statistics
 import sys
+import tracemalloc
 
 # Workers of pytest-xdist share the processors: one that waits gives its own away, and BLAS, which spins, has one thread
 # in each. Told before either library is loaded; the tests of threads tell processes of their own.
@@ -31,6 +32,7 @@ def same_threads_afterwards():
     before = numba.get_num_threads()
     yield
     numba.set_num_threads(before)
+    assert not tracemalloc.is_tracing(), "all that comes after would be counted, and take twice as long"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Memory, activity and angles: what is told of a step, a network and its gradients."""
 
 import json
+import tracemalloc
 import re
 from dataclasses import replace
 from functools import partial
@@ -241,9 +242,11 @@ def test_arrays_of_a_step_grow_by_the_recording_alone():
     for method in memory.METHODS:
         for t in (5, 25):
             preset = replace(conv(method=method), structure="8C3 (F8C3)", recipe=conv(method=method, n_steps=t).recipe)
-            found[method, t] = memory._measure(
-                {"preset": preset.to_dict(), "batch_size": 64, "seed": 0, "count_arrays": True}
-            )["arrays"]
+            about = {"preset": preset.to_dict(), "batch_size": 64, "seed": 0, "count_arrays": True}
+            try:
+                found[method, t] = memory._measure(about)["arrays"]
+            finally:
+                tracemalloc.stop()
     per_step = 64 * 8 * 64 * 5  # B n (1 + 4)
     assert found["stbp", 25] - found["stbp", 5] == pytest.approx(20 * per_step, rel=0.02)
     assert abs(found["ide", 25] - found["ide", 5]) < per_step

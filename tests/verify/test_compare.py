@@ -326,8 +326,9 @@ class Brain:
     dtype = "library.bfloat16"
 
     def __init__(self, array):
-        bits = np.array(array, np.float32).view(np.uint32)
-        self.numbers = ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+        bits = np.array(array, np.float32, ndmin=1).view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+        self.numbers = rounded.view(np.float32).reshape(np.shape(array))
 
     def __array__(self, *given, **options):
         raise TypeError("got unsupported bfloat16")
