@@ -1,8 +1,8 @@
 """Memory, activity and angles: what is told of a step, a network and its gradients."""
 
 import json
-import tracemalloc
 import re
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
