@@ -167,6 +167,15 @@ def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monke
         assert found.split_error == pytest.approx(0.5 / (step + 1))
 
 
+@pytest.mark.parametrize("n_steps", [1, 2, 40])
+def test_what_averages_lose_is_in_the_rounding_of_a_run(n_steps):
+    """Of T terms an average is off by up to T roundings of rates of at most 1, and so is the one before: in norm √n."""
+    ends = [(-1, 0), (0, 1), (1, 0)]
+    system = system_of(IF(), [4, 3], ends, np.random.default_rng(0), 0.5, n_steps=n_steps, n_batch=2)
+    bound = error_bound(system.frozen, system.x, simulate(system.frozen, system.x, n_steps, record=True))
+    assert np.all(bound.rounding >= 2 * system.v_th * n_steps * 2.0**-53 * np.sqrt([4, 3]))
+
+
 @pytest.mark.parametrize("leak", [1.0, 0.9])
 def test_a_samples_bounds_are_its_own_and_speak_of_the_exact_equilibrium(leak):
     """In float32, where what a* is known to is more than rounding of the bounds; beside samples of other sizes."""
