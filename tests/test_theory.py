@@ -155,7 +155,11 @@ def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monke
     x = np.full((1, 3), 0.4)
     rates = simulate(frozen, x, 6, record=True)
     at_once, residuals = split(frozen, x, rates), theory.fixed_point_residual(frozen, x, rates, [1, 2, 6])
+    bounds = error_bound(frozen, x, rates)
     monkeypatch.setattr(discrete, "_CHUNK", 1)
+    again = error_bound(frozen, x, rates)
+    for name in ("error", "one_step", "iterated", "rounding", "u_plus_sup"):
+        np.testing.assert_allclose(getattr(again, name), getattr(bounds, name), rtol=1e-12, atol=1e-300)
     for name in ("a", "p", "u_plus"):
         np.testing.assert_array_equal(getattr(split(frozen, x, rates), name), getattr(at_once, name))
     np.testing.assert_array_equal(theory.fixed_point_residual(frozen, x, rates, [1, 2, 6]), residuals)
