@@ -438,6 +438,14 @@ def test_beyond_one_the_inequality_stays_and_the_words_change():
     assert "a condition holds: the theorems apply" in conditions(nilpotent(5.0)).describe()
 
 
+def test_a_total_beyond_the_floats_is_infinite_and_warns_of_nothing():
+    system = system_of(IF(), [2, 3], [(-1, 0), (0, 1), (1, 0)], np.random.default_rng(0), 0.5, n_steps=3)
+    bound = error_bound(system.frozen, system.x, simulate(system.frozen, system.x, 3, record=True))
+    huge = replace(bound, one_step=np.full_like(bound.one_step, 1.7e308), error=np.full_like(bound.error, 1e200))
+    assert np.all(np.isinf(huge.total("one_step")))
+    np.testing.assert_allclose(huge.total("error"), np.sqrt(2.0) * 1e200)
+
+
 def test_tightness_is_the_median():
     assert condition.median_ratio(np.array([1.0, 2.0, 0.0]), np.array([2.0, 2.0, 0.0])) == 0.75
     assert condition.median_ratio(np.zeros(2), np.zeros(2)) == 0.0
