@@ -27,8 +27,8 @@ settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    """Strategies draw the number of threads, and a test that fails leaves it where it was."""
+def nothing_left_behind():
+    """Strategies draw the number of threads, and a test that fails leaves it where it was; none traces on."""
     before = numba.get_num_threads()
     yield
     numba.set_num_threads(before)

@@ -253,6 +253,19 @@ def test_arrays_of_a_step_grow_by_the_recording_alone():
     assert 5 * per_step < found["stbp", 5]
 
 
+def test_each_t_is_measured_also_of_a_recipe_whose_time_steps_grow(monkeypatch):
+    asked = []
+
+    def measured(about):
+        recipe = about["preset"]["recipe"]
+        asked.append((recipe["n_steps"], recipe["first_steps"]))
+        return {"arrays": 1} if about["count_arrays"] else {"resident": 2, "idle": 1}
+
+    monkeypatch.setattr(memory, "_in_its_own_process", measured)
+    memory.step_memory(tiny.preset(n_steps=9, first_steps=4), [2, 6], methods=["ide"])
+    assert set(asked) == {(2, None), (6, None)}
+
+
 def test_memory_is_that_of_another_process():
     about = {"preset": tiny.preset(method="stbp").to_dict(), "batch_size": 4, "seed": 0, "count_arrays": False}
     found = memory._in_its_own_process(about)

@@ -81,7 +81,7 @@ def step_memory(
     found: list[StepMemory] = []
     for method in methods:
         for t in times:
-            changes: dict[str, Any] = {"method": method, "n_steps": t, "allow_unconverged": True}
+            changes: dict[str, Any] = {"method": method, "n_steps": t, "first_steps": None, "allow_unconverged": True}
             recipe = replace(preset.recipe, **changes)
             about = {"preset": replace(preset, recipe=recipe).to_dict(), "batch_size": batch_size, "seed": seed}
             # The first may have to compile.

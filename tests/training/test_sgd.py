@@ -166,7 +166,7 @@ def test_time_steps_grow_evenly_to_those_of_the_recipe(n_steps, first, epochs):
     first = min(first, n_steps)
     assert [time_steps(n_steps, None, epoch=e, epochs=epochs) for e in range(epochs)] == [n_steps] * epochs
     found = [time_steps(n_steps, first, epoch=e, epochs=epochs) for e in range(epochs)]
-    assert found[0] == first or epochs == 0
+    assert found[0] == first
     # Whole numbers below an even growth that ends after two thirds.
     even = [first + (n_steps - first) * min(1.0, e / math.ceil(2 * epochs / 3)) for e in range(epochs)]
     assert all(0 <= e - f < 1 + 1e-9 for e, f in zip(even, found, strict=True))
@@ -176,19 +176,18 @@ def test_time_steps_grow_evenly_to_those_of_the_recipe(n_steps, first, epochs):
 def test_a_training_whose_time_steps_grow_is_trainings_of_those_steps(tmp_path):
     """Each epoch's batches are those of a training of that T; what is tested has the recipe's."""
     preset = tiny.preset(n_steps=6, first_steps=2, epochs=3, batch_size=64, warmup_steps=0)
-    found = loop.train(preset, tiny.data(), out=tmp_path / "grows", seed=1).checkpoint
-    assert [line["n_steps"] for line in found.history] == [2, 4, 6]
     first = replace(preset, recipe=replace(preset.recipe, n_steps=2, first_steps=None))
-    seen = []
-    loop.train(first, tiny.data(), out=tmp_path / "first", seed=1, callback=lambda state, event: seen.append(state))
-    alone = seen[0]
-    resumed = []
-    loop.train(preset, tiny.data(), out=tmp_path / "all", seed=1, callback=lambda state, _: resumed.append(state))
-    assert tiny.same(resumed[0].params, alone.params)
-    assert resumed[-1].history[0]["firing_rate"] == pytest.approx(seen[-1].history[0]["firing_rate"], rel=1e-12)
+    grows, alone = [], []
+    for trained, seen in ((preset, grows), (first, alone)):
+        out = tmp_path / str(trained.recipe.n_steps)
+        loop.train(trained, tiny.data(), out=out, seed=1, callback=lambda state, _, seen=seen: seen.append(state))
+    assert tiny.same(grows[0].params, alone[0].params)
+    history = grows[-1].history
+    assert [line["n_steps"] for line in history] == [2, 4, 6]
+    assert history[0]["firing_rate"] == pytest.approx(alone[-1].history[0]["firing_rate"], rel=1e-12)
     # Tested after 6 steps, though the first epoch had 2.
-    told = evaluation.evaluate(preset, resumed[0].params, tiny.data())
-    assert (found.history[0]["test_loss"], found.history[0]["test_accuracy"]) == (told.loss, told.accuracy)
+    told = evaluation.evaluate(preset, grows[0].params, tiny.data())
+    assert (history[0]["test_loss"], history[0]["test_accuracy"]) == (told.loss, told.accuracy)
 
 
 @pytest.mark.parametrize(
