@@ -47,7 +47,8 @@ _STEP = {"central": 2e-2, "cell": 2.0}
 _LEVELS = {"central": 10, "cell": 17}
 _ORDER_LEVELS = 12
 _ALIGNED = 0.9
-_SWEPT = tuple(float(h) for h in np.logspace(-0.5, -8, 16))
+# Two per decade, read from decimals: a power's last bit differs between machines.
+_SWEPT = tuple(float(f"{lead}e-{place}") for place in range(1, 9) for lead in ("3.1622776601683795", "1"))
 
 
 @dataclass(frozen=True)
