@@ -11,7 +11,7 @@ import math
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ide_ref._files import finite
 
@@ -131,11 +131,12 @@ def condition(gamma: float) -> str:
     return f"contraction gamma = {gamma:.4f} in operator norms; {verdict(gamma)}"
 
 
-def load_preset(args: argparse.Namespace, name: str) -> Preset:
+def load_preset(args: argparse.Namespace, name: str, *, recipe: Literal["paper", "fast"] = "paper") -> Preset:
     """A preset in the form that the options say."""
     from ide_ref import presets
 
-    return presets.load(name, neuron=args.neuron, n_steps=args.n_steps, norm=args.norm, profile=args.profile)
+    form = {"neuron": args.neuron, "n_steps": args.n_steps, "norm": args.norm, "profile": args.profile}
+    return presets.load(name, recipe=recipe, **form)
 
 
 def load_network(args: argparse.Namespace, name: str) -> tuple[Preset, Params]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("preset", metavar="PRESET", nargs="?", help="not with --structure; nor needed with --resume --out")
+    p.add_argument("--recipe", choices=("paper", "fast"), help="fast: in few epochs, of some presets (default paper)")
     p.add_argument("--structure", metavar="TEXT", help="network of your own for --data, such as '64C5s (F64C5)'")
     p.add_argument("--leak", type=_common.positive, metavar="L", help="of the neurons (default 0.95, or the preset's)")
     p.add_argument("--v-th", type=_common.positive, metavar="V", help="threshold (default 2, or the preset's)")
@@ -41,6 +42,7 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--limit", type=_common.count, metavar="N", help="only the first N training and N test images")
     p.add_argument("--batch-size", type=_common.count, metavar="B", help="default 128, or the preset's")
     p.add_argument("--lr", type=_common.positive, metavar="R", help="learning rate (default 0.05, or the preset's)")
+    p.add_argument("--weight-decay", type=float, metavar="K", help="default 5e-4, or the preset's")
     p.add_argument("--schedule", choices=("steps", "cosine", "one-cycle"), help="of the learning rate")
     p.add_argument("--warmup-steps", type=_common.count, metavar="N", help="batches in which the learning rate rises")
     p.add_argument("--first-steps", type=_common.count, metavar="T", help="T in the first epoch, from which it grows")
@@ -147,6 +149,8 @@ def _chosen(args: argparse.Namespace) -> tuple[Preset, Dataset | None, int]:
 
     if args.leak is not None and args.neuron == "if":
         raise ValueError("--leak is that of LIF neurons; leave out --neuron if")
+    if args.recipe is not None and args.preset is None:
+        raise ValueError("--recipe is of a preset; name one, or leave it out")
     if args.structure is not None:
         if args.preset is not None or args.data is None:
             raise ValueError("--structure stands in place of a preset and needs --data; give these two alone")
@@ -159,7 +163,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Preset, Dataset | None, int]:
         preset = presets.Preset(data.name, args.structure, *sizes, neuron, 0.2, recipe, args.norm)
         return (presets.as_authors(preset) if args.profile == "authors" else preset), data, args.seed
     if args.preset is not None:
-        preset = _common.load_preset(args, args.preset)
+        preset = _common.load_preset(args, args.preset, recipe=args.recipe or "paper")
         if args.data not in (None, preset.recipe.dataset):
             # Statistics of another data set say nothing of this one.
             preset = replace(preset, recipe=replace(preset.recipe, dataset=args.data, mean=None, std=None))

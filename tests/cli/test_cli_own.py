@@ -92,13 +92,28 @@ def test_a_graph_goes_through_every_command(run, here):
 def test_the_options_of_a_structure_reach_the_recipe(run, here):
     options = ("--schedule", "one-cycle", "--nesterov", "--label-smoothing", 0.1, "--crop", 1, "--flip", "--dropout", 0)
     rest = ("--neuron", "if", "--n-steps", 2, "--norm", "kernel", "--limit", 20, "--lr", 0.2, "--tol", 0.01)
+    rest += ("--weight-decay", 0.003)
     assert run("train", *STRUCTURE, "--data", "mine.npz", *options, *rest, "--out", "run")[0] == 0
     preset = checkpoint.load("run/checkpoint.safetensors").preset
     recipe = preset.recipe
     assert (recipe.schedule, recipe.nesterov, recipe.label_smoothing) == ("one-cycle", True, 0.1)
     assert (recipe.crop, recipe.flip, recipe.n_steps, recipe.limit) == (1, True, 2, 20)
-    assert (recipe.lr, recipe.tol) == (0.2, 0.01)
+    assert (recipe.lr, recipe.tol, recipe.weight_decay) == (0.2, 0.01, 0.003)
     assert (preset.dropout, preset.norm, preset.neuron.name) == (0.0, "kernel", "if")
+
+
+def test_the_fast_recipe_is_the_presets_and_options_change_it(run, here, monkeypatch):
+    monkeypatch.setitem(presets._TABLE, "tiny", tiny.preset())
+    monkeypatch.setitem(presets._FAST, "tiny", {"recipe": {"lr": 0.01, "epochs": 1, "first_steps": 2}, "dropout": 0.0})
+    words = ("train", "tiny", "--limit", 20)
+    assert run(*words, "--recipe", "fast", "--out", "fast")[0] == 0
+    assert run(*words, "--recipe", "fast", "--lr", 0.02, "--dropout", 0.1, "--out", "own")[0] == 0
+    assert run(*words, "--recipe", "paper", "--epochs", 1, "--out", "paper")[0] == 0
+    found = [checkpoint.load(f"{out}/checkpoint.safetensors").preset for out in ("fast", "own", "paper")]
+    plain = tiny.preset()
+    given = [(p.recipe.lr, p.recipe.epochs, p.recipe.first_steps, p.dropout) for p in found]
+    assert given == [(0.01, 1, 2, 0.0), (0.02, 1, 2, 0.1), (plain.recipe.lr, 1, None, plain.dropout)]
+    assert run(*words, "--recipe", "fast", "--out", "fast", "--resume")[0] == 0
 
 
 def test_a_preset_on_own_data_takes_their_statistics(run, here, monkeypatch):
@@ -150,6 +165,13 @@ def test_a_structure_under_the_authors_profile(run, here):
         ("train --structure 3 --data mine.npz --dropout 2", "has dropout 2.0; expected a number in [0, 1)"),
         ("train --structure 3 --data mine.npz --label-smoothing 1", "label_smoothing is 1.0; expected a number in"),
         ("train --structure 3 --data mine.npz --schedule linear", "invalid choice: 'linear'"),
+        (
+            "train digits --recipe fast",
+            "digits has no fast recipe; expected recipe paper, or one of fashion-mnist-400, ",
+        ),
+        ("train --structure 3 --data mine.npz --recipe fast", "--recipe is of a preset; name one, or leave it out"),
+        ("train mnist-64c5 --recipe fast --n-steps 3", "first_steps is 6; expected at most n_steps, 3"),
+        ("train digits --weight-decay -1", "weight_decay is -1.0; expected a finite number of at least 0"),
         ("train digits --data mine.npz", "data set 'mine' has 3 classes, the network 10"),
         ("train mnist-64c5 --data mine.npz", "data set 'mine' has images of shape (1, 8, 8), preset 'mnist-64c5' exp"),
         ("gradcheck digits --data one.npz", "labels reach from 1 to 3, expected them to begin at 0: take 1 off"),

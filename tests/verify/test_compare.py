@@ -181,6 +181,9 @@ def test_without_a_context():
     assert compare(ours, {k: v / 2 for k, v in ours.items()}).mistake == "factor 1/2"
     flipped = {k: v[:, :, ::-1, ::-1] if v.ndim == 4 else v for k, v in ours.items()}
     assert compare(ours, flipped).mistake == "flipped weight gradient"
+    *_, ours = situation(DENSE)
+    turned = {k: v.T if v.shape[::-1] == v.shape else v for k, v in ours.items()}
+    assert compare(ours, turned).mistake == "outer product transposed"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

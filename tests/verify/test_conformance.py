@@ -314,6 +314,13 @@ def test_flipped_mask_or_spike_is_located_and_weighed(case):
     assert d.allowed == 3 * case.config["rounding"]["a3"]
     assert str(d).startswith(f"case {ONE}, stage spikes, a3, step 3, sample 1, neuron (2, 1, 0): expected")
     assert "rounding cannot explain it" in str(d)
+
+    def flip_in_one_step(out):
+        out["spikes/a3"][0, 2, 2, 1, 0] ^= 1
+        out["spikes/a2"][1, 2, 0, 0, 0] ^= 1  # earlier in the network, though of a later sample
+
+    d = check(case, changed(case, flip_in_one_step)).divergence
+    assert (d.array, d.step, d.index) == ("a2", 3, (1, 0, 0, 0))
     # At the threshold it can.
     near = Case(case.config, {**case.arrays, "margin/a3": 0 * case.arrays["margin/a3"] + 1e-17})
     d = check(near, changed(case, flip)).divergence
@@ -505,6 +512,7 @@ def test_partial_ports_take_a_line_together(pack):
 
 
 BAD_OUTPUTS = [
+    (lambda out: [out.clear(), out.update({"a1": np.ones(2)})], "missing", "output 'a1' is no array of this case; exp"),
     (lambda out: out.pop("spikes/a2"), "missing", f"case {ONE}, stage spikes, a2: 'spikes/a2' is missing"),
     (lambda out: [out.pop(k) for k in list(out) if k[:2] == "u/"], "missing", f"case {ONE}, stage u, a1: 'u/a1' is"),
     (lambda out: out.update({"spike/a2": out.pop("spikes/a2")}), "missing", "there is 'spike/a2', which is no array"),
