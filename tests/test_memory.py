@@ -53,6 +53,12 @@ def test_small_arrays_are_not_kept():
     assert memory.spare() == memory.LARGE
 
 
+def test_every_array_begins_at_a_cache_line():
+    # The allocator's own addresses are multiples of 16: of many, some are in each place of a line.
+    arrays = [memory.empty(n, np.uint8) for n in range(1, 400)]
+    assert {address(array) % memory.LINE for array in arrays} == {0}
+
+
 def test_what_is_kept_is_bounded_and_what_came_last(monkeypatch):
     monkeypatch.setattr(memory, "MOST", 3 * memory.LARGE)
     first, second, third = (memory.empty(memory.LARGE, np.uint8) for _ in range(3))
