@@ -58,6 +58,8 @@ def test_every_kernel_is_kept_so(module):
     """Numba's own decorator in a kernel file would take stale code of those it calls."""
     module = importlib.import_module(f"ide_ref._kernels.{module}")
     for kernel in vars(module).values():
+        if isinstance(kernel, _jit.Forms):
+            assert kernel.__doc__ == kernel.one.py_func.__doc__
         for form in (kernel.one, kernel.many) if isinstance(kernel, _jit.Forms) else (kernel,):
             if isinstance(form, Dispatcher):
                 assert isinstance(form._cache, _jit._Cache)

@@ -219,7 +219,7 @@ def errors(
 ) -> dict[str, tuple[NDArray, float]]:
     """|given − right| of each array of a stage, and the largest that passes: of spikes and masks none, else `rtol`."""
     largest = {name: float(np.max(np.abs(value), initial=0.0)) for name, value in right.items()}
-    least = 1e-2 * max(largest.values(), default=0.0)
+    least = 1e-2 * max(largest.values())
     found = {}
     for name, value in right.items():
         allowed = 0.0 if stage in DISCRETE else rtol * max(largest[name], least)
