@@ -90,6 +90,18 @@ def test_normalisation_is_pulled_back(seed, dtype, n, n_channels, spare, from_ba
     room.check()
 
 
+@given(SEEDS, DTYPES, FLAT, SPARE, st.sampled_from([0.0, 1e-3, 0.5, 0.9]))
+def test_lengths_where_squares_leave_the_range(seed, dtype, n, spare, share):
+    """A power of two scales a length, up to rounding, as far as the numbers themselves stay in range."""
+    room = Room(seed, dtype, spare)
+    rows, out = room.draw(4, n), room.out(4, dtype=np.float64)
+    plain = np.sqrt((rows.astype(np.float64) ** 2).sum(1))
+    info = np.finfo(dtype)
+    for exponent in (int(share * info.minexp), int(share * info.maxexp)):
+        elementwise.norms(np.ldexp(rows, exponent).astype(dtype), out)
+        close(np.ldexp(out, -exponent), plain, dtype)
+
+
 @given(SEEDS, DTYPES, FLAT, SPARE)
 def test_inner_products_and_lengths(seed, dtype, n, spare):
     room = Room(seed, dtype, spare)
