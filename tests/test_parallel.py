@@ -309,7 +309,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.slow
 def test_mpiexec_trains_and_says_everything_once(tmp_path):
     found = []
-    for n in (1, 2, 3):
+    for n in (1, 3):
         status, out, err = mpiexec(*TINY, "--mpi", "--epochs", "1", "--out", str(tmp_path / str(n)), n=n)
         assert status == 0, err
         assert out.count("test accuracy") == 1
@@ -318,7 +318,7 @@ def test_mpiexec_trains_and_says_everything_once(tmp_path):
     for state in found:
         assert tiny.same(state.params, found[0].params)
         assert numbers(state) == numbers(found[0])
-    status, _, err = mpiexec(*TINY, "--out", str(tmp_path / "2"))
+    status, _, err = mpiexec(*TINY, "--out", str(tmp_path / "3"))
     assert status == 2
     assert err.count("holds a training already") == 1
     assert "Traceback" not in err
