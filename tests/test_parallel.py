@@ -337,6 +337,8 @@ def test_a_rank_that_is_killed_or_told_to_stop_ends_the_run_and_leaves_a_checkpo
     assert status == 0, err
     saved = checkpoint.load(out)
     options = {"out": tmp_path / "straight", "seed": saved.seed}
-    (straight,) = ranks.run(1, lambda group: train(saved.preset, load_data(saved.preset, limit=64), group=group, **options))
+    (straight,) = ranks.run(
+        1, lambda group: train(saved.preset, load_data(saved.preset, limit=64), group=group, **options)
+    )
     assert saved.epoch == straight.checkpoint.epoch == n_epochs + 1
     assert tiny.same(saved.params, straight.checkpoint.params)

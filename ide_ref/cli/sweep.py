@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ide_ref.cli import _common
 
@@ -35,7 +35,7 @@ def add(p: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=V[,V]",
-        help="of the recipe, e.g. lr=0.05,0.1 or epochs=3",
+        help="of the recipe, e.g. lr=0.05,0.1 or epochs=3, or dropout=0,0.2; fast: that recipe, see train",
     )
     p.add_argument("--executor", choices=("processes", "mpi", "dask"), default="processes", help="default processes")
     p.add_argument("--scheduler", metavar="ADDRESS", help="of --executor dask (default: one on this machine)")
@@ -86,10 +86,14 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
 
     seeds = _common.whole_numbers("--seeds", args.seeds, 0)
     varied: dict[str, list[Any]] = {"solver": args.solvers} if args.solvers else {}
+    recipe: Literal["paper", "fast"] = "fast" if "fast" in args.recipe else "paper"
     for option in args.recipe:
+        if option == "fast":
+            continue
         name, equals, text = option.partition("=")
-        if not equals or name not in {f.name for f in fields(Recipe)}:
-            raise ValueError(f"--recipe is {option!r}; expected FIELD=VALUE[,VALUE], a field of ide_ref.presets.Recipe")
+        if not equals or name not in {"dropout", *(f.name for f in fields(Recipe))}:
+            wanted = "a field of ide_ref.presets.Recipe or dropout, or the word fast"
+            raise ValueError(f"--recipe is {option!r}; expected FIELD=VALUE[,VALUE], {wanted}")
         try:
             varied[name] = [tuple(v) if isinstance(v, list) else v for v in json.loads(f"[{text}]")]
         except ValueError:
@@ -97,12 +101,19 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     jobs = []
     for name, neuron, *values, seed in itertools.product(args.preset, args.neurons, *varied.values(), seeds):
         changes = dict(zip(varied, values, strict=True))
-        preset = presets.load(name, neuron=neuron)
+        preset = presets.load(name, neuron=neuron, recipe=recipe)
         if args.data not in (None, preset.recipe.dataset):
             # Statistics of another data set say nothing of this one.
             changes |= {"dataset": args.data, "mean": None, "std": None}
-        preset = replace(preset, recipe=replace(preset.recipe, **changes))
-        parts = [name, neuron, *(f"{k}={changes[k]}" for k, several in varied.items() if len(several) > 1)]
+        of_recipe = {k: v for k, v in changes.items() if k != "dropout"}
+        dropout = changes.get("dropout", preset.dropout)
+        preset = replace(preset, recipe=replace(preset.recipe, **of_recipe), dropout=dropout)
+        parts = [
+            name,
+            *(["fast"] if recipe == "fast" else []),
+            neuron,
+            *(f"{k}={changes[k]}" for k, several in varied.items() if len(several) > 1),
+        ]
         row = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
         jobs.append(Job(f"{row}-s{seed}", row, preset, seed, Path(args.out), args.data_dir, args.data, args.threads))
     if len({job.name for job in jobs}) < len(jobs):

@@ -162,7 +162,7 @@ def test_a_structure_under_the_authors_profile(run, here):
         ),
         ("train --structure 3 --data mine.npz --leak 1.5", "leak is 1.5; expected a number in (0, 1]"),
         ("train --structure 3 --data mine.npz --leak 0.5 --neuron if", "--leak is that of LIF neurons"),
-        ("train --structure 3 --data mine.npz --dropout 2", "has dropout 2.0; expected a number in [0, 1)"),
+        ("train --structure 3 --data mine.npz --dropout 2", "dropout is 2.0; expected a number in [0, 1)"),
         ("train --structure 3 --data mine.npz --label-smoothing 1", "label_smoothing is 1.0; expected a number in"),
         ("train --structure 3 --data mine.npz --schedule linear", "invalid choice: 'linear'"),
         (

@@ -38,6 +38,18 @@ def swept(capsys, out, *words):
     return status, json.loads(text), log
 
 
+def test_fast_is_where_fields_and_dropout_start_from(in_process, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(presets._FAST, "digits", {"recipe": {"lr": 0.01}, "dropout": 0.0})
+    words = ["--seeds", "0", "--recipe", "fast", "--recipe", "dropout=0.1,0.3"]
+    status, document, _ = swept(capsys, tmp_path / "out", *words)
+    assert status == 0
+    assert [row["row"] for row in document["sweep"]] == [f"digits-fast-lif-dropout={p}" for p in (0.1, 0.3)]
+    for row in document["sweep"]:
+        preset = checkpoint.load(tmp_path / "out" / f"{row['row']}-s0").preset
+        assert (preset.recipe.lr, preset.recipe.epochs) == (0.01, 2)
+        assert preset.dropout == float(row["row"][-3:])
+
+
 def test_every_combination_is_trained_as_by_train_and_summed_up(in_process, capsys, tmp_path):
     out = tmp_path / "out"
     words = ["--seeds", "0,1", "--neurons", "lif", "if", "--recipe", "lr=0.1,0.2"]
@@ -145,6 +157,9 @@ def test_who_dies_is_tried_again_alone_and_named(small, capsys, tmp_path, monkey
     [
         (["--recipe", "speed=3"], "--recipe is 'speed=3'; expected FIELD=VALUE"),
         (["--recipe", "lr"], "--recipe is 'lr'; expected FIELD=VALUE"),
+        (["--recipe", "fast"], "digits has no fast recipe"),
+        (["--recipe", "dropout=a"], "dropout is 'a'; expected a number in [0, 1)"),
+        (["--recipe", "dropout=2"], "dropout is 2; expected a number in [0, 1)"),
         (["--recipe", "lr=fast"], "lr is 'fast'"),
         (["--solvers", "magic"], "solver is 'magic'"),
         (["--recipe", "lr=0.1,0.1"], "asked for twice"),
