@@ -1,6 +1,7 @@
 """What starting costs, and a second Ctrl-C, each in a process of its own."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -38,6 +39,21 @@ def test_nothing_heavy_is_imported(code):
     loaded = done.stderr.partition("loaded ")[2].split()
     assert not HEAVY & set(loaded)
     assert "ide_ref" in loaded
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list a process's threads")
+@pytest.mark.parametrize("given", [None, "1"])
+def test_threads_are_those_of_blas_as_well(given, monkeypatch):
+    """Of one that was asked for, no library starts a second; who told BLAS a number is heard."""
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", given)
+    code = "import os, sys; from ide_ref.cli import main; main(['info', 'digits', '--threads', sys.argv[1], '--json'])"
+    told = "sys.stderr.write(f\"{len(os.listdir('/proc/self/task'))} {os.environ['OPENBLAS_NUM_THREADS']}\")"
+    assert python(f"{code}; {told}", "1").stderr == "1 1"
+    if os.cpu_count() > 1:
+        assert python(f"{code}; {told}", "2").stderr.split()[1] == (given or "2")
 
 
 SLOW = """
