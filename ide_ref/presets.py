@@ -255,7 +255,6 @@ _TABLE = {
 # The same networks in few epochs: one cycle of the learning rate, T growing with it. The fields that differ.
 _ONE_CYCLE: dict[str, Any] = {"schedule": "one-cycle", "milestones": (), "warmup_steps": 0}
 _FAST: dict[str, dict[str, Any]] = {
-    "fashion-mnist-400": {"recipe": {**_ONE_CYCLE, "lr": 0.1, "epochs": 15, "weight_decay": 1e-4}, "dropout": 0.1},
     "mnist-64c5": {"recipe": {**_ONE_CYCLE, "lr": 0.1, "epochs": 15, "crop": 2, "first_steps": 6}},
 }
 
