@@ -38,7 +38,10 @@ def test_a_fast_recipe_trains_the_same_network(name, neuron):
     [
         ({"name": "fashion-mnist"}, "no preset is called 'fashion-mnist': did you mean 'fashion-mnist-400'? there are"),
         ({"name": "zzz"}, "no preset is called 'zzz': there are digits, fashion-mnist-400"),
-        ({"name": "digits", "recipe": "fast"}, "digits has no fast recipe; expected recipe paper, or one of mnist-64c5"),
+        (
+            {"name": "digits", "recipe": "fast"},
+            "digits has no fast recipe; expected recipe paper, or one of mnist-64c5",
+        ),
         ({"name": "digits", "recipe": "slow"}, "recipe is 'slow'; expected one of paper, fast"),
         ({"name": "digits", "neuron": "hh"}, "neuron is 'hh'; expected one of lif, if"),
     ],
