@@ -252,11 +252,9 @@ _TABLE = {
     )
 }
 
-# The same networks in few epochs: one cycle of the learning rate, T growing with it. The fields that differ.
-_ONE_CYCLE: dict[str, Any] = {"schedule": "one-cycle", "milestones": (), "warmup_steps": 0}
-_FAST: dict[str, dict[str, Any]] = {
-    "mnist-64c5": {"recipe": {**_ONE_CYCLE, "lr": 0.1, "epochs": 15, "crop": 2, "first_steps": 6}},
-}
+_MNIST_FAST = replace(_MNIST_LIKE, schedule="one-cycle", milestones=(), lr=0.1, epochs=15, crop=2, first_steps=6)
+# The same networks in few epochs: one cycle of the learning rate, T growing with it.
+_FAST = {"mnist-64c5": replace(_TABLE["mnist-64c5"], recipe=_MNIST_FAST)}
 
 
 def names() -> tuple[str, ...]:
@@ -304,12 +302,9 @@ def load(
     _checks.one_of("norm", norm, ("operator", "kernel"))
     _checks.one_of("profile", profile, ("paper", "authors"))
     _checks.one_of("recipe", recipe, ("paper", "fast"))
-    preset = replace(_TABLE[name], norm=norm)
-    if recipe == "fast":
-        if name not in _FAST:
-            raise ValueError(f"{name} has no fast recipe; expected recipe paper, or one of {', '.join(_FAST)}")
-        changes = _FAST[name]
-        preset = replace(preset, **{**changes, "recipe": replace(preset.recipe, **changes["recipe"])})
+    if recipe == "fast" and name not in _FAST:
+        raise ValueError(f"{name} has no fast recipe; expected recipe paper, or one of {', '.join(_FAST)}")
+    preset = replace((_FAST if recipe == "fast" else _TABLE)[name], norm=norm)
     if neuron == "if":
         preset = replace(preset, neuron=IF(preset.neuron.v_th))
     if n_steps is not None:

@@ -95,11 +95,13 @@ def test_lengths_where_squares_leave_the_range(seed, dtype, n, spare, share):
     """A power of two scales a length, up to rounding, as far as the numbers themselves stay in range."""
     room = Room(seed, dtype, spare)
     rows, out = room.draw(4, n), room.out(4, dtype=np.float64)
-    plain = np.sqrt((rows.astype(np.float64) ** 2).sum(1))
     info = np.finfo(dtype)
     for exponent in (int(share * info.minexp), int(share * info.maxexp)):
-        elementwise.norms(np.ldexp(rows, exponent).astype(dtype), out)
-        close(np.ldexp(out, -exponent), plain, dtype)
+        scaled = np.ldexp(rows, exponent).astype(dtype)
+        elementwise.norms(scaled, out)
+        # What of them is left where they are subnormal.
+        plain = np.ldexp(scaled.astype(np.float64), -exponent)
+        close(np.ldexp(out, -exponent), np.sqrt((plain**2).sum(1)), dtype)
 
 
 @given(SEEDS, DTYPES, FLAT, SPARE)

@@ -288,7 +288,7 @@ def test_under_a_profile_the_statistics_of_static_input_follow_the_batch_twice(c
 
 
 # A case takes some 200 equilibria.
-@settings(max_examples=max(1, settings.default.max_examples // 8))
+@settings(max_examples=max(1, settings.default.max_examples // 4))
 @given(case=cases(contractive=True, max_populations=5))
 def test_the_gradient_of_every_graph_is_the_difference_quotient(case):
     report = check_gradient(

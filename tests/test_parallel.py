@@ -309,7 +309,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.slow
 def test_mpiexec_trains_and_says_everything_once(tmp_path):
     found = []
-    for n in (1, 3):
+    for n in (1, 2, 3):
         status, out, err = mpiexec(*TINY, "--mpi", "--epochs", "1", "--out", str(tmp_path / str(n)), n=n)
         assert status == 0, err
         assert out.count("test accuracy") == 1

@@ -135,8 +135,9 @@ def load_preset(args: argparse.Namespace, name: str, *, recipe: Literal["paper",
     """A preset in the form that the options say."""
     from ide_ref import presets
 
-    form = {"neuron": args.neuron, "n_steps": args.n_steps, "norm": args.norm, "profile": args.profile}
-    return presets.load(name, recipe=recipe, **form)
+    return presets.load(
+        name, neuron=args.neuron, n_steps=args.n_steps, norm=args.norm, profile=args.profile, recipe=recipe
+    )
 
 
 def load_network(args: argparse.Namespace, name: str) -> tuple[Preset, Params]:

@@ -101,20 +101,15 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     jobs = []
     for name, neuron, *values, seed in itertools.product(args.preset, args.neurons, *varied.values(), seeds):
         changes = dict(zip(varied, values, strict=True))
+        told = [f"{field}={value}" for field, value in changes.items() if len(varied[field]) > 1]
         preset = presets.load(name, neuron=neuron, recipe=recipe)
         if args.data not in (None, preset.recipe.dataset):
             # Statistics of another data set say nothing of this one.
             changes |= {"dataset": args.data, "mean": None, "std": None}
-        of_recipe = {k: v for k, v in changes.items() if k != "dropout"}
-        dropout = changes.get("dropout", preset.dropout)
-        preset = replace(preset, recipe=replace(preset.recipe, **of_recipe), dropout=dropout)
-        parts = [
-            name,
-            *(["fast"] if recipe == "fast" else []),
-            neuron,
-            *(f"{k}={changes[k]}" for k, several in varied.items() if len(several) > 1),
-        ]
-        row = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+        dropout = changes.pop("dropout", preset.dropout)
+        preset = replace(preset, recipe=replace(preset.recipe, **changes), dropout=dropout)
+        named = f"{name}-fast" if recipe == "fast" else name
+        row = re.sub(r"[^\w.=+-]+", "_", "-".join([named, neuron, *told]))
         jobs.append(Job(f"{row}-s{seed}", row, preset, seed, Path(args.out), args.data_dir, args.data, args.threads))
     if len({job.name for job in jobs}) < len(jobs):
         raise ValueError("some combination is asked for twice; expected presets, neurons and values that differ")

@@ -104,7 +104,8 @@ def test_the_options_of_a_structure_reach_the_recipe(run, here):
 
 def test_the_fast_recipe_is_the_presets_and_options_change_it(run, here, monkeypatch):
     monkeypatch.setitem(presets._TABLE, "tiny", tiny.preset())
-    monkeypatch.setitem(presets._FAST, "tiny", {"recipe": {"lr": 0.01, "epochs": 1, "first_steps": 2}, "dropout": 0.0})
+    fast = replace(tiny.preset(lr=0.01, epochs=1, first_steps=2), dropout=0.0)
+    monkeypatch.setitem(presets._FAST, "tiny", fast)
     words = ("train", "tiny", "--limit", 20)
     assert run(*words, "--recipe", "fast", "--out", "fast")[0] == 0
     assert run(*words, "--recipe", "fast", "--lr", 0.02, "--dropout", 0.1, "--out", "own")[0] == 0

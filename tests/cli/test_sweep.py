@@ -39,7 +39,7 @@ def swept(capsys, out, *words):
 
 
 def test_fast_is_where_fields_and_dropout_start_from(in_process, capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(presets._FAST, "digits", {"recipe": {"lr": 0.01}, "dropout": 0.0})
+    monkeypatch.setitem(presets._FAST, "digits", replace(tiny.preset(lr=0.01), name="digits", dropout=0.0))
     words = ["--seeds", "0", "--recipe", "fast", "--recipe", "dropout=0.1,0.3"]
     status, document, _ = swept(capsys, tmp_path / "out", *words)
     assert status == 0
