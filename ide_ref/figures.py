@@ -96,6 +96,20 @@ def save(figure: Figure, *paths: str | Path | None) -> Figure:
     return figure
 
 
+def _drops(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The epochs after which the learning rate drops below half, from one that it had for more than an epoch.
+
+    Under a schedule that moves it all the time, a drop is no event.
+    """
+    rates = [line["lr"] for line in history]
+    moved = [before != after for before, after in pairwise(rates)]
+    return [
+        history[k]["epoch"]
+        for k, (before, after) in enumerate(pairwise(rates))
+        if after < 0.5 * before and not (all(moved[k - 1 : k]) and all(moved[k + 1 : k + 2]))
+    ]
+
+
 def training_curves(
     history: Sequence[Mapping[str, Any]], *, title: str, path: str | Path | None = None, ax: Panels = None
 ) -> Figure:
@@ -118,9 +132,8 @@ def training_curves(
         ax.margins(y=0.15)
         ax.set(xlabel="epoch", ylabel=unit, yscale="log")
         _plain_numbers(ax.yaxis)
-        for before, after in pairwise(history):
-            if after["lr"] < 0.5 * before["lr"]:
-                ax.axvline(before["epoch"] + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
+        for epoch in _drops(history):
+            ax.axvline(epoch + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
     accuracies = [line["test_accuracy"] for line in history]
     best = accuracies.index(max(accuracies))
     place = epochs[best], errors[1][best]

@@ -38,6 +38,24 @@ def visible(ax):
     return inside
 
 
+@pytest.mark.parametrize(
+    ("rates", "marked"),
+    [
+        ([0.1] * 2 + [0.01] * 2 + [0.001], [2, 4]),
+        ([0.1, 0.01, 0.01], [1]),
+        ([0.1, 0.1, 0.06, 0.06], []),
+        # Under one cycle the last epochs fall below half one after the other, and nothing happens.
+        ([0.02, 0.1, 0.05, 0.02, 0.004], []),
+        ([0.1, 0.01], []),
+        ([0.1], []),
+    ],
+)
+def test_drops_of_the_learning_rate_are_marked(rates, marked):
+    lines = [line | {"lr": lr} for line, lr in zip(history(len(rates)), rates, strict=True)]
+    for ax in figures.training_curves(lines, title="digits").axes:
+        assert [line.get_xdata()[0] - 0.5 for line in ax.lines if line.get_linestyle() == ":"] == marked
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """Figures as they were saved."""

@@ -468,9 +468,18 @@ class Comparison:
         return finite({**verdict, **counts, "parameters": own.pop("rows"), **own})
 
 
+def _size(x: NDArray) -> float:
+    """‖x‖, right also where squares leave the range; at most the largest number."""
+    return min(float(solvers.norms(x.reshape(1, -1))[0]), float(np.finfo(np.float64).max))
+
+
 def _distance(theirs: NDArray, ours: NDArray, floor: float) -> float:
+    largest = max(float(np.max(np.abs(theirs), initial=0.0)), float(np.max(np.abs(ours), initial=0.0)), floor)
+    # A power of two changes no bit, and brings the squares into the range.
+    power = -int(np.frexp(largest)[1])
+    theirs, ours, floor = np.ldexp(theirs, power), np.ldexp(ours, power), float(np.ldexp(floor, power))
     scale = max(float(np.linalg.norm(theirs)), float(np.linalg.norm(ours)), floor)
-    return float(np.linalg.norm(theirs - ours)) / scale if scale > 0 else 0.0
+    return 0.0 if scale == 0 else float(np.linalg.norm(theirs - ours)) / scale
 
 
 def compare(
@@ -508,7 +517,7 @@ def compare(
     own = {name: as_array(name, value) for name, value in ours.items()}
     eps = max((grain(value.dtype.name) for value in own.values()), default=0.0)
     mine = {name: np.asarray(value, np.float64) for name, value in own.items()}
-    largest = max((float(np.linalg.norm(value)) for value in mine.values()), default=0.0)
+    largest = max((_size(value) for value in mine.values()), default=0.0)
     floor, zero = RESOLUTION * largest, ZERO * eps * largest
     read: dict[str, NDArray] = {}
     refused: dict[str, str] = {}
@@ -545,12 +554,12 @@ def compare(
             if dtype in ("bfloat16", "float16"):
                 allowed = max(tol, grain(dtype))
                 notes.append(f"{dtype}, compared to {allowed:.1e}")
-            t, o = float(np.linalg.norm(foreign)), float(np.linalg.norm(value))
+            t, o = _size(foreign), _size(value)
             if t <= zero or o <= zero:
                 which = "both are" if max(t, o) <= zero else "ours is" if o <= zero else "theirs is"
                 notes.append(f"{which} zero" + " to rounding" * (max(t, o) > 0))
             else:
-                cosine, ratio = float(np.vdot(foreign, value)) / (t * o), t / o
+                cosine, ratio = float(np.vdot(foreign / t, value / o)), t / o
             distance = _distance(foreign, value, floor)
             status = "same" if distance <= allowed else "differs"
         rows[name] = ComparedRow(name, status, distance, cosine, ratio, "; ".join(notes), (), other, allowed)
@@ -573,17 +582,22 @@ def compare(
                 alone = [Suspect(mistake, says, d[name]) for mistake, says, d in left if name in d]
                 alike = tuple(suspect.name for suspect in _likely(alone, rows[name].distance, tol))
                 rows[name] = replace(rows[name], looks_like=alike)
-        factor = _factor(mine, usable)
-        if not all(_distance(usable[name], factor * mine[name], floor) <= rows[name].tol for name in usable):
-            factor = float("nan")
+        # A factor beyond the range is none.
+        with np.errstate(all="ignore"):
+            factor = _factor(mine, usable)
+            if not all(_distance(usable[name], factor * mine[name], floor) <= rows[name].tol for name in usable):
+                factor = float("nan")
     return Comparison(tuple(rows.values()), suspects, overall, tol, factor)
 
 
 def _factor(ours: Params, theirs: Params) -> float:
     """The factor of ours that is closest to theirs; NaN where one of them is zero."""
-    size = sum(float(np.vdot(ours[name], ours[name])) for name in theirs)
-    along = sum(float(np.vdot(ours[name], value)) for name, value in theirs.items())
-    return along / size if along and size else float("nan")
+    largest = max((_size(ours[name]) for name in theirs), default=0.0)
+    if not largest:
+        return float("nan")
+    size = sum(float(np.vdot(ours[name] / largest, ours[name] / largest)) for name in theirs)
+    along = sum(float(np.vdot(ours[name] / largest, value / largest)) for name, value in theirs.items())
+    return along / size if along else float("nan")
 
 
 def _matched(ours: Params, theirs: Mapping[str, Any], read: Params) -> tuple[dict[str, str], dict[str, str]]:

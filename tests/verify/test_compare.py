@@ -207,6 +207,34 @@ def test_a_common_factor_is_told(factor, dtype):
     assert np.isnan(compare({"w": np.zeros((3, 2))}, ours).factor)
 
 
+@pytest.mark.parametrize("power", [-1000, -600, 0, 500, 1000])
+def test_a_power_of_two_changes_no_distance(power):
+    """Also where squares leave the range: of 1e-180, gradients of opposite sign once were the same."""
+    rng = np.random.default_rng(1)
+    ours = {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=3), "far": 1e-6 * rng.normal(size=4)}
+    wrong = {name: value * (1 + 1e-3 * rng.normal(size=value.shape)) for name, value in ours.items()}
+    for theirs in (ours, wrong, {name: -value for name, value in ours.items()}, {"b": 1.5 * ours["b"]}):
+        scaled = compare(*({name: np.ldexp(g, power) for name, g in side.items()} for side in (ours, theirs)))
+        plain = compare(ours, theirs)
+        assert (scaled.same, scaled.mistake) == (plain.same, plain.mistake)
+        assert scaled.factor == pytest.approx(plain.factor, rel=1e-12, nan_ok=True)
+        for row, expected in zip(scaled.rows, plain.rows, strict=True):
+            assert (row.status, row.detail) == (expected.status, expected.detail)
+            assert row.distance == pytest.approx(expected.distance, rel=1e-12, nan_ok=True)
+            assert [row.cosine, row.ratio] == pytest.approx([expected.cosine, expected.ratio], rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("theirs", [1e300, -1e300, 1e-300, 1.7e308])
+@pytest.mark.parametrize("ours", [1e300, 1e-300, 5e-324, 1.7e308])
+def test_gradients_of_any_two_sizes(ours, theirs):
+    """Sums, squares and quotients beyond the range: the same where they are, and nothing else."""
+    for shape in [(), (2, 3)]:
+        report = compare({"w": np.full(shape, ours)}, {"w": np.full(shape, theirs)})
+        assert report.same == (ours == theirs)
+        expected = 2.0 if ours == -theirs else float(ours != theirs)
+        assert report.distance == pytest.approx(expected, rel=1e-6)
+
+
 def test_bad_arrays_are_named_in_their_row():
     *_, ours = situation(DENSE)
     theirs = dict(ours)
@@ -228,6 +256,10 @@ def test_bad_arrays_are_named_in_their_row():
         assert rows[name][0] == status
         assert detail in rows[name][1]
     assert not report.same
+    # A transpose of which nothing is known agrees with nothing.
+    nothing = {**ours, "input.weight": np.full(ours["input.weight"].T.shape, np.nan)}
+    row = next(row for row in compare(ours, nothing).rows if row.parameter == "input.weight")
+    assert (row.status, "transpose" in row.detail) == ("wrong shape", False)
 
 
 @pytest.mark.parametrize("name", ["input.weight", "readout.bias", "feedback.alpha"])
