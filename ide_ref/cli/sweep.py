@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from ide_ref.cli import _common
 
 if TYPE_CHECKING:
     from ide_ref.presets import Preset
+    from ide_ref.training.loop import Training
 
 FAILED = 1
 _JSON, _CSV = "sweep.json", "sweep.csv"
@@ -36,6 +38,9 @@ def add(p: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FIELD=V[,V]",
         help="of the recipe, e.g. lr=0.05,0.1 or epochs=3, or dropout=0,0.2; fast: that recipe, see train",
+    )
+    p.add_argument(
+        "--target", type=float, metavar="PERCENT", help="test accuracy: also tell the seconds until it was reached"
     )
     p.add_argument("--executor", choices=("processes", "mpi", "dask"), default="processes", help="default processes")
     p.add_argument("--scheduler", metavar="ADDRESS", help="of --executor dask (default: one on this machine)")
@@ -57,6 +62,8 @@ class Job:
     data_dir: str | None
     source: str | None
     threads: int
+    target: float | None = None
+    """Test accuracy, 0 to 1."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,6 +92,9 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     from ide_ref.presets import Recipe
 
     seeds = _common.whole_numbers("--seeds", args.seeds, 0)
+    if args.target is not None and not 0 < args.target <= 100:
+        raise ValueError(f"--target is {args.target:g}; expected a test accuracy in per cent, above 0 and up to 100")
+    target = None if args.target is None else args.target / 100
     varied: dict[str, list[Any]] = {"solver": args.solvers} if args.solvers else {}
     recipe: Literal["paper", "fast"] = "fast" if "fast" in args.recipe else "paper"
     for option in args.recipe:
@@ -110,7 +120,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         preset = replace(preset, recipe=replace(preset.recipe, **changes), dropout=dropout)
         named = f"{name}-fast" if recipe == "fast" else name
         row = re.sub(r"[^\w.=+-]+", "_", "-".join([named, neuron, *told]))
-        jobs.append(Job(f"{row}-s{seed}", row, preset, seed, Path(args.out), args.data_dir, args.data, args.threads))
+        where = Path(args.out), args.data_dir, args.data
+        jobs.append(Job(f"{row}-s{seed}", row, preset, seed, *where, args.threads, target))
     if len({job.name for job in jobs}) < len(jobs):
         raise ValueError("some combination is asked for twice; expected presets, neurons and values that differ")
     return jobs
@@ -193,18 +204,26 @@ def train_one(job: Job) -> dict[str, Any]:
             recipe = replace(recipe, mean=recipe.mean or saved.mean, std=recipe.std or saved.std)
             checkpoint.require_same(state, replace(job.preset, recipe=recipe), job.seed, path=out)
             if state.epoch == recipe.epochs:
-                return loop.Training(state).summary()
+                return _told(job, loop.Training(state))
         data = load_data(job.preset, data_dir=job.data_dir, limit=job.preset.recipe.limit, source=job.source)
         done = loop.train(job.preset, data, out=out, seed=job.seed, resume=there)
     except Exception as error:
         return {"failed": _in_a_line(error)}
     if done.stopped_by is not None:
         return {"failed": "interrupted, and saved"}
-    return done.summary()
+    return _told(job, done)
+
+
+def _told(job: Job, done: Training) -> dict[str, Any]:
+    timed = {} if job.target is None else {"target": job.target, "seconds_to_target": done.seconds_to(job.target)}
+    return {**done.summary(), **timed}
 
 
 def summary(trainings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Over the seeds of each row: how many ended and failed, and mean, deviation and best of their test accuracies."""
+    """Over the seeds of each row: how many ended and failed, and mean, deviation and best of their test accuracies.
+
+    With a target also the median of the seconds until it was reached; None where half of them or more did not, or failed.
+    """
     rows = []
     for name, group in itertools.groupby(sorted(trainings, key=lambda t: t["row"]), key=lambda t: t["row"]):
         of_row = list(group)
@@ -220,19 +239,26 @@ def summary(trainings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "best": max(best, default=None),
             }
         )
+        if any("seconds_to_target" in t for t in of_row):
+            timed = (t.get("seconds_to_target") for t in of_row)
+            median = statistics.median(math.inf if seconds is None else seconds for seconds in timed)
+            rows[-1]["seconds_to_target"] = median if math.isfinite(median) else None
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Of `summary`, accuracies in per cent."""
     width = max(len(row["row"]) for row in rows)
-    lines = [f"{'':{width}}  trained  failed     mean  deviation     best"]
+    timed = any("seconds_to_target" in row for row in rows)
+    lines = [f"{'':{width}}  trained  failed     mean  deviation     best" + "  to target" * timed]
     for row in rows:
         mean, deviation, best = (
             "—" if row[key] is None else f"{row[key]:.2%}" for key in ("mean", "deviation", "best")
         )
         counts = f"{row['row']:{width}}  {row['trainings']:7d}  {row['failed']:6d}"
-        lines.append(f"{counts}  {mean:>7}  {deviation:>9}  {best:>7}")
+        seconds = row.get("seconds_to_target")
+        to_target = f"  {'—' if seconds is None else f'{seconds:.1f} s':>9}" if timed else ""
+        lines.append(f"{counts}  {mean:>7}  {deviation:>9}  {best:>7}{to_target}")
     return "\n".join(lines)
 
 

@@ -83,6 +83,15 @@ class Training:
         accuracies = [line["test_accuracy"] for line in self.checkpoint.history]
         return 1 + accuracies.index(max(accuracies)) if accuracies else 0
 
+    def seconds_to(self, accuracy: float) -> float | None:
+        """Seconds of training and testing until a test accuracy (0 to 1) was first reached; None where it was not."""
+        seconds = 0.0
+        for line in self.checkpoint.history:
+            seconds += line["seconds"] + line["test_seconds"]
+            if line["test_accuracy"] >= accuracy:
+                return seconds
+        return None
+
     def summary(self) -> dict[str, Any]:
         """Last and best test accuracy (0 to 1), seconds per epoch, γ and (COND) in words; None before any epoch."""
         history = self.checkpoint.history

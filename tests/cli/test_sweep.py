@@ -91,6 +91,27 @@ def test_every_combination_is_trained_as_by_train_and_summed_up(in_process, caps
     assert tiny.same(there.params, checkpoint.load(alone).params)
 
 
+def test_the_time_to_an_accuracy_is_the_median_of_the_seeds(in_process, capsys, tmp_path):
+    out = tmp_path / "out"
+    accuracies = [t["best_accuracy"] for t in swept(capsys, out, "--seeds", "0,1,2,3")[1]["trainings"]]
+    for target in (1e-9, *sorted({a for a in accuracies if a > 0}), 1.0):
+        # What is trained already is only asked once more.
+        _, document, _ = swept(capsys, out, "--seeds", "0,1,2,3", "--target", repr(100 * target))
+        reached = []
+        for training in document["trainings"]:
+            lines = [json.loads(line) for line in (out / training["name"] / "metrics.jsonl").read_text().splitlines()]
+            first = next((k for k, line in enumerate(lines) if line["test_accuracy"] >= training["target"]), None)
+            seconds = None if first is None else sum(x["seconds"] + x["test_seconds"] for x in lines[: first + 1])
+            assert training["seconds_to_target"] == pytest.approx(seconds)
+            reached += [] if seconds is None else [seconds]
+        row = document["sweep"][0]
+        half = sorted(reached)[1:3] if len(reached) > 2 else []
+        assert row["seconds_to_target"] == (pytest.approx(sum(half) / 2) if half else None)
+        words = "—" if not half else f"{row['seconds_to_target']:.1f} s"
+        assert sweep.table(document["sweep"]).split("\n")[1].endswith(f"  {words:>9}")
+    assert "target" not in swept(capsys, out, "--seeds", "0")[1]["trainings"][0]
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.unlink()])
 def test_a_damaged_or_missing_checkpoint_gives_way_to_the_one_before(in_process, capsys, tmp_path, damage):
@@ -164,6 +185,7 @@ def test_who_dies_is_tried_again_alone_and_named(small, capsys, tmp_path, monkey
         (["--solvers", "magic"], "solver is 'magic'"),
         (["--recipe", "lr=0.1,0.1"], "asked for twice"),
         (["--seeds", "x"], "--seeds is 'x'"),
+        *((["--target", bad], f"--target is {bad}; expected a test accuracy") for bad in ("0", "101", "nan", "-5")),
         (["--scheduler", "tcp://x:1"], "--scheduler is of --executor dask"),
     ],
 )
@@ -185,6 +207,20 @@ def test_the_table_has_a_dash_where_nothing_ended():
         "   trained  failed     mean  deviation     best",
         "a        1       0   50.00%          —   62.50%",
         "b        0       1        —          —        —",
+    ]
+
+
+def test_who_failed_did_not_reach_the_target():
+    reached = {"row": "a", "last_accuracy": 0.5, "best_accuracy": 0.625, "target": 0.5, "seconds_to_target": 3.0}
+    failed = {"row": "a", "failed": "x"}
+    for trainings, expected in (([reached] * 2 + [failed], 3.0), ([reached, failed], None)):
+        assert sweep.summary(trainings)[0]["seconds_to_target"] == expected
+    rows = sweep.summary([reached, {**reached, "row": "b", "seconds_to_target": None}, {"row": "c", "failed": "x"}])
+    assert [line[-11:] for line in sweep.table(rows).splitlines()] == [
+        "  to target",
+        "      3.0 s",
+        "          —",
+        "          —",
     ]
 
 
