@@ -222,7 +222,7 @@ def _told(job: Job, done: Training) -> dict[str, Any]:
 def summary(trainings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Over the seeds of each row: how many ended and failed, and mean, deviation and best of their test accuracies.
 
-    With a target also the median of the seconds until it was reached; None where half of them or more did not, or failed.
+    With a target also the median of the seconds until it was reached; None where half of them did not.
     """
     rows = []
     for name, group in itertools.groupby(sorted(trainings, key=lambda t: t["row"]), key=lambda t: t["row"]):
