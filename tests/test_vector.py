@@ -34,6 +34,17 @@ def sixteenths(rng, shape, dtype):
     return (rng.integers(-16, 17, shape) / 16).astype(dtype)
 
 
+@pytest.mark.parametrize("setting", ["BOUNDSCHECK", "DISABLE_JIT"])
+def test_the_twin_is_called_where_bounds_are_checked_or_nothing_is_compiled(monkeypatch, setting):
+    def twin():
+        return "twin"
+
+    for value, expected in ((1, "twin"), (0, "vector"), (None, "vector")):
+        monkeypatch.setattr(vector.config, setting, value)
+        chosen = vector._choose(twin, lambda: "vector")
+        assert getattr(chosen, "py_func", chosen)() == expected
+
+
 @given(
     dtype=DTYPES,
     width=st.one_of(st.integers(1, 20), st.integers(1, 300)),

@@ -1,5 +1,6 @@
 """The gradient check: exact where it must be, and it bites."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,6 +51,14 @@ def neuron_of(i):
 def test_directions_in_the_linear_cell(i, name):
     report = passing(*problem(name, neuron_of(i)), method="cell", n_coordinates=0, n_directions=1, tol=1e-9)
     assert report.set_aside == 0
+
+
+def test_the_log_counts_the_parameters():
+    network, params, x, y = problem("fashion-mnist-400")
+    log = io.StringIO()
+    check_gradient(network, params, x, y, n_coordinates=1, n_directions=0, log=log)
+    n = len(network.trainable)
+    assert log.getvalue() == "".join(f"{name}, {k + 1} of {n}\n" for k, name in enumerate(network.trainable))
 
 
 def test_central_differences_and_what_they_set_aside():
