@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import tiny
 
 from ide_ref import _threads, build, freeze, simulate, simulate_continuous
-from ide_ref._kernels import continuous, rollout
+from ide_ref._kernels import _jit, continuous, rollout
 from ide_ref.neurons import IF
 from ide_ref.training.loop import train
 
@@ -103,6 +104,27 @@ def test_a_kernel_beside_the_waiter_computes_the_same_bits(kernels, monkeypatch)
     here = simulate(frozen, x, 20, record=True)
     assert np.array_equal(there.a, here.a)
     assert np.array_equal(there.recording.u, here.recording.u)
+
+
+@_jit.njit
+def counted(stop, out, most):
+    """Steps until the flag is seen; for all the compiler knows, ``out`` is the flag, which it so reads anew."""
+    n = 0
+    while n < most and not stop[0]:
+        out[n & 1] = 1
+        n += 1
+    return n
+
+
+def test_other_threads_of_python_go_on_while_a_kernel_runs():
+    stop, out, most = np.zeros(1, np.uint8), np.zeros(2, np.uint8), 1 << 33
+    assert counted(stop, out.copy(), 3) == 3
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(counted, stop, out, most)
+        while not out.any():
+            time.sleep(0)
+        stop[0] = 1
+        assert running.result() < most
 
 
 def wait_for(stop, ended):
