@@ -137,6 +137,8 @@ def test_where_nothing_can_be_kept_one_warning_says_so(function, monkeypatch):
     with pytest.warns(RuntimeWarning, match="set NUMBA_CACHE_DIR to one") as told:
         assert [found(function), found(function)] == [False, False]
     assert len(told) == 1
+    # No caller is to blame, least of all what imports the package.
+    assert told[0].filename == _jit.__file__
     _jit._warn_once.cache_clear()
 
 
