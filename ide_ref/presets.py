@@ -252,9 +252,22 @@ _TABLE = {
     )
 }
 
+_FASHION_FAST = replace(
+    _FASHION,
+    schedule="one-cycle",
+    milestones=(),
+    lr=0.4,
+    batch_size=512,
+    epochs=16,
+    weight_decay=1e-4,
+    label_smoothing=0.1,
+)
 _MNIST_FAST = replace(_MNIST_LIKE, schedule="one-cycle", milestones=(), lr=0.1, epochs=15, crop=2, first_steps=6)
-# The same networks in few epochs: one cycle of the learning rate, T growing with it.
-_FAST = {"mnist-64c5": replace(_TABLE["mnist-64c5"], recipe=_MNIST_FAST)}
+# The same networks in few epochs, by one cycle of the learning rate.
+_FAST = {
+    "fashion-mnist-400": replace(_TABLE["fashion-mnist-400"], recipe=_FASHION_FAST, dropout=0.0),
+    "mnist-64c5": replace(_TABLE["mnist-64c5"], recipe=_MNIST_FAST),
+}
 
 
 def names() -> tuple[str, ...]:
