@@ -40,7 +40,7 @@ def test_a_fast_recipe_trains_the_same_network(name, neuron):
         ({"name": "zzz"}, "no preset is called 'zzz': there are digits, fashion-mnist-400"),
         (
             {"name": "digits", "recipe": "fast"},
-            "digits has no fast recipe; expected recipe paper, or one of mnist-64c5",
+            "digits has no fast recipe; expected recipe paper, or one of fashion-mnist-400, mnist-64c5",
         ),
         ({"name": "digits", "recipe": "slow"}, "recipe is 'slow'; expected one of paper, fast"),
         ({"name": "digits", "neuron": "hh"}, "neuron is 'hh'; expected one of lif, if"),

@@ -168,7 +168,7 @@ def test_a_structure_under_the_authors_profile(run, here):
         ("train --structure 3 --data mine.npz --schedule linear", "invalid choice: 'linear'"),
         (
             "train digits --recipe fast",
-            "digits has no fast recipe; expected recipe paper, or one of mnist-64c5",
+            "digits has no fast recipe; expected recipe paper, or one of fashion-mnist-400, mnist-64c5",
         ),
         ("train --structure 3 --data mine.npz --recipe fast", "--recipe is of a preset; name one, or leave it out"),
         ("train mnist-64c5 --recipe fast --n-steps 3", "first_steps is 6; expected at most n_steps, 3"),
