@@ -258,7 +258,7 @@ _FASHION_FAST = replace(
     milestones=(),
     lr=0.4,
     batch_size=512,
-    epochs=16,
+    epochs=20,
     weight_decay=1e-4,
     label_smoothing=0.1,
 )
