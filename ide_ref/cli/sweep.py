@@ -64,6 +64,8 @@ class Job:
     threads: int
     target: float | None = None
     """Test accuracy, 0 to 1."""
+    command: tuple[str, ...] = ()
+    """Words of the sweep, for the training's own notes."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,7 +123,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         named = f"{name}-fast" if recipe == "fast" else name
         row = re.sub(r"[^\w.=+-]+", "_", "-".join([named, neuron, *told]))
         where = Path(args.out), args.data_dir, args.data
-        jobs.append(Job(f"{row}-s{seed}", row, preset, seed, *where, args.threads, target))
+        jobs.append(Job(f"{row}-s{seed}", row, preset, seed, *where, args.threads, target, ("ide-ref", *args.words)))
     if len({job.name for job in jobs}) < len(jobs):
         raise ValueError("some combination is asked for twice; expected presets, neurons and values that differ")
     return jobs
@@ -206,7 +208,7 @@ def train_one(job: Job) -> dict[str, Any]:
             if state.epoch == recipe.epochs:
                 return _told(job, loop.Training(state))
         data = load_data(job.preset, data_dir=job.data_dir, limit=job.preset.recipe.limit, source=job.source)
-        done = loop.train(job.preset, data, out=out, seed=job.seed, resume=there)
+        done = loop.train(job.preset, data, out=out, seed=job.seed, resume=there, command=job.command)
     except Exception as error:
         return {"failed": _in_a_line(error)}
     if done.stopped_by is not None:

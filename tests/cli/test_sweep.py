@@ -69,6 +69,8 @@ def test_every_combination_is_trained_as_by_train_and_summed_up(in_process, caps
         assert row["best"] == max(t["best_accuracy"] for t in of_row)
         assert (row["trainings"], row["failed"]) == (2, 0)
     assert json.loads((out / "sweep.json").read_text()) == document
+    of_run = json.loads((out / f"{rows[0]}-s1" / "run.json").read_text())
+    assert of_run["command"] == ["ide-ref", "sweep", "digits", "--out", str(out), "--json", *FAST, *words]
     with (out / "sweep.csv").open(newline="") as file:
         assert [line["name"] for line in csv.DictReader(file)] == [t["name"] for t in document["trainings"]]
     alone = tmp_path / "alone"
