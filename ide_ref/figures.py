@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from itertools import cycle, pairwise
+from itertools import cycle, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,16 +97,15 @@ def save(figure: Figure, *paths: str | Path | None) -> Figure:
 
 
 def _drops(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The epochs after which the learning rate drops below half, from one that it had for more than an epoch.
+    """The epochs after which the learning rate drops below half, where one of the two rates holds for some epochs.
 
     Under a schedule that moves it all the time, a drop is no event.
     """
-    rates = [line["lr"] for line in history]
-    moved = [before != after for before, after in pairwise(rates)]
+    held = [list(lines) for _, lines in groupby(history, key=lambda line: line["lr"])]
     return [
-        history[k]["epoch"]
-        for k, (before, after) in enumerate(pairwise(rates))
-        if after < 0.5 * before and not (all(moved[k - 1 : k]) and all(moved[k + 1 : k + 2]))
+        before[-1]["epoch"]
+        for before, after in pairwise(held)
+        if after[0]["lr"] < 0.5 * before[0]["lr"] and max(len(before), len(after)) > 1
     ]
 
 

@@ -121,7 +121,7 @@ def test_other_threads_of_python_go_on_while_a_kernel_runs():
     assert counted(stop, out.copy(), 3) == 3
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(counted, stop, out, most)
-        while not out.any():
+        while not (out.any() or running.done()):
             time.sleep(0)
         stop[0] = 1
         assert running.result() < most

@@ -41,7 +41,7 @@ CONTRACTION = "contraction_without_dropout"
 
 _ABOUT, _DIGEST = "ide_ref", "sha256"
 
-_OF_EPOCH = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+_OF_EPOCH = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "test_seconds")
 """Numbers that the metrics of each epoch have in every version."""
 
 Arrays = dict[str, NDArray[np.floating]]

@@ -595,8 +595,9 @@ def _factor(ours: Params, theirs: Params) -> float:
     largest = max((_size(ours[name]) for name in theirs), default=0.0)
     if not largest:
         return float("nan")
-    size = sum(float(np.vdot(ours[name] / largest, ours[name] / largest)) for name in theirs)
-    along = sum(float(np.vdot(ours[name] / largest, value / largest)) for name, value in theirs.items())
+    unit = {name: ours[name] / largest for name in theirs}
+    size = sum(float(np.vdot(part, part)) for part in unit.values())
+    along = sum(float(np.vdot(unit[name], value / largest)) for name, value in theirs.items())
     return along / size if along else float("nan")
 
 

@@ -23,7 +23,7 @@ def state():
     start = begin(tiny.preset(), 3)
     velocity = {name: np.full_like(array, 0.1) for name, array in start.velocity.items()}
     totals = {"samples": 32, "loss": 0.1, "correct": 3, "spikes": 200, "residual": 1 / 3}
-    names = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+    names = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "test_seconds")
     history = ({"epoch": 1, **dict.fromkeys(names, 0.25), "certificate": None, "condition_holds": True},)
     return replace(start, velocity=velocity, step=2, totals=totals, history=history)
 
@@ -177,6 +177,8 @@ def in_recipe(**fields):
         lambda about: about["history"][0].update(test_accuracy="x"),
         lambda about: about["history"][0].update(seconds=10**400),
         lambda about: about["history"][0].update(certificate=[]),
+        *(lambda about, name=name: about["history"][0].pop(name) for name in ("lr", "seconds", "test_seconds")),
+        *(lambda about, value=value: about["history"][0].update(test_seconds=value) for value in (None, True)),
         lambda about: about["history"].extend([dict(about["history"][0], epoch=n) for n in (2, 3, 4)]),
         lambda about: about["preset"].update(dropout=10**400),
         in_recipe(lr=10**400),
