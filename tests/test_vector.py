@@ -34,11 +34,12 @@ def sixteenths(rng, shape, dtype):
     return (rng.integers(-16, 17, shape) / 16).astype(dtype)
 
 
-@pytest.mark.parametrize("setting", ["BOUNDSCHECK", "DISABLE_JIT"])
-def test_the_twin_is_called_where_bounds_are_checked_or_nothing_is_compiled(monkeypatch, setting):
+@pytest.mark.parametrize(("setting", "other"), [("BOUNDSCHECK", "DISABLE_JIT"), ("DISABLE_JIT", "BOUNDSCHECK")])
+def test_the_twin_is_called_where_bounds_are_checked_or_nothing_is_compiled(monkeypatch, setting, other):
     def twin():
         return "twin"
 
+    monkeypatch.setattr(vector.config, other, 0)  # whatever this run itself is under
     for value, expected in ((1, "twin"), (0, "vector"), (None, "vector")):
         monkeypatch.setattr(vector.config, setting, value)
         chosen = vector._choose(twin, lambda: "vector")
