@@ -148,7 +148,8 @@ def test_cond_in_words():
         assert condition.verdict(gamma).startswith("(COND) holds") == holds
 
 
-def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monkeypatch):
+@pytest.mark.parametrize("n_steps_at_once", [1, 2, 4])
+def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(n_steps_at_once, monkeypatch):
     """A long run is replayed some steps at a time: a potential that is off at one step alone."""
     network = build("3 (F3)", input_shape=(3,), n_classes=2, neuron=IF(1.0), batch_norm=False)
     frozen = freeze(network, network.init(np.random.default_rng(0)))
@@ -156,7 +157,7 @@ def test_the_largest_violation_of_a_run_is_told_whichever_stretch_it_is_in(monke
     rates = simulate(frozen, x, 6, record=True)
     at_once, residuals = split(frozen, x, rates), theory.fixed_point_residual(frozen, x, rates, [1, 2, 6])
     bounds = error_bound(frozen, x, rates)
-    monkeypatch.setattr(discrete, "_CHUNK", 1)
+    monkeypatch.setattr(discrete, "_CHUNK", 3 * n_steps_at_once)
     again = error_bound(frozen, x, rates)
     for name in ("error", "one_step", "iterated", "rounding", "u_plus_sup"):
         np.testing.assert_allclose(getattr(again, name), getattr(bounds, name), rtol=1e-12, atol=1e-300)

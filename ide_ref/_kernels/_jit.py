@@ -5,12 +5,14 @@ code of those it calls, from other files; so here it is taken only while the sou
 """
 
 import contextlib
+import gc
 import hashlib
 import warnings
 from functools import cache
 from pathlib import Path
 
 import numba
+from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 
@@ -66,6 +68,30 @@ def njit(function=None, *, parallel=False, **options):
     return Forms(function, options) if parallel else _kept(function, options)
 
 
+class _Uncollected(event.Listener):
+    """Keeps Python from looking for cyclic garbage while a kernel compiles, which takes a tenth of that time."""
+
+    def __init__(self):
+        self.nested = 0
+
+    def on_start(self, event):
+        if event.data["dispatcher"].py_func.__module__.startswith(__package__) or self.nested:
+            self.nested += 1
+            if self.nested == 1:
+                self.enabled = gc.isenabled()
+                gc.disable()
+
+    def on_end(self, event):
+        if self.nested:
+            self.nested -= 1
+            if not self.nested and self.enabled:
+                gc.enable()
+
+
+# Numba compiles in one thread at a time, and its events come from there.
+event.register("numba:compile", _Uncollected())
+
+
 class Forms:
     """A kernel with ``prange`` as code for one thread, which takes half the time to compile, and for many."""
 
@@ -80,7 +106,7 @@ class Forms:
 
 def _kept(function, options, name=""):
     """A compiled function and its cache, whose files have a name of their own for each form."""
-    compiled = numba.njit(nogil=True, **options)(function)
+    compiled = numba.njit(nogil=True, no_cfunc_wrapper=True, **options)(function)  # nobody calls them from C
     # Where Numba is told not to compile, that is the function itself.
     if hasattr(compiled, "enable_caching"):
         try:

@@ -282,6 +282,16 @@ def test_badges_tell_what_was_reached(static):
     assert 'fill="#1a7f37"' in whole.badge()
     wrong = conformance.run_port(lambda case: case.expected if case.name == ONE else {}, names=[ONE, "mask-ends"])
     assert "conformance v1: 1 of 1 required, 1 wrong<" in wrong.badge()
+    # The words of both halves have room, beside each other and within the picture.
+    for report in (part, whole, wrong):
+        width, left, right = (int(w) for w in re.findall(r' width="(\d+)"', report.badge()))
+        texts = re.findall(r'x="(\d+)" y="14" textLength="(\d+)">([^<]*)<', report.badge())
+        places = [(int(x), int(x) + int(length), len(words)) for x, length, words in texts]
+        assert left + right == width
+        for (first, last, n), lo, hi in zip(places, (0, left), (left, width), strict=True):
+            assert first == lo + 6
+            assert last == hi - 6
+            assert abs(last - first - 6.6 * n) <= 0.5
 
 
 pytest_plugins = ["pytester"]
