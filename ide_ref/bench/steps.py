@@ -65,7 +65,7 @@ class Timing:
     sweeps: float
     """Mean products with Jᵀ per step; T of backpropagation through time."""
     peak_mebibytes: float
-    """Of the whole process so far."""
+    """Of the whole process, up to its last step; what the same takes by dense products comes later."""
     data: str
     """What the steps were run on."""
 
@@ -170,7 +170,9 @@ def run(
                 params, velocity, timed = _timed_step(preset, params, velocity, x, y, seed, step)
                 step += 1
                 laps.append(timed)
-            found.append(_timing(preset, params, x, laps[-repeats:], n_threads, rate, data.name))
+            # Before the same is done by dense products, whose arrays are larger.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+            found.append(_timing(preset, params, x, laps[-repeats:], n_threads, rate, data.name, peak))
     finally:
         numba.set_num_threads(before)
     return found
@@ -208,7 +210,7 @@ def _timed_step(
 
 
 def _timing(
-    preset: Preset, params: Params, x: NDArray, laps: Sequence[_Laps], threads: int, rate: float, data: str
+    preset: Preset, params: Params, x: NDArray, laps: Sequence[_Laps], threads: int, rate: float, data: str, peak: float
 ) -> Timing:
     totals = [sum(lap.seconds.values()) for lap in laps]
     network, n_steps = preset.network, preset.recipe.n_steps
@@ -239,7 +241,7 @@ def _timing(
         events_per_second=_events(network, n_spikes) / stages["rollout"],
         sent_per_second=_events(network, n_events) / stages["rollout"],
         sweeps=float(np.mean([lap.n_products for lap in laps])),
-        peak_mebibytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+        peak_mebibytes=peak,
         data=data,
     )
 
@@ -265,7 +267,7 @@ fwd/dense    its samples per second over those of dense products at that rate
 fwd/BLAS     the same over those of the rollout written with BLAS; empty where that was not timed
 events/s     spikes of the rollout times their receivers, per second of it
 sweeps       products with the transposed Jacobian for a gradient; T through time
-peak MiB     memory of the process so far
+peak MiB     memory of the process up to the last step
 ms:          median of each stage; a step is the sum of its stages, medians need not add up; loading is in neither"""
 """What the table shows, in words."""
 
