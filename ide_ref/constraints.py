@@ -234,12 +234,17 @@ def running_update(running: NDArray, batch: NDArray, momentum: float = MOMENTUM)
     return running + running.dtype.type(momentum) * (batch - running)
 
 
-def dropout_mask(shape: tuple[int, int], rate: float, rng: np.random.Generator, dtype: DTypeLike) -> NDArray:
-    """Mask (B, n), one draw per batch: 0 with probability ``rate``, to a multiple of 2⁻¹⁶, else 1/(1 − rate)."""
+def dropout_mask(
+    shape: tuple[int, int], rate: float, rng: np.random.Generator, dtype: DTypeLike, out: NDArray | None = None
+) -> NDArray:
+    """Mask (B, n), one draw per batch: 0 with probability ``rate``, to a multiple of 2⁻¹⁶, else 1/(1 − rate).
+
+    Overwrites ``out``, of that shape and dtype, where it is given.
+    """
     n = math.prod(shape)
     # Each number is four draws of 16 bits.
     bits = rng.integers(0, (1 << 64) - 1, -(-n // 4), dtype=np.uint64, endpoint=True).view(np.uint16)[:n]
-    mask = memory.empty(shape, dtype)
+    mask = memory.empty(shape, dtype) if out is None else out
     factor = mask.dtype.type(1.0 / (1.0 - rate))
     _elementwise.keep(bits, round(rate * (1 << 16)), factor, mask.ravel())
     return mask

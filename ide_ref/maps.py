@@ -519,13 +519,16 @@ def freeze(
     x = network.check_input(x, folded.dtype)
     x_mean = network.mean_input(x)
     inputs = to_channels_last(x_mean, network.input_shape)
+    sizes = [len(x) * c.synapse.n_out * (c.dropout > 0) for c in network.connections]
+    masks = np.split(memory.empty(sum(sizes), folded.dtype), np.cumsum(sizes)[:-1])
     keep: dict[str, NDArray] = {}
     caches: dict[str, BatchNormCache] = {}
-    for c, m in zip(network.connections, folded.maps, strict=True):
+    for c, m, mask in zip(network.connections, folded.maps, masks, strict=True):
         if c.dropout > 0:
             if rng is None:
                 raise ValueError(f"rng is missing; connection {c.name!r} has dropout and needs a generator")
-            keep[c.name] = constraints.dropout_mask((len(x), c.synapse.n_out), c.dropout, rng, folded.dtype)
+            shape = (len(x), c.synapse.n_out)
+            keep[c.name] = constraints.dropout_mask(shape, c.dropout, rng, folded.dtype, mask.reshape(shape))
         if c.batch_norm and c.source == INPUT:
             caches[c.name] = BatchNormCache.of(c.name, m.pre_activation(inputs), c.synapse.out_shape[0])
     return on_batch(folded, x, x_mean, keep, caches)

@@ -3,6 +3,7 @@
 ``python tests/trust.py`` draws thousands of the same systems.
 """
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -199,6 +200,21 @@ def test_every_graph_below_cond_has_certificates(case):
     gamma = contraction_bound(case.frozen)
     assert 0 <= gamma.value <= gamma.upper < 1
     assert gamma.why_not == ""
+
+
+@given(case=cases(contractive=True, own_neurons=True), size=st.sampled_from([1e-3, 1.0]), seed=seeds)
+def test_a_known_error_of_beta_is_within_its_bounds(case, size, seed):
+    """Of every population, each with its own V_th; and what is solved to rounding is certified to little more."""
+    rng = np.random.default_rng(seed)
+    state = find_equilibrium(case.frozen, case.x)
+    back = backward(case.frozen, state, rng.normal(size=(len(case.x), 3)), solver="direct")
+    places = [case.network.slice_of(i) for i in range(len(case.network.populations))]
+    assert np.all(back.errors <= 1e-9 * (1 + np.abs(back.beta).max()))
+    off = size * rng.normal(size=back.beta.shape)
+    found = replace(back, beta=back.beta + off)
+    for i, place in enumerate(places):
+        known = np.linalg.norm(off[:, place], axis=1)
+        assert np.all(known <= found.errors[:, i] + back.errors[:, i])
 
 
 def test_why_nothing_is_certified():

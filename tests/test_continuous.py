@@ -91,6 +91,10 @@ def test_two_neurons_with_delay_by_hand():
     u = [[0.25, 0.8125], [0, 0], [-0.25, 0.5625], [0.25, 0.4375], [0.0, 0.5]]
     np.testing.assert_array_equal(run.u, u)
     assert run.n_deliveries == 2 * 5
+    # A time may be asked for more than once.
+    np.testing.assert_array_equal(
+        simulate_continuous(frozen, np.ones(1), times.repeat(2), delay=0.25).u, np.repeat(u, 2, 0)
+    )
     np.testing.assert_allclose(run.a_delayed[2], [2 / 2, 1 / 2])
     # Spikes on their way arrive after a stop: at 2 those of 2 are not yet heard.
     part = simulate_continuous(frozen, np.ones(1), times, delay=0.25, max_events=3)

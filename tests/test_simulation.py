@@ -1,5 +1,7 @@
 """(STEP), (RATE) and (BALANCE) on random graphs, against the equations."""
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from ide_ref import IF, LIF, build, equations, freeze, simulate, simulation
 from ide_ref._kernels import layout
-from ide_ref.network import of_population
+from ide_ref.network import Connection, Network, Population, Readout, of_population
+from ide_ref.synapses import Dense
 
 pytestmark = pytest.mark.kernels
 
@@ -90,6 +93,30 @@ def test_the_plan_is_made_once_for_all_rollouts_of_a_frozen_network(monkeypatch)
         np.testing.assert_array_equal(simulate(frozen, inputs, n_steps).a, a)
     # One for static input, which arrives in the drive, and one for spikes.
     assert [[link.source for link in links] for links in made] == [[0], [-1, 0]]
+
+
+@pytest.mark.parametrize("width", [4, 400])
+def test_dropout_masks_lie_in_memory_once(width):
+    """Of what is large: the plan reads the masks where `freeze` drew them; copies elsewhere change no spike."""
+    connections = [
+        Connection(f"c{i}", source, target, Dense((n,), (width,)), dropout=0.25)
+        for i, (source, target, n) in enumerate(
+            [("input", "a", 3), ("b", "a", width), ("a", "b", width), ("a", "a", width)]
+        )
+    ]
+    populations = tuple(Population(name, (width,)) for name in "ab")
+    network = Network((3,), populations, tuple(connections), Readout("b", Dense((width,), (2,))), IF())
+    rng = np.random.default_rng(0)
+    params = network.init(rng, dtype=np.float32)
+    x = rng.normal(size=(200, 3)).astype(np.float32)
+    frozen = freeze(network, params, x, training=True, rng=np.random.default_rng(1))
+    trains = np.repeat(x[:, None], 5, axis=1)
+    masks = [m.keep for m in frozen.maps]
+    assert all(np.shares_memory(mask, frozen.plan_with_input.keep) for mask in masks) == (width > 4)
+    apart = replace(frozen, maps=tuple(replace(m, keep=m.keep.copy()) for m in frozen.maps))
+    assert not any(np.shares_memory(mask, apart.plan_with_input.keep) for mask in masks)
+    for inputs in (x, trains):
+        np.testing.assert_array_equal(simulate(frozen, inputs, 5).a, simulate(apart, inputs, 5).a)
 
 
 def test_a_frozen_batch_wants_its_own_size_and_a_train_its_steps():

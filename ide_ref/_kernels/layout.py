@@ -156,6 +156,9 @@ def plan(links: Iterable[Link], n_populations: int, dtype: np.dtype) -> Plan:
         return np.concatenate(parts, out=out) if parts else out
 
     ordered = sorted(links, key=lambda link: link.target)
+    # Masks are as large as the potentials: where all lie in one array, as `freeze` draws them, it is taken as it is.
+    masks = [link.keep for link in ordered if link.keep is not None]
+    room = _room_of(masks, dtype)
     table = np.empty((len(ordered), N_COLUMNS), np.int64)
     for row, (source, _, synapse, taps, keep) in zip(table, ordered, strict=True):
         fine, coarse = synapse.runs.fine, synapse.runs.coarse
@@ -165,10 +168,18 @@ def plan(links: Iterable[Link], n_populations: int, dtype: np.dtype) -> Plan:
         row[FINE], row[N_FINE] = laid(runs, fine), len(fine)
         row[COARSE], row[N_COARSE] = laid(runs, coarse), len(coarse)
         row[WEIGHTS] = laid(weights, taps if synapse.depthwise else in_blocks(taps, dtype))
-        row[KEEP] = -1 if keep is None else laid(keeps, keep)
+        row[KEEP] = -1 if keep is None else laid(keeps, keep) if room is None else memory.place(keep, room)
         row[DEPTHWISE] = synapse.depthwise
     incoming = np.searchsorted([link.target for link in ordered], np.arange(n_populations + 1))
     return Plan(
         incoming.astype(np.int64, copy=False), table, joined(runs, np.dtype(np.int32)), joined(weights, dtype),
-        joined(keeps, dtype),
+        joined(keeps, dtype) if room is None else room,
     )  # fmt: skip
+
+
+def _room_of(masks: list[NDArray], dtype: np.dtype) -> NDArray | None:
+    """The one flat array in which all of the masks lie, each in one piece; None where there is none."""
+    room = masks[0].base if masks else None
+    if not isinstance(room, np.ndarray) or room.ndim != 1 or room.dtype != dtype or not room.flags.c_contiguous:
+        return None
+    return room if all(mask.base is room and mask.flags.c_contiguous for mask in masks) else None

@@ -138,6 +138,11 @@ def aligned(array: NDArray, dtype: DTypeLike | None = None) -> NDArray:
     return copied(array, dtype)
 
 
+def place(part: NDArray, room: NDArray) -> int:
+    """At which number of a flat array one that lies in it begins."""
+    return (_address(part) - _address(room)) // room.itemsize
+
+
 def rows(x: NDArray, *, written: bool = False) -> tuple[NDArray, int]:
     """The memory of a matrix's rows as one flat array, and how far a row is from the next.
 

@@ -4,6 +4,7 @@ import ast
 import random
 from collections import defaultdict
 
+import mutate
 import pytest
 from mutants import mutants_of
 from mutate import ROOT, Tree, equivalents, every_mutant, key_of, settings, summary, times_without_mutant, try_out
@@ -93,6 +94,20 @@ def test_a_wrong_line_is_killed_and_one_that_no_test_reads_survives(small_tree):
     assert records[0]["by"].startswith("tests/test_module.py::test_twice")
     assert "50.0 %" in summary(records)
     assert (small_tree.at / file).read_bytes() == source
+
+
+def test_of_a_kernel_the_places_are_checked_too(small_tree, monkeypatch):
+    """What no other test notices, by the tests of kernels under Numba's bounds check; no such tests notice nothing."""
+    monkeypatch.setattr(mutate, "KERNELS", "module")
+    _, never = (m for m in every_mutant(["module.py"], {}, small_tree.at) if m.old in ("+", "-"))
+    tests = small_tree.at / "tests" / "test_module.py"
+    assert try_out(small_tree, never, ["tests/test_module.py"], 1.0, whole=False)["result"] == "survived"
+    tests.write_text(
+        "import os\nimport pytest\nfrom module import never\n\n@pytest.mark.kernels\ndef test_never():\n"
+        "    assert not os.environ.get('NUMBA_BOUNDSCHECK') or never(3) == 2\n"
+    )
+    record = try_out(small_tree, never, ["tests/test_module.py"], 1.0, whole=False)
+    assert (record["result"], record["by"][:35]) == ("killed", "tests/test_module.py::test_never - ")
 
 
 def test_tests_that_fail_without_a_mutant_are_refused(small_tree, monkeypatch):

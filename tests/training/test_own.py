@@ -182,6 +182,20 @@ def test_a_right_loss_passes_its_check(loss):
         check_loss(loss, single, y)
 
 
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_a_loss_that_is_a_thousandth_off_is_told(size):
+    """At logits of any size: differences are taken close by, where a curved loss has no other slope."""
+    rng = np.random.default_rng(0)
+    logits, y = size * rng.normal(size=(7, 3)), rng.integers(0, 3, 7)
+
+    def off(logits, y):
+        value, gradient = squared(logits, y)
+        return value, 1.001 * gradient
+
+    with pytest.raises(ValueError, match=r"by hand and .* by differences; \d+ of 21"):
+        check_loss(off, logits, y)
+
+
 def test_a_loss_of_one_s_own_is_trained_and_tested_with(tmp_path):
     data = own_data((4,))
     whole = loop.train(chain(), data, RECIPE, out=tmp_path / "a", loss=squared, check_loss=True)
