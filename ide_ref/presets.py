@@ -52,9 +52,10 @@ class Recipe:
     warmup_steps: int = 0
     """Batches of linear warm-up; of "steps" and "cosine"."""
     momentum: float = 0.9
-    """See `ide_ref.training.sgd.SGD`, with the next two."""
+    """See `ide_ref.training.sgd.SGD`, with the next three."""
     nesterov: bool = False
     weight_decay: float = 5e-4
+    clip_norm: float | None = None
     first_steps: int | None = None
     """T of the first epoch's batches, of static input, where that is to grow, see
     `ide_ref.training.schedule.time_steps`: what is tested, and learnt in the end, is the network of `n_steps`."""
@@ -96,7 +97,7 @@ class Recipe:
                 raise ValueError(f"first_steps is {self.first_steps}; expected at most n_steps, {self.n_steps}")
             if self.input == "spikes":
                 raise ValueError("first_steps is of static input, as a train's frames depend on T; leave it out")
-        for name in ("lr", "tol", "gamma"):
+        for name in ("lr", "tol", "gamma", *(["clip_norm"] if self.clip_norm is not None else [])):
             _checks.positive(name, getattr(self, name))
         for name in ("momentum", "label_smoothing"):
             value = getattr(self, name)

@@ -5,6 +5,7 @@ Source: ``sgd_step`` of :mod:`ide_ref.equations`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -26,10 +27,14 @@ class SGD:
 
     Nesterov's looks one step ahead: with g = ∇L + κ θ and the same v, θ ← θ - η (g + μ v).
 
+    Beyond (COND) one sample whose (BETA) is nearly singular makes a gradient a hundred times as long as others. With
+    `clip_norm` C, min(1, C/‖∇L‖) ∇L takes its place, ‖·‖ over all parameters together (Pascanu, Mikolov and Bengio,
+    *On the difficulty of training recurrent neural networks*, ICML 2013).
+
     Raises
     ------
     ValueError
-        `momentum` or `weight_decay` outside its range, or `nesterov` no bool.
+        `momentum`, `weight_decay` or `clip_norm` outside its range, or `nesterov` no bool.
     """
 
     momentum: float = 0.9
@@ -37,6 +42,8 @@ class SGD:
     weight_decay: float = 5e-4
     """κ ≥ 0, applied to every parameter named in the velocity."""
     nesterov: bool = False
+    clip_norm: float | None = None
+    """C > 0, or None to take gradients as they are."""
 
     def __post_init__(self) -> None:
         if not (_checks.is_real(self.momentum) and 0 <= self.momentum < 1):
@@ -44,6 +51,8 @@ class SGD:
         if not (_checks.is_real(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay is {self.weight_decay!r}, expected a finite number >= 0")
         _checks.kind("nesterov", self.nesterov, bool)
+        if self.clip_norm is not None:
+            _checks.positive("clip_norm", self.clip_norm)
 
     def start(self, params: Arrays, trainable: Iterable[str]) -> dict[str, NDArray[np.floating]]:
         """The velocity before the first step: a zero for each number of each `trainable` array.
@@ -88,23 +97,36 @@ class SGD:
             _checks.kind(name, mapping, Mapping)
         if not _checks.is_real(rate):
             raise ValueError(f"rate is {rate!r}, expected a finite number")
+        like = {name: self._like(name, v, params, gradients) for name, v in velocity.items()}
+        share = (
+            1.0 if self.clip_norm is None else _share(self.clip_norm, [gradient for _, gradient, _ in like.values()])
+        )
         new_params, new_velocity = dict(params), {}
-        for name, v in velocity.items():
-            for argument, mapping in (("params", params), ("gradients", gradients)):
-                if name not in mapping or np.shape(mapping[name]) != np.shape(v):
-                    given = f"shape {np.shape(mapping[name])}" if name in mapping else "nothing"
-                    raise ValueError(f"{argument} has {given} for {name!r}, expected shape {np.shape(v)}")
-            arrays = {"params": params[name], "gradients": gradients[name], "velocity": v}
-            arrays = {given: np.asarray(array) for given, array in arrays.items()}
-            dtype = arrays["params"].dtype.newbyteorder("=")
-            if dtype not in (np.float32, np.float64):
-                raise ValueError(f"params has dtype {dtype} for {name!r}, expected float32 or float64")
-            for given, array in arrays.items():
-                if array.dtype.kind not in "fiu":
-                    raise ValueError(f"{given} has dtype {array.dtype} for {name!r}, expected real numbers")
-            like = (_checks.converted(f"{given} of {name!r}", array, dtype) for given, array in arrays.items())
-            new_params[name], new_velocity[name] = self._step(*like, rate=rate)
+        for name, (theta, gradient, v) in like.items():
+            if share < 1:
+                gradient = gradient * theta.dtype.type(share)
+            new_params[name], new_velocity[name] = self._step(theta, gradient, v, rate=rate)
         return new_params, new_velocity
+
+    @staticmethod
+    def _like(name: str, v: NDArray, params: Arrays, gradients: Arrays) -> tuple[NDArray, NDArray, NDArray]:
+        """Parameter, gradient and velocity of that name in the dtype of the parameter."""
+        for argument, mapping in (("params", params), ("gradients", gradients)):
+            if name not in mapping or np.shape(mapping[name]) != np.shape(v):
+                given = f"shape {np.shape(mapping[name])}" if name in mapping else "nothing"
+                raise ValueError(f"{argument} has {given} for {name!r}, expected shape {np.shape(v)}")
+        arrays = {"params": params[name], "gradients": gradients[name], "velocity": v}
+        arrays = {given: np.asarray(array) for given, array in arrays.items()}
+        dtype = arrays["params"].dtype.newbyteorder("=")
+        if dtype not in (np.float32, np.float64):
+            raise ValueError(f"params has dtype {dtype} for {name!r}, expected float32 or float64")
+        for given, array in arrays.items():
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"{given} has dtype {array.dtype} for {name!r}, expected real numbers")
+        theta, gradient, v = (
+            _checks.converted(f"{given} of {name!r}", array, dtype) for given, array in arrays.items()
+        )
+        return theta, gradient, v
 
     def _step(self, theta: NDArray, gradient: NDArray, v: NDArray, *, rate: float) -> tuple[NDArray, NDArray]:
         dtype = theta.dtype
@@ -119,3 +141,14 @@ class SGD:
         momentum, decay, rate = map(dtype.type, (self.momentum, self.weight_decay, rate))
         _elementwise.momentum_step(old, change, speed, momentum, decay, rate, new_theta.reshape(-1), new_v.reshape(-1))
         return new_theta, new_v
+
+
+def _share(most: float, gradients: Iterable[NDArray]) -> float:
+    """min(1, most/‖∇L‖); 1 where that norm is not finite, for the parameters are to tell."""
+    lengths = np.empty(1)
+    parts = []
+    for gradient in gradients:
+        _elementwise.norms(gradient.reshape(1, -1).astype(np.float64), lengths)
+        parts.append(float(lengths[0]))
+    norm = math.hypot(*parts)
+    return min(1.0, most / norm) if 0 < norm < math.inf else 1.0

@@ -51,7 +51,8 @@ class Step:
 
 def optimiser(recipe: Recipe) -> SGD:
     """SGD as the recipe says."""
-    return SGD(momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+    rule = {name: getattr(recipe, name) for name in ("momentum", "weight_decay", "nesterov", "clip_norm")}
+    return SGD(**rule)
 
 
 def training_step(

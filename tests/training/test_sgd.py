@@ -46,6 +46,48 @@ def test_steps_are_the_equations(momentum, decay, rate, large, dtype):
 
 
 @given(
+    size=st.floats(-25, 25),
+    most=st.floats(-3, 3),
+    nesterov=st.booleans(),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_gradients_longer_than_a_bound_are_shortened_to_it_together(size, most, nesterov, dtype, seed):
+    """Their direction stays; the decay is not theirs. Shorter ones are taken as they are, to the bit."""
+    rng = np.random.default_rng(seed)
+    shapes = {"w": (3, 4), "alpha": (), "none": (0,), "large": (400, 350)}
+    params = {name: np.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+    with np.errstate(under="ignore"):
+        gradients = {name: np.asarray(10.0**size * rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+    norm = math.hypot(*(float(np.linalg.norm(g.astype(float))) for g in gradients.values()))
+    plain, clipped = (SGD(weight_decay=0.01, nesterov=nesterov, clip_norm=c) for c in (None, norm * 10.0**most))
+    share = min(1.0, 10.0**most)
+    start = plain.start(params, shapes)
+    with np.errstate(over="ignore", under="ignore"):
+        found = clipped.step(params, start, gradients, rate=0.5)
+        by_hand = plain.step(params, start, {name: g * dtype(share) for name, g in gradients.items()}, rate=0.5)
+        for mine, known in zip(found, by_hand, strict=True):
+            for name, array in mine.items():
+                same = np.testing.assert_array_equal if most >= 1e-3 else np.testing.assert_allclose
+                tolerance = (
+                    {} if most >= 1e-3 else {"rtol": 64 * np.finfo(dtype).eps, "atol": 1e-6 * 10.0**size * share}
+                )
+                same(array, known[name], **tolerance)
+
+
+def test_a_gradient_that_is_not_finite_is_not_made_so():
+    for value in (np.nan, np.inf):
+        params, _ = SGD(clip_norm=1.0).step(
+            {"w": np.ones(2)}, {"w": np.zeros(2)}, {"w": np.array([value, 1.0])}, rate=1.0
+        )
+        assert not np.isfinite(params["w"][0])
+    params, _ = SGD(clip_norm=1.0, weight_decay=0.0).step(
+        {"w": np.ones(2)}, {"w": np.zeros(2)}, {"w": np.zeros(2)}, rate=1.0
+    )
+    np.testing.assert_array_equal(params["w"], 1)
+
+
+@given(
     momentum=st.floats(0, 0.99),
     decay=st.floats(0, 0.99),
     size=st.sampled_from([(), (1,), (3, 4)]),
