@@ -519,7 +519,7 @@ def freeze(
     x = network.check_input(x, folded.dtype)
     x_mean = network.mean_input(x)
     inputs = to_channels_last(x_mean, network.input_shape)
-    sizes = [len(x) * c.synapse.n_out * (c.dropout > 0) for c in network.connections]
+    sizes = [len(x) * int(c.synapse.n_out) if c.dropout > 0 else 0 for c in network.connections]
     masks = np.split(memory.empty(sum(sizes), folded.dtype), np.cumsum(sizes)[:-1])
     keep: dict[str, NDArray] = {}
     caches: dict[str, BatchNormCache] = {}
