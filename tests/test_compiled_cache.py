@@ -1,5 +1,7 @@
 """Compiled kernels on disk: code of changed sources is not taken, and damaged files or folders do no harm."""
 
+import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -10,6 +12,7 @@ import sys
 
 import numba
 import pytest
+from numba.core import event
 from numba.core.dispatcher import Dispatcher
 
 from ide_ref import _kernels
@@ -148,3 +151,46 @@ def test_a_disk_that_fills_up_later_costs_the_cache_alone(function, monkeypatch)
 
     monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", refuse)
     assert [found(function), found(function)] == [False, False]
+
+
+class Watch(event.Listener):
+    """Whether Python collects garbage as a compilation begins, and as it ends."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_start(self, started):
+        self.seen.append(gc.isenabled())
+
+    def on_end(self, ended):
+        self.seen.append(gc.isenabled())
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("wrong", [True, False])
+def test_no_garbage_is_collected_while_a_kernel_compiles_and_as_before_afterwards(before, ours, wrong):
+    """Also where compiling fails; what others compile is theirs."""
+
+    def inner(x):
+        return x.nothing if wrong else x + 1
+
+    inner = numba.njit(inner)
+
+    def outer(x):
+        return inner(x)
+
+    if ours:
+        outer.__module__ = "ide_ref._kernels.elsewhere"
+    watch, enabled = Watch(), gc.isenabled()
+    event.register("numba:compile", watch)
+    try:
+        gc.enable() if before else gc.disable()
+        with pytest.raises(numba.TypingError) if wrong else contextlib.nullcontext():
+            numba.njit(outer)(1.0)
+        assert gc.isenabled() == before
+    finally:
+        event.unregister("numba:compile", watch)
+        gc.enable() if enabled else gc.disable()
+    # Begun outside and inside, ended inside and outside.
+    assert watch.seen == [before and not ours] * 3 + [before]

@@ -331,7 +331,7 @@ CALLS = [
             "limit": NO_COUNT[1:],
             **dict.fromkeys(("warmup_steps", "crop"), NO_WHOLE),
             **dict.fromkeys(("lr", "tol", "gamma"), NO_POSITIVE),
-            "clip_norm": [value for value in NO_POSITIVE if value is not None],
+            "clip_norm": NO_POSITIVE[1:],
             "momentum": (*NO_NUMBER, -0.1, 1.0),
             "weight_decay": (*NO_NUMBER, -0.1),
             "milestones": (None, 3, "3", (0,), (2.5,), ("3",), [3]),

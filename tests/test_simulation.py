@@ -98,11 +98,10 @@ def test_the_plan_is_made_once_for_all_rollouts_of_a_frozen_network(monkeypatch)
 @pytest.mark.parametrize("width", [4, 400])
 def test_dropout_masks_lie_in_memory_once(width):
     """Of what is large: the plan reads the masks where `freeze` drew them; copies elsewhere change no spike."""
+    ends = [("input", "a", 3), ("b", "a", width), ("a", "b", width), ("a", "a", width)]
     connections = [
         Connection(f"c{i}", source, target, Dense((n,), (width,)), dropout=np.float64(0.25))
-        for i, (source, target, n) in enumerate(
-            [("input", "a", 3), ("b", "a", width), ("a", "b", width), ("a", "a", width)]
-        )
+        for i, (source, target, n) in enumerate(ends)
     ]
     populations = tuple(Population(name, (width,)) for name in "ab")
     network = Network((3,), populations, tuple(connections), Readout("b", Dense((width,), (2,))), IF())

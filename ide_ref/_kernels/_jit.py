@@ -74,14 +74,15 @@ class _Uncollected(event.Listener):
     def __init__(self):
         self.nested = 0
 
-    def on_start(self, event):
-        if event.data["dispatcher"].py_func.__module__.startswith(__package__) or self.nested:
+    def on_start(self, started):
+        # What another package compiles, too, where a kernel calls it.
+        if self.nested or started.data["dispatcher"].py_func.__module__.startswith(__package__):
             self.nested += 1
             if self.nested == 1:
                 self.enabled = gc.isenabled()
                 gc.disable()
 
-    def on_end(self, event):
+    def on_end(self, ended):
         if self.nested:
             self.nested -= 1
             if not self.nested and self.enabled:

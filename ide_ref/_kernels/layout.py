@@ -155,10 +155,15 @@ def plan(links: Iterable[Link], n_populations: int, dtype: np.dtype) -> Plan:
         out = memory.empty(sum(part.size for part in parts), dtype)
         return np.concatenate(parts, out=out) if parts else out
 
+    def kept(keep: NDArray | None) -> int:
+        """Where a mask lies, -1 for none."""
+        if keep is None:
+            return -1
+        return laid(keeps, keep) if room is None else memory.place(keep, room)
+
     ordered = sorted(links, key=lambda link: link.target)
     # Masks are as large as the potentials: where all lie in one array, as `freeze` draws them, it is taken as it is.
-    masks = [link.keep for link in ordered if link.keep is not None]
-    room = _room_of(masks, dtype)
+    room = _room_of([link.keep for link in ordered if link.keep is not None], dtype)
     table = np.empty((len(ordered), N_COLUMNS), np.int64)
     for row, (source, _, synapse, taps, keep) in zip(table, ordered, strict=True):
         fine, coarse = synapse.runs.fine, synapse.runs.coarse
@@ -168,7 +173,7 @@ def plan(links: Iterable[Link], n_populations: int, dtype: np.dtype) -> Plan:
         row[FINE], row[N_FINE] = laid(runs, fine), len(fine)
         row[COARSE], row[N_COARSE] = laid(runs, coarse), len(coarse)
         row[WEIGHTS] = laid(weights, taps if synapse.depthwise else in_blocks(taps, dtype))
-        row[KEEP] = -1 if keep is None else laid(keeps, keep) if room is None else memory.place(keep, room)
+        row[KEEP] = kept(keep)
         row[DEPTHWISE] = synapse.depthwise
     incoming = np.searchsorted([link.target for link in ordered], np.arange(n_populations + 1))
     return Plan(

@@ -65,7 +65,7 @@ class Timing:
     sweeps: float
     """Mean products with Jᵀ per step; T of backpropagation through time."""
     peak_mebibytes: float
-    """Of the whole process, up to its last step; what the same takes by dense products comes later."""
+    """Of the whole process up to these steps; what they are compared with comes later, and counts for later threads."""
     data: str
     """What the steps were run on."""
 
@@ -170,9 +170,7 @@ def run(
                 params, velocity, timed = _timed_step(preset, params, velocity, x, y, seed, step)
                 step += 1
                 laps.append(timed)
-            # Before the same is done by dense products, whose arrays are larger.
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
-            found.append(_timing(preset, params, x, laps[-repeats:], n_threads, rate, data.name, peak))
+            found.append(_timing(preset, params, x, laps[-repeats:], n_threads, rate, data.name))
     finally:
         numba.set_num_threads(before)
     return found
@@ -210,8 +208,10 @@ def _timed_step(
 
 
 def _timing(
-    preset: Preset, params: Params, x: NDArray, laps: Sequence[_Laps], threads: int, rate: float, data: str, peak: float
+    preset: Preset, params: Params, x: NDArray, laps: Sequence[_Laps], threads: int, rate: float, data: str
 ) -> Timing:
+    # Before the same is done by dense products, whose arrays are larger.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
     totals = [sum(lap.seconds.values()) for lap in laps]
     network, n_steps = preset.network, preset.recipe.n_steps
     n_spikes, n_events = laps[-1].n_spikes, laps[-1].n_events

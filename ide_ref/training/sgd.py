@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ide_ref import _checks
 from ide_ref._kernels import elementwise as _elementwise
+from ide_ref.solvers import norms
 
 _LARGE = 1 << 17
 """Numbers from which on a kernel, which reads each once, is worth its call."""
@@ -98,9 +99,9 @@ class SGD:
         if not _checks.is_real(rate):
             raise ValueError(f"rate is {rate!r}, expected a finite number")
         like = {name: self._like(name, v, params, gradients) for name, v in velocity.items()}
-        share = (
-            1.0 if self.clip_norm is None else _share(self.clip_norm, [gradient for _, gradient, _ in like.values()])
-        )
+        share = 1.0
+        if self.clip_norm is not None:
+            share = _share(self.clip_norm, [gradient for _, gradient, _ in like.values()])
         new_params, new_velocity = dict(params), {}
         for name, (theta, gradient, v) in like.items():
             if share < 1:
@@ -145,10 +146,5 @@ class SGD:
 
 def _share(most: float, gradients: Iterable[NDArray]) -> float:
     """min(1, most/‖∇L‖); 1 where that norm is not finite, for the parameters are to tell."""
-    lengths = np.empty(1)
-    parts = []
-    for gradient in gradients:
-        _elementwise.norms(gradient.reshape(1, -1).astype(np.float64), lengths)
-        parts.append(float(lengths[0]))
-    norm = math.hypot(*parts)
+    norm = math.hypot(*(float(norms(gradient.reshape(1, -1).astype(np.float64))[0]) for gradient in gradients))
     return min(1.0, most / norm) if 0 < norm < math.inf else 1.0

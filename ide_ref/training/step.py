@@ -51,8 +51,7 @@ class Step:
 
 def optimiser(recipe: Recipe) -> SGD:
     """SGD as the recipe says."""
-    rule = {name: getattr(recipe, name) for name in ("momentum", "weight_decay", "nesterov", "clip_norm")}
-    return SGD(**rule)
+    return SGD(recipe.momentum, recipe.weight_decay, recipe.nesterov, recipe.clip_norm)
 
 
 def training_step(
