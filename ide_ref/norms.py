@@ -75,7 +75,8 @@ def operator_norm(synapse: Synapse, taps: NDArray, scale: NDArray | None, *, bou
     taps = taps.astype(np.float64)
     factors = np.ones(synapse.n_out) if scale is None else synapse.out_channels(scale.astype(np.float64))
     if max(synapse.n_in, synapse.n_out) <= EXACT_SIZE or isinstance(synapse, Dense):
-        return matrix_norm(factors[:, None] * synapse.apply(taps, np.eye(synapse.n_in)).T)
+        columns = taps[0] if isinstance(synapse, Dense) else synapse.apply(taps, np.eye(synapse.n_in))
+        return matrix_norm(factors[:, None] * columns.T)
     value = leading_singular_pair(
         lambda v: factors * synapse.apply(taps, v[None])[0],
         lambda u: synapse.adjoint(taps, (factors * u)[None])[0],

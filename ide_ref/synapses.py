@@ -168,6 +168,9 @@ def _output(out: NDArray | None, shape: Shape, dtype: np.dtype) -> tuple[NDArray
     return out, *memory.rows(out, written=True)
 
 
+LITTLE = 2**22  # multiply-adds in float64 below which the code by tiles takes longer to compile than it saves
+
+
 def matmul(x: NDArray, w: NDArray, out: NDArray | None = None) -> NDArray:
     """x @ w in an order of summation that does not depend on the number of rows; added to ``out`` where it is given.
 
@@ -178,7 +181,7 @@ def matmul(x: NDArray, w: NDArray, out: NDArray | None = None) -> NDArray:
     dtype, add = np.result_type(x, w), out is not None
     out, written, out_row = _output(out, (x.shape[0], w.shape[1]), dtype)
     x = x.astype(dtype, copy=False)
-    if x.shape[0] < TILE:
+    if x.shape[0] < TILE or (dtype == np.float64 and x.size * w.shape[1] <= LITTLE):
         _dense.matmul_few(np.ascontiguousarray(x), np.ascontiguousarray(w, dtype), add, written, out_row)
         return out
     # Transposed views are read as they lie, without a copy.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import numba
+import numpy as np
 import pytest
 from numba.core import event
 from numba.core.dispatcher import Dispatcher
@@ -66,6 +67,25 @@ def test_every_kernel_is_kept_so(module):
         for form in (kernel.one, kernel.many) if isinstance(kernel, _jit.Forms) else (kernel,):
             if isinstance(form, Dispatcher):
                 assert isinstance(form._cache, _jit._Cache)
+
+
+def test_a_helper_is_compiled_into_kernels_alone_with_its_own_options():
+    """Python reads it as written; a kernel contains it with fused products where it allows them, and only there."""
+
+    kernels = {}
+    for fused, mark in ((False, _jit.helper), (True, _jit.helper(fastmath={"contract"}))):
+
+        @mark
+        def within(x, y):
+            return x * x - y
+
+        assert within(3.0, 2.0) == 7.0
+        kernels[fused] = numba.njit(lambda x, y, within=within: within(x, y))
+    # (1 + ε)² is 1 + 2ε + ε², of which a product that is rounded keeps 1 + 2ε.
+    x = 1 + np.finfo(float).eps
+    exact = {True: np.finfo(float).eps ** 2, False: 0.0}
+    for fused, kernel in kernels.items():
+        assert kernel(x, x * x) == exact[fused]
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")

@@ -1,6 +1,7 @@
 """Every synapse is a linear map with its transpose and its outer product; the kernels keep their bits."""
 
 import itertools
+from unittest import mock
 
 import numba
 import numpy as np
@@ -9,7 +10,7 @@ from graphs import MAX_THREADS, convolutions, dense_matrix, flat_or_image, pictu
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ide_ref import equations
+from ide_ref import equations, synapses
 from ide_ref._kernels import dense, products
 from ide_ref._kernels.vector import TILE
 from ide_ref.synapses import AvgPool2d, Conv2d, ConvTranspose2d, Dense, from_channels_last, matmul, to_channels_last
@@ -246,11 +247,21 @@ def test_cells_go_and_come_back(shape):
     columns=st.integers(1, 40),
     cut=st.integers(0, 70),
     dtype=st.sampled_from([np.float32, np.float64]),
+    little=st.sampled_from([0, 2**13, 2**22]),
 )
-@example(rows=33, depth=259, columns=7, cut=5, dtype=np.float64)
-@example(rows=64, depth=256, columns=8, cut=64, dtype=np.float32)
-def test_matmul_is_the_product_to_rounding_and_keeps_its_bits(rows, depth, columns, cut, dtype):
-    """Under splits and threads; how the kernel reads and adds is tested with the innermost loops."""
+@example(rows=33, depth=259, columns=7, cut=5, dtype=np.float64, little=0)
+@example(rows=64, depth=256, columns=8, cut=64, dtype=np.float32, little=2**22)
+@example(rows=64, depth=256, columns=8, cut=63, dtype=np.float64, little=2**13)
+def test_matmul_is_the_product_to_rounding_and_keeps_its_bits(rows, depth, columns, cut, dtype, little):
+    """Under splits and threads, and whichever code a product of its size is left to.
+
+    How the kernel reads and adds is tested with the innermost loops.
+    """
+    with mock.patch.object(synapses, "LITTLE", little):
+        _check_matmul(rows, depth, columns, cut, dtype)
+
+
+def _check_matmul(rows, depth, columns, cut, dtype):
     rng = np.random.default_rng(rows)
     x, w = rng.normal(size=(rows, depth)).astype(dtype), rng.normal(size=(depth, columns)).astype(dtype)
     numba.set_num_threads(MAX_THREADS)
@@ -277,6 +288,7 @@ def test_matmul_is_the_product_to_rounding_and_keeps_its_bits(rows, depth, colum
 
 def test_products_take_the_way_for_their_number_of_samples_and_copy_nothing(monkeypatch):
     """Few rows on the calling thread, more by blocks, whose factors are read as they lie; one sample in shares."""
+    monkeypatch.setattr(synapses, "LITTLE", 20 * 120)
     taken = []
 
     def listen(module, name):
@@ -285,19 +297,21 @@ def test_products_take_the_way_for_their_number_of_samples_and_copy_nothing(monk
 
     for module, name in ((dense, "matmul_few"), (dense, "matmul"), (products, "apply_one"), (products, "apply")):
         listen(module, name)
-    w = np.ones((40, 3))
-    for rows, way in ((1, "matmul_few"), (TILE - 1, "matmul_few"), (TILE, "matmul"), (50, "matmul")):
-        wide = np.ones((rows, 60))
-        for x in (np.ones((rows, 40)), np.ones((40, rows)).T, wide[:, 5:45]):
-            for weights in (w, np.asfortranarray(w)):
-                matmul(x, weights)
-                name, (read, *_, transposed, _, _, _) = taken[-1]
-                assert name == way
-                if way == "matmul":
-                    assert np.shares_memory(read, x)
-                    matrix = taken[-1][1][4]
-                    assert np.shares_memory(matrix, weights)
-                    assert transposed == (weights is not w)
+    # In float64 more rows than that, for the code by blocks takes long to compile, and float32 asks for it anyway.
+    for dtype, first in ((np.float32, TILE), (np.float64, 21)):
+        w = np.ones((40, 3), dtype)
+        for rows, way in ((1, "matmul_few"), (first - 1, "matmul_few"), (first, "matmul"), (50, "matmul")):
+            wide = np.ones((rows, 60), dtype)
+            for x in (np.ones((rows, 40), dtype), np.ones((40, rows), dtype).T, wide[:, 5:45]):
+                for weights in (w, np.asfortranarray(w)):
+                    matmul(x, weights)
+                    name, (read, *_, transposed, _, _, _) = taken[-1]
+                    assert name == way
+                    if way == "matmul":
+                        assert np.shares_memory(read, x)
+                        matrix = taken[-1][1][4]
+                        assert np.shares_memory(matrix, weights)
+                        assert transposed == (weights is not w)
     synapse = Conv2d.over((2, 3, 3), 2, kernel=3)
     for rows in (1, 2):
         synapse.apply(np.ones((9, 2, 2)), np.ones((rows, 18)))

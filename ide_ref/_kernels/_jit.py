@@ -14,6 +14,7 @@ from pathlib import Path
 import numba
 from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.extending import register_jitable
 
 
 @cache
@@ -66,6 +67,13 @@ def njit(function=None, *, parallel=False, **options):
     if function is None:
         return lambda given: njit(given, parallel=parallel, **options)
     return Forms(function, options) if parallel else _kept(function, options)
+
+
+def helper(function=None, **options):
+    """What kernels alone call, part of their code; Python reads it as it is written, so nothing compiles to call it."""
+    if function is None:
+        return lambda given: helper(given, **options)
+    return register_jitable(**options)(function) if options else register_jitable(function)
 
 
 class _Uncollected(event.Listener):

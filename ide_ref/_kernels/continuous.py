@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from ide_ref._kernels._jit import njit
+from ide_ref._kernels._jit import helper, njit
 
 DONE, BUDGET = 0, 1
 SPIKES, DELIVERIES, INPUTS, STATUS, DELIVERED, EDGES, WORK, N_COUNTS = range(8)
@@ -28,21 +28,21 @@ LARGEST = 1e300  # and y beyond which it does
 SHORT = 1e-20  # parts of τ: in so short a time nothing leaks, and dividing by τ might leave the range of numbers
 
 
-@njit
+@helper
 def _frame_of(elapsed, tau):
     """y so long after T0."""
     x = elapsed / tau
     return elapsed if x < SHORT else tau * math.expm1(x)
 
 
-@njit
+@helper
 def _time_of(y, tau):
     """How long after T0 that is; infinity for infinity."""
     x = y / tau
     return y if x < SHORT or y == np.inf else tau * math.log1p(x)
 
 
-@njit
+@helper
 def _crossing(c, slope, y):
     """Where in the frame a neuron next fires: y itself if it stands at threshold now, infinity for never."""
     if c <= slope * y:
@@ -50,12 +50,12 @@ def _crossing(c, slope, y):
     return max(c / slope, y) if slope > 0 else np.inf
 
 
-@njit
+@helper
 def _potential(c, lost, slope, y, v_th, tau):
     return v_th - (c - (slope * y - lost)) / (1.0 + y / tau)
 
 
-@njit
+@helper
 def _add(c, lost, i, value):
     """c[i] += value, the rounding error into lost[i]."""
     old = c[i]
@@ -65,12 +65,12 @@ def _add(c, lost, i, value):
     c[i] = new
 
 
-@njit
+@helper
 def _before(key, i, j):
     return key[i] < key[j] or (key[i] == key[j] and i < j)
 
 
-@njit
+@helper
 def _rise(heap, place, key, i):
     """Neuron i's key has fallen: move it towards the top."""
     at = place[i]
@@ -86,7 +86,7 @@ def _rise(heap, place, key, i):
     place[i] = at
 
 
-@njit
+@helper
 def _sink(heap, place, key, i):
     """Neuron i's key has risen: move it towards the leaves."""
     n = heap.shape[0]
@@ -107,7 +107,7 @@ def _sink(heap, place, key, i):
     place[i] = at
 
 
-@njit
+@helper
 def _order(heap, place, key, c, drive, y, rheobase):
     """All keys anew, and the heap from the leaves up."""
     n = heap.shape[0]
@@ -117,7 +117,7 @@ def _order(heap, place, key, c, drive, y, rheobase):
         _sink(heap, place, key, heap[at])
 
 
-@njit
+@helper
 def _deliver(source, y, blocks, weights, heap, place, key, c, lost, drive, rheobase, tau):
     """One spike reaches its receivers. Returns how many there are.
 
@@ -142,7 +142,7 @@ def _deliver(source, y, blocks, weights, heap, place, key, c, lost, drive, rheob
     return reached
 
 
-@njit
+@helper
 def _next_arrival(sample, delay, delivered, spikes, arrived, input_times, edge, edges):
     """What comes next by itself, not by a neuron at threshold, and when: a sample after all else of its instant."""
     kind, t = SAMPLE, sample
@@ -155,7 +155,7 @@ def _next_arrival(sample, delay, delivered, spikes, arrived, input_times, edge, 
     return kind, t
 
 
-@njit
+@helper
 def _next_crossing(heap, place, key, c, drive, rheobase, y):
     """The neuron that fires next, and where in the frame: the top of the heap, once its bound is its crossing."""
     i = heap[0]
@@ -168,7 +168,7 @@ def _next_crossing(heap, place, key, c, drive, rheobase, y):
     return i, crossing
 
 
-@njit
+@helper
 def _potentials(c, lost, drive, rheobase, y, v_th, tau, u):
     for j in range(u.shape[0]):
         u[j] = _potential(c[j], lost[j], drive[j] - rheobase[j], y, v_th[j], tau)
@@ -287,7 +287,7 @@ def run(
     counts[INPUTS], counts[DELIVERED], counts[EDGES], counts[WORK] = arrived, delivered, edge, work
 
 
-@njit
+@helper
 def _move(c, lost, drive, rheobase, elapsed, tau):
     """Constants c of a frame that begins ``elapsed`` later: how far below threshold potentials are then."""
     x = elapsed / tau

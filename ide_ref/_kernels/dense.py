@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from ide_ref._kernels._jit import njit
+from ide_ref._kernels._jit import helper, njit
 from ide_ref._kernels.memory import LINE
 from ide_ref._kernels.vector import TILE, add_rows, copy_across, copy_panel, tile_product
 
@@ -13,7 +13,7 @@ FEW = 4 * TILE  # or so many where there are few columns, so that every thread h
 DEPTH = 256  # k per block: its part of a panel stays in the first-level cache while the task's rows pass
 
 
-@njit
+@helper
 def _pack(w, transposed, k, depth, j, width, panel):
     """panel = w[k : k + depth, j : j + width], or of wᵀ."""
     if width == panel.shape[1]:
@@ -27,7 +27,7 @@ def _pack(w, transposed, k, depth, j, width, panel):
                 panel[i, c] = w[j + c, k + i] if transposed else w[k + i, j + c]
 
 
-@njit
+@helper
 def _part_of_tile(x, x_at, x_row, x_step, out, at, out_row, depth, n_rows, width, panel, spare_x, spare):
     """A tile's product where rows or columns are missing, by copies of what there is."""
     for r in range(n_rows):
@@ -41,7 +41,7 @@ def _part_of_tile(x, x_at, x_row, x_step, out, at, out_row, depth, n_rows, width
             out[at + r * out_row + c] = spare[r, c]
 
 
-@njit
+@helper
 def _tiles(x, x_row, x_step, n_rows, w, transposed, add, out, out_row, first, last, j):
     """The rows from ``first`` to ``last``, of the columns from j on, at most a panel's width of them."""
     n = w.shape[1] if transposed else w.shape[0]

@@ -9,19 +9,19 @@ any number of threads.
 import numpy as np
 from numba import prange
 
-from ide_ref._kernels._jit import njit
+from ide_ref._kernels._jit import helper, njit
 from ide_ref._kernels.dense import dot
 
 SLICES = 16
 
 
-@njit
+@helper
 def _add(row, total):
     for c in range(row.shape[0]):
         total[c] += row[c]
 
 
-@njit
+@helper
 def _add_squares(row, mean, total):
     for c in range(row.shape[0]):
         total[c] += (row[c] - mean[c]) ** 2
@@ -48,7 +48,7 @@ def moments(z, mean, variance):
                 into[c] += partial[i, c] / n
 
 
-@njit
+@helper
 def _add_products(delta, z, mean, inverse, along, total, rest):
     for c in range(z.shape[0]):
         centred = z[c] - mean[c]
@@ -57,7 +57,7 @@ def _add_products(delta, z, mean, inverse, along, total, rest):
         rest[c] += centred
 
 
-@njit(fastmath={"contract"})
+@helper(fastmath={"contract"})
 def _back(delta, z, mean, scale, constant, slope, d_z):
     for c in range(z.shape[0]):
         d_z[c] = scale[c] * (delta[c] - constant[c] - slope[c] * (z[c] - mean[c]))
@@ -141,7 +141,7 @@ def sums(x, row, n_batch, n, out):
             out[c] += partial[i, c]
 
 
-@njit(fastmath={"contract"})
+@helper(fastmath={"contract"})
 def _affine(x, scale, shift, masked, keep, add, out):
     for c in range(scale.shape[0]):
         value = scale[c] * x[c] + shift[c]
@@ -163,7 +163,7 @@ def affine(x, row, n_batch, n, scale, shift, masked, keep, keep_row, add, out, o
             _affine(x[i : i + n_channels], scale, shift, masked, keep[j : j + n_channels], add, out[k : k + n_channels])
 
 
-@njit
+@helper
 def _multiply(x, y, out):
     for j in range(out.shape[0]):
         out[j] = x[j] * y[j]
@@ -176,7 +176,7 @@ def multiply(x, row, y, y_row, n_batch, n, out, out_row):
         _multiply(x[b * row : b * row + n], y[b * y_row : b * y_row + n], out[b * out_row : b * out_row + n])
 
 
-@njit
+@helper
 def _keep(bits, least, factor, out):
     for j in range(out.shape[0]):
         out[j] = factor if bits[j] >= least else 0
@@ -192,7 +192,7 @@ def keep(bits, least, factor, out):
         _keep(bits[lo:hi], least, factor, out[lo:hi])
 
 
-@njit(fastmath={"reassoc", "contract"})
+@helper(fastmath={"reassoc", "contract"})
 def _dot(x, y):
     total = 0.0
     for j in range(x.shape[0]):
@@ -200,7 +200,7 @@ def _dot(x, y):
     return total
 
 
-@njit(fastmath={"contract"})
+@helper(fastmath={"contract"})
 def _add_multiple(factor, x, y):
     for j in range(y.shape[0]):
         y[j] += factor * x[j]
@@ -228,7 +228,7 @@ def orthogonalise(vectors, n, v, along):
     return length
 
 
-@njit
+@helper
 def _length(x):
     """Euclidean norm of x, also where squares leave the range of its dtype."""
     length = np.sqrt(dot(x, x))
@@ -254,7 +254,7 @@ def norms(x, out):
         out[b] = _length(x[b])
 
 
-@njit
+@helper
 def _residual(x, y, b, r):
     for j in range(x.shape[0]):
         r[j] = (np.float64(b[j]) + np.float64(y[j])) - np.float64(x[j])
@@ -272,7 +272,7 @@ def judge(x, y, b, sizes):
         sizes[3, i] = _length(x[i])
 
 
-@njit
+@helper
 def _move(y, b, x, after, r):
     for j in range(y.shape[0]):
         after[j] = y[j] + b[j]
@@ -287,7 +287,7 @@ def move(y, b, x, after, r, norm):
         norm[i] = _length(r[i])
 
 
-@njit
+@helper
 def _slope(p, lower, upper, v_th, inverse, out):
     for j in range(out.shape[0]):
         # No short cuts: they are branches, and half of them are not foreseen.
@@ -306,7 +306,7 @@ def slope(p, lower, upper, v_th, inverse, out):
         _slope(p[lo:hi], lower, upper, v_th, inverse, out[lo:hi])
 
 
-@njit
+@helper
 def _n_wild(x):
     count = 0
     for j in range(x.shape[0]):
@@ -324,7 +324,7 @@ def all_finite(x):
     return count == 0
 
 
-@njit(fastmath={"contract"})
+@helper(fastmath={"contract"})
 def _momentum(theta, gradient, velocity, momentum, decay, rate, new_theta, new_velocity):
     for j in range(theta.shape[0]):
         v = momentum * velocity[j] + (gradient[j] + decay * theta[j])
@@ -345,7 +345,7 @@ def momentum_step(theta, gradient, velocity, momentum, decay, rate, new_theta, n
         )
 
 
-@njit(fastmath={"contract"})
+@helper(fastmath={"contract"})
 def _off(d_weight, d_norm, along, factor, out):
     for j in range(out.shape[0]):
         out[j] = factor * (d_weight[j] - along * d_norm[j])

@@ -8,7 +8,7 @@ sends and what receives (and the axes of the weights) transposes the map.
 import numpy as np
 from numba import prange
 
-from ide_ref._kernels._jit import njit
+from ide_ref._kernels._jit import helper, njit
 from ide_ref._kernels.propagate import COLUMNS, JOIN, chunk_of, locate, propagate
 from ide_ref._kernels.vector import add_rows_through, nonzero
 
@@ -16,7 +16,7 @@ SHARES = 4  # of one sample's output positions
 CHANNELS = 64  # rows of a weight tile, which stays in the first-level cache beside most of a sample's rows
 
 
-@njit
+@helper
 def _list_events(x, x_at, n, events, values, at):
     """Events of x[x_at:][:n] into events[at:] and values[at:]; returns their number."""
     n_events = nonzero(x, x_at, n, events, at)
@@ -83,7 +83,7 @@ def apply_one(x, n_positions, c_in, weights, fine, coarse, n_parts, out, c_out, 
         )  # fmt: skip
 
 
-@njit
+@helper
 def _list_by_channel(x, at, n_channels, part_of, events, starts, following, index, values):
     """Events of x (P, C) from x[at] on by part of the positions, then channel, then position.
 

@@ -11,7 +11,7 @@ or a whole row of a kernel; the sums have the same order, so the same bits.
 import numpy as np
 from numba import get_num_threads
 
-from ide_ref._kernels._jit import njit
+from ide_ref._kernels._jit import helper, njit
 from ide_ref._kernels.memory import LINE
 from ide_ref._kernels.vector import add_runs
 
@@ -100,7 +100,7 @@ def propagate(
                 )  # fmt: skip
 
 
-@njit
+@helper
 def _list_runs(seen, joined, q_first, q_last, tile, n_chunks, first, places, c_out, listed, n):
     """The runs of all samples that have events, as ``add_runs`` takes them, from listed[n] on; returns where they end.
 

@@ -11,7 +11,7 @@ from collections import namedtuple
 import numpy as np
 from numba import prange
 
-from ide_ref._kernels._jit import njit
+from ide_ref._kernels._jit import helper, njit
 from ide_ref._kernels.layout import (
     C_IN,
     C_OUT,
@@ -42,7 +42,7 @@ count : (2, L + 1, samples)  how long they are; the last population is the input
 """
 
 
-@njit
+@helper
 def _propagate(first, size, n_events, events, values, row, plan, out, places):
     """Add what a block's events bring through the connection of one row of the table, to out[places[i]:] each."""
     n_samples = places.shape[0]
@@ -61,21 +61,21 @@ def _propagate(first, size, n_events, events, values, row, plan, out, places):
         )  # fmt: skip
 
 
-@njit(fastmath={"contract"})
+@helper(fastmath={"contract"})
 def _leak(leak, drive, u):
     """λ u + F x + b, the part of (STEP) without spikes, in place."""
     for j in range(u.shape[0]):
         u[j] = leak * u[j] + drive[j]
 
 
-@njit(fastmath={"contract"})
+@helper(fastmath={"contract"})
 def _add(arrived, masked, keep, u):
     """What has arrived, or what dropout lets through of it."""
     for j in range(u.shape[0]):
         u[j] = u[j] + (keep[j] * arrived[j] if masked else arrived[j])
 
 
-@njit
+@helper
 def _send_input(inputs, t, sent):
     """The input of step t, of (samples, T, n_in), as events."""
     n_samples, _, n_in = inputs.shape
@@ -87,7 +87,7 @@ def _send_input(inputs, t, sent):
             sent.values[EVENTS, i, e] = inputs[i, t, sent.events[EVENTS, i, e]]
 
 
-@njit
+@helper
 def _receive(kind, pop, block, starts, plan, sent, scratch, first, u):
     """Add what was sent to a population to its potentials, and changes of predictions to its constant drive as well."""
     lo, hi = starts[pop], starts[pop + 1]
@@ -123,7 +123,7 @@ def _receive(kind, pop, block, starts, plan, sent, scratch, first, u):
                     _add(scratch[i, : hi - lo], masked, kept, sent.constant[i, lo:hi])
 
 
-@njit
+@helper
 def _predict(a, lo, hi, few, many, i, sent):
     """Of the neurons lo to hi of sample i, predict spikes where the rate's sum is above ``many``, none below ``few``.
 
@@ -142,7 +142,7 @@ def _predict(a, lo, hi, few, many, i, sent):
     return count
 
 
-@njit
+@helper
 def _record(lo, hi, i, sent, n_sent, u, spikes, potentials):
     """Spikes and potentials of the neurons lo to hi of sample i, from what was predicted and what was sent."""
     for j in range(lo, hi):
@@ -152,7 +152,7 @@ def _record(lo, hi, i, sent, n_sent, u, spikes, potentials):
         spikes[lo + sent.events[EVENTS, i, e]] ^= 1
 
 
-@njit
+@helper
 def _run(
     block, drive, inputs, leak, v_th, rate_weights, bounds, starts, plan, u, a, n_spikes, n_events, margin, spikes,
     potentials, stop,
