@@ -6,6 +6,7 @@ nothing but affine maps; what only the parameters' gradients need stands apart, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -187,12 +188,17 @@ class AffineMap:
 
         A batch's own statistics are taken as fixed: with them the connection is linear, a sample at a time.
         """
-        return self._norm(bound=True)
+        # Where a decomposition gave the value, it gave the bound as well.
+        return self._known_norm if math.isfinite(self._known_norm.upper) else self._norm(bound=True)
 
-    @cached_property
+    @property
     def operator_norm(self) -> float:
         """The value of ``norm_bound``, without the time that a bound takes for a large convolution."""
-        return self._norm(bound=False).value
+        return self._known_norm.value
+
+    @cached_property
+    def _known_norm(self) -> Norm:
+        return self._norm(bound=False)
 
     def _norm(self, *, bound: bool) -> Norm:
         scale = None if self.norm is None else self.norm.scale

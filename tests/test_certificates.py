@@ -5,6 +5,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from trust import HONEST, Exact, judge_network, judge_system, solve_exactly
 from ide_ref import IF, backward, build, certificates, find_equilibrium, freeze, simulate
 from ide_ref.authors import Profile, edited
 from ide_ref.certificates import Near, certified, contraction_bound, norm_above, resolved
+from ide_ref.maps import AffineMap
+from ide_ref.norms import Norm
 from ide_ref.solvers import NotConverged, accept, norms, solve
 
 seeds = st.integers(0, 2**32 - 1)
@@ -215,6 +218,39 @@ def test_a_known_error_of_beta_is_within_its_bounds(case, size, seed):
     for i, place in enumerate(places):
         known = np.linalg.norm(off[:, place], axis=1)
         assert np.all(known <= found.errors[:, i] + back.errors[:, i])
+
+
+@given(case=cases(dtype=np.float64), seed=seeds)
+def test_a_radius_that_excludes_certificates_only_saves_time(case, seed):
+    """The same errors, finite or not, as from norms that are bounds throughout."""
+    state = find_equilibrium(case.frozen, case.x, max_iter=20, allow_unconverged=True)
+    d_logits = np.random.default_rng(seed).normal(size=(len(case.x), 3))
+    found = []
+    for beyond in (certificates.BEYOND, np.inf):
+        with mock.patch.object(certificates, "BEYOND", beyond):
+            back = backward(case.frozen, state, d_logits, solver="direct", allow_unconverged=True)
+            found.append((replace(state).errors, back.errors, certificates.why_not(case.frozen) == ""))
+    for quick, thorough in zip(*found, strict=True):
+        np.testing.assert_array_equal(quick, thorough)
+    if certificates.block_radius(case.frozen) >= certificates.BEYOND:
+        assert not found[1][2]
+
+
+@pytest.mark.parametrize(("weight", "asked"), [(0.5, True), (1.0, True), (1.005, True), (1.02, False), (np.inf, False)])
+def test_bounds_of_norms_take_no_time_where_they_promise_nothing(weight, asked, monkeypatch):
+    """A large convolution's takes a hundred times as long as its value."""
+    problem = one_neuron(0.5, np.float64)
+    state = find_equilibrium(problem, np.zeros((1, 1)))
+    back = backward(problem, state, np.ones((1, problem.network.n_classes)))
+    asks = []
+    monkeypatch.setattr(AffineMap, "operator_norm", weight)
+    monkeypatch.setattr(AffineMap, "norm_bound", property(lambda m: asks.append(m) or Norm(weight, weight)))
+    for found in (replace(state), replace(back)):
+        assert np.all(np.isfinite(found.errors)) == (weight < 1)
+        assert bool(asks) == asked
+        asks.clear()
+    assert (certificates.why_not(problem) == "") == (weight < 1)
+    assert bool(asks) == asked
 
 
 def test_why_nothing_is_certified():
