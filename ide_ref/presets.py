@@ -152,6 +152,7 @@ class Preset:
         _checks.kind("graph", self.graph, Network, type(None))
         if self.dropout is not None and not (_checks.is_real(self.dropout) and 0 <= self.dropout < 1):
             raise ValueError(f"dropout is {self.dropout!r}; expected a number in [0, 1), or None for the graph's own")
+        _checks.one_of("norm", self.norm, ("operator", "kernel"))
         sizes = self.input_shape, self.n_classes
         if self.graph is not None and sizes != (tuple(self.graph.input_shape), self.graph.n_classes):
             given = f"input_shape is {self.input_shape} and n_classes {self.n_classes}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 _JSON, _CSV = "sweep.json", "sweep.csv"
+_OF_PRESET = ("dropout", "norm")  # what `--recipe` can vary besides a recipe's fields
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def add(p: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=V[,V]",
-        help="of the recipe, e.g. lr=0.05,0.1 or epochs=3, or dropout=0,0.2; fast: that recipe, see train",
+        help="of the recipe, e.g. lr=0.05,0.1 or epochs=3, or dropout=0,0.2, or norm=kernel; fast: that recipe, see train",
     )
     p.add_argument(
         "--target", type=float, metavar="PERCENT", help="test accuracy: also tell the seconds until it was reached"
@@ -103,8 +104,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         if option == "fast":
             continue
         name, equals, text = option.partition("=")
-        if not equals or name not in {"dropout", *(f.name for f in fields(Recipe))}:
-            wanted = "a field of ide_ref.presets.Recipe or dropout, or the word fast"
+        if not equals or name not in {*_OF_PRESET, *(f.name for f in fields(Recipe))}:
+            wanted = f"a field of ide_ref.presets.Recipe or {' or '.join(_OF_PRESET)}, or the word fast"
             raise ValueError(f"--recipe is {option!r}; expected FIELD=VALUE[,VALUE], {wanted}")
         try:
             varied[name] = [tuple(v) if isinstance(v, list) else v for v in json.loads(f"[{text}]")]
@@ -118,8 +119,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         if args.data not in (None, preset.recipe.dataset):
             # Statistics of another data set say nothing of this one.
             changes |= {"dataset": args.data, "mean": None, "std": None}
-        dropout = changes.pop("dropout", preset.dropout)
-        preset = replace(preset, recipe=replace(preset.recipe, **changes), dropout=dropout)
+        of_preset = {field: changes.pop(field) for field in _OF_PRESET if field in changes}
+        preset = replace(preset, recipe=replace(preset.recipe, **changes), **of_preset)
         named = f"{name}-fast" if recipe == "fast" else name
         row = re.sub(r"[^\w.=+-]+", "_", "-".join([named, neuron, *told]))
         where = Path(args.out), args.data_dir, args.data

@@ -40,7 +40,7 @@ def swept(capsys, out, *words):
 
 def test_fast_is_where_fields_and_dropout_start_from(in_process, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(presets._FAST, "digits", replace(tiny.preset(lr=0.01), name="digits", dropout=0.0))
-    words = ["--seeds", "0", "--recipe", "fast", "--recipe", "dropout=0.1,0.3"]
+    words = ["--seeds", "0", "--recipe", "fast", "--recipe", "dropout=0.1,0.3", "--recipe", "norm=kernel"]
     status, document, _ = swept(capsys, tmp_path / "out", *words)
     assert status == 0
     assert [row["row"] for row in document["sweep"]] == [f"digits-fast-lif-dropout={p}" for p in (0.1, 0.3)]
@@ -48,6 +48,8 @@ def test_fast_is_where_fields_and_dropout_start_from(in_process, capsys, tmp_pat
         preset = checkpoint.load(tmp_path / "out" / f"{row['row']}-s0").preset
         assert (preset.recipe.lr, preset.recipe.epochs) == (0.01, 2)
         assert preset.dropout == float(row["row"][-3:])
+        assert preset.norm == "kernel"
+        assert [c.restriction.norm for c in preset.network.connections if c.restriction] == ["kernel"]
 
 
 def test_every_combination_is_trained_as_by_train_and_summed_up(in_process, capsys, tmp_path):
@@ -183,6 +185,7 @@ def test_who_dies_is_tried_again_alone_and_named(small, capsys, tmp_path, monkey
         (["--recipe", "fast"], "digits has no fast recipe"),
         (["--recipe", "dropout=a"], "dropout is 'a'; expected a number in [0, 1)"),
         (["--recipe", "dropout=2"], "dropout is 2; expected a number in [0, 1)"),
+        (["--recipe", "norm=none"], "norm is 'none'"),
         (["--recipe", "lr=fast"], "lr is 'fast'"),
         (["--solvers", "magic"], "solver is 'magic'"),
         (["--recipe", "lr=0.1,0.1"], "asked for twice"),
