@@ -38,7 +38,7 @@ def add(p: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=V[,V]",
-        help="of the recipe, e.g. lr=0.05,0.1 or epochs=3, or dropout=0,0.2, or norm=kernel; fast: that recipe, see train",
+        help="of the recipe, e.g. lr=0.05,0.1 or epochs=3, dropout=0,0.2 or norm=kernel; fast: that recipe, see train",
     )
     p.add_argument(
         "--target", type=float, metavar="PERCENT", help="test accuracy: also tell the seconds until it was reached"
