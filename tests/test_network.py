@@ -286,11 +286,19 @@ def test_operator_norms_are_true(case):
                 assert m.operator_norm == pytest.approx(plain, rel=1e-10)
 
 
-def test_a_bound_of_a_norm_is_computed_where_it_is_asked_for(monkeypatch):
+@pytest.mark.parametrize(("at_once", "asks"), [(2.0, [False]), (np.inf, [False, True])])
+def test_a_bound_of_a_norm_is_computed_where_it_is_asked_for(at_once, asks, monkeypatch):
+    """And once: a decomposition gives it with the value."""
     asked = []
-    monkeypatch.setattr(maps_module, "operator_norm", lambda *given, bound: asked.append(bound) or Norm(1.0, 2.0))
+
+    def norm(*given, bound):
+        asked.append(bound)
+        return Norm(1.0, 2.0 if bound else at_once)
+
+    monkeypatch.setattr(maps_module, "operator_norm", norm)
     m = freeze(layer(), layer().init(np.random.default_rng(0))).maps[1]
-    assert (m.operator_norm, m.norm_bound, asked) == (1.0, Norm(1.0, 2.0), [False, True])
+    assert (m.operator_norm, asked) == (1.0, [False])
+    assert (m.norm_bound, m.norm_bound, asked) == (Norm(1.0, 2.0), Norm(1.0, 2.0), asks)
 
 
 def test_a_new_start_vector_finds_the_same_norm():
