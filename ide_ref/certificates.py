@@ -113,7 +113,7 @@ def population_norms(frozen: Frozen, *, bound: bool = True) -> tuple[NDArray, ND
 
 
 def block_radius(frozen: Frozen) -> float:
-    """The spectral radius of the norms between populations, as well as it is known, below which all is certified."""
+    """The spectral radius of N, the norms between populations as well as they are known; (CERT) needs it below 1."""
     N = np.add(*population_norms(frozen, bound=False))
     return float(np.max(np.abs(np.linalg.eigvals(N)))) if np.all(np.isfinite(N)) else math.inf
 
