@@ -123,7 +123,7 @@ def training_curves(
     losses = [[max(line[f"{split}_loss"], 1e-8) for line in history] for split in splits]
     errors = [[max(100 * (1 - line[f"{split}_accuracy"]), 1e-2) for line in history] for split in splits]
     for ax, unit, (train, test) in ((left, "cross-entropy", losses), (right, "error (%)", errors)):
-        ax.plot(epochs, train, color=TRAIN, label="train (with dropout)", **points)
+        ax.plot(epochs, train, color=TRAIN, label="train (batches as met)", **points)
         ax.plot(epochs, test, color=TEST, label="test", **points)
         # One epoch has one tick.
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
