@@ -56,6 +56,9 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 5e-4
     clip_norm: float | None = None
+    readout_rate: float = 1.0
+    """Learning rate of the readout, over that of all others. Descent along a readout is stable up to a rate of about
+    1/‖a‖², which many neurons make small: the whole network can only learn faster where the readout does not."""
     first_steps: int | None = None
     """T of the first epoch's batches, of static input, where that is to grow, see
     `ide_ref.training.schedule.time_steps`: what is tested, and learnt in the end, is the network of `n_steps`."""
@@ -97,7 +100,7 @@ class Recipe:
                 raise ValueError(f"first_steps is {self.first_steps}; expected at most n_steps, {self.n_steps}")
             if self.input == "spikes":
                 raise ValueError("first_steps is of static input, as a train's frames depend on T; leave it out")
-        for name in ("lr", "tol", "gamma", *(["clip_norm"] if self.clip_norm is not None else [])):
+        for name in ("lr", "tol", "gamma", "readout_rate", *(["clip_norm"] if self.clip_norm is not None else [])):
             _checks.positive(name, getattr(self, name))
         for name in ("momentum", "label_smoothing"):
             value = getattr(self, name)

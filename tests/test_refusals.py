@@ -330,7 +330,7 @@ CALLS = [
             **dict.fromkeys(("n_steps", "epochs", "batch_size", "max_iter"), NO_COUNT),
             "limit": NO_COUNT[1:],
             **dict.fromkeys(("warmup_steps", "crop"), NO_WHOLE),
-            **dict.fromkeys(("lr", "tol", "gamma"), NO_POSITIVE),
+            **dict.fromkeys(("lr", "tol", "gamma", "readout_rate"), NO_POSITIVE),
             "clip_norm": NO_POSITIVE[1:],
             "momentum": (*NO_NUMBER, -0.1, 1.0),
             "weight_decay": (*NO_NUMBER, -0.1),

@@ -48,6 +48,9 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument("--first-steps", type=_common.count, metavar="T", help="T in the first epoch, from which it grows")
     p.add_argument("--nesterov", action="store_true", default=None, help="look one step of the momentum ahead")
     p.add_argument("--clip-norm", type=_common.positive, metavar="C", help="shorten gradients that are longer than C")
+    p.add_argument(
+        "--readout-rate", type=_common.positive, metavar="R", help="learning rate of the readout, in that of the others"
+    )
     p.add_argument("--label-smoothing", type=float, metavar="E", help="share of each label spread over all classes")
     p.add_argument("--crop", type=_common.seed, metavar="N", help="shift training pictures by up to N pixels")
     p.add_argument("--flip", action="store_true", default=None, help="mirror every second training picture")

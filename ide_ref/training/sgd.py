@@ -68,7 +68,7 @@ class SGD:
         return {name: np.zeros_like(params[name]) for name in trainable}
 
     def step(
-        self, params: Arrays, velocity: Arrays, gradients: Arrays, *, rate: float
+        self, params: Arrays, velocity: Arrays, gradients: Arrays, *, rate: float | Mapping[str, float]
     ) -> tuple[dict[str, NDArray[np.floating]], dict[str, NDArray[np.floating]]]:
         """One step; the arguments keep their values.
 
@@ -80,8 +80,8 @@ class SGD:
             v; its names are the parameters to update.
         gradients : dict of arrays
             ∇L for each name of `velocity`, of the parameter's shape.
-        rate : float
-            η.
+        rate : float, or dict of floats
+            η, of all parameters or for each name of `velocity`.
 
         Returns
         -------
@@ -91,13 +91,15 @@ class SGD:
         Raises
         ------
         ValueError
-            A gradient or a parameter is missing, has another shape than its velocity, or is not of real numbers (a
-            parameter: of float32 or float64); or `rate` is no finite number.
+            A gradient, a parameter or a rate is missing; a gradient or a parameter has another shape than its
+            velocity, or is not of real numbers (a parameter: of float32 or float64); a rate is no finite number.
         """
         for name, mapping in (("params", params), ("velocity", velocity), ("gradients", gradients)):
             _checks.kind(name, mapping, Mapping)
-        if not _checks.is_real(rate):
-            raise ValueError(f"rate is {rate!r}, expected a finite number")
+        rates = rate if isinstance(rate, Mapping) else dict.fromkeys(velocity, rate)
+        for name in velocity:
+            if not _checks.is_real(rates.get(name)):
+                raise ValueError(f"rate is {rates.get(name)!r} for {name!r}, expected a finite number")
         like = {name: self._like(name, v, params, gradients) for name, v in velocity.items()}
         share = 1.0
         if self.clip_norm is not None:
@@ -106,7 +108,7 @@ class SGD:
         for name, (theta, gradient, v) in like.items():
             if share < 1:
                 gradient = gradient * theta.dtype.type(share)
-            new_params[name], new_velocity[name] = self._step(theta, gradient, v, rate=rate)
+            new_params[name], new_velocity[name] = self._step(theta, gradient, v, rate=rates[name])
         return new_params, new_velocity
 
     @staticmethod

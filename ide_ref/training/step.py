@@ -76,7 +76,7 @@ def training_step(
     x : (B, *input_shape) or (B, T, *input_shape) array
     y : (B,) integers
     rate : float
-        Learning rate of this step.
+        Learning rate of this step; the readout's is `Recipe.readout_rate` times it.
     rng : Generator
         Draws the dropout masks.
     lap : callable
@@ -111,7 +111,8 @@ def training_step(
         logits, value, rates, back = differentiate(group, network, params, x, recipe, judged, rng=rng)
     else:
         logits, value, rates, back = _differentiated(preset, params, x, judged, rng, lap)
-    new, velocity = optimiser(recipe).step({**params, **back.statistics}, velocity, back.gradients, rate=rate)
+    rates_of = {name: rate * (recipe.readout_rate if name.startswith("readout.") else 1.0) for name in velocity}
+    new, velocity = optimiser(recipe).step({**params, **back.statistics}, velocity, back.gradients, rate=rates_of)
     new = network.project(new)
     for name, array in new.items():
         # The sum of squares, for the next step takes norms.

@@ -92,13 +92,14 @@ def test_a_graph_goes_through_every_command(run, here):
 def test_the_options_of_a_structure_reach_the_recipe(run, here):
     options = ("--schedule", "one-cycle", "--nesterov", "--label-smoothing", 0.1, "--crop", 1, "--flip", "--dropout", 0)
     rest = ("--neuron", "if", "--n-steps", 2, "--norm", "kernel", "--limit", 20, "--lr", 0.2, "--tol", 0.01)
-    rest += ("--weight-decay", 0.003, "--clip-norm", 2.5)
+    rest += ("--weight-decay", 0.003, "--clip-norm", 2.5, "--readout-rate", 0.25)
     assert run("train", *STRUCTURE, "--data", "mine.npz", *options, *rest, "--out", "run")[0] == 0
     preset = checkpoint.load("run/checkpoint.safetensors").preset
     recipe = preset.recipe
     assert (recipe.schedule, recipe.nesterov, recipe.label_smoothing) == ("one-cycle", True, 0.1)
     assert (recipe.crop, recipe.flip, recipe.n_steps, recipe.limit) == (1, True, 2, 20)
     assert (recipe.lr, recipe.tol, recipe.weight_decay, recipe.clip_norm) == (0.2, 0.01, 0.003, 2.5)
+    assert recipe.readout_rate == 0.25
     assert (preset.dropout, preset.norm, preset.neuron.name) == (0.0, "kernel", "if")
 
 
