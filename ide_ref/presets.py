@@ -57,8 +57,8 @@ class Recipe:
     weight_decay: float = 5e-4
     clip_norm: float | None = None
     readout_rate: float = 1.0
-    """Learning rate of the readout, over that of all others. Descent along a readout is stable up to a rate of about
-    1/‖a‖², which many neurons make small: the whole network can only learn faster where the readout does not."""
+    """Learning rate of the readout, over that of all others. Descent of a readout is stable up to a rate in proportion
+    to 1/‖a‖², which is small where many neurons fire; the others can be trained faster."""
     first_steps: int | None = None
     """T of the first epoch's batches, of static input, where that is to grow, see
     `ide_ref.training.schedule.time_steps`: what is tested, and learnt in the end, is the network of `n_steps`."""

@@ -310,7 +310,7 @@ CALLS = [
             "params": (None, 1, "x", [], {}, {**PARAMS, "readout.bias": np.zeros(3)}),
             "velocity": (None, 1, "x", []),
             "gradients": (None, 1, "x", [], {}, {**VELOCITY, "readout.bias": np.zeros(3)}),
-            "rate": NO_NUMBER,
+            "rate": (*NO_NUMBER, {}, {**dict.fromkeys(VELOCITY, 0.1), "readout.bias": None}),
         },
     ),
     (

@@ -24,8 +24,9 @@ both = pytest.mark.parametrize("make", [tiny.preset, conv])
 
 
 @both
-def test_an_epoch_of_one_batch_is_the_pipeline(tmp_path, make):
-    preset = make(epochs=1, batch_size=64, warmup_steps=0, dtype="float64", tol=1e-9)
+@pytest.mark.parametrize("readout_rate", [1.0, 0.25])
+def test_an_epoch_of_one_batch_is_the_pipeline(tmp_path, make, readout_rate):
+    preset = make(epochs=1, batch_size=64, warmup_steps=0, dtype="float64", tol=1e-9, readout_rate=readout_rate)
     network, recipe, data = preset.network, preset.recipe, tiny.data(20)
     result = loop.train(preset, data, out=tmp_path, seed=5)
 
@@ -41,7 +42,7 @@ def test_an_epoch_of_one_batch_is_the_pipeline(tmp_path, make):
     for name in network.trainable:
         v = back.gradients[name] + 5e-4 * params[name]
         np.testing.assert_allclose(result.checkpoint.velocity[name], v, rtol=1e-6, atol=1e-9)
-        moved = params[name] - 0.1 * v
+        moved = params[name] - 0.1 * (readout_rate if name in ("readout.weight", "readout.bias") else 1) * v
         expected = np.clip(moved, -1, 1) if name == "feedback.alpha" else moved
         np.testing.assert_allclose(result.checkpoint.params[name], expected, rtol=1e-9, atol=1e-9)
     assert tiny.same(back.statistics, {name: result.checkpoint.params[name] for name in back.statistics})

@@ -18,13 +18,14 @@ from ide_ref.training.step import optimiser
     momentum=st.floats(0, 0.99),
     decay=st.floats(0, 0.99),
     rate=st.floats(0.01, 0.5),
+    share=st.sampled_from([None, 0.0, 0.02, 1.0, 3.0]),
     large=st.just(False),
     dtype=st.sampled_from([np.float32, np.float64]),
 )
-@example(momentum=0.9, decay=0.01, rate=0.5, large=True, dtype=np.float32)
-@example(momentum=0.9, decay=0.01, rate=0.5, large=True, dtype=np.float64)
-def test_steps_are_the_equations(momentum, decay, rate, large, dtype):
-    """Large arrays take a kernel; what is not trained stays the very same array."""
+@example(momentum=0.9, decay=0.01, rate=0.5, share=None, large=True, dtype=np.float32)
+@example(momentum=0.9, decay=0.01, rate=0.5, share=0.02, large=True, dtype=np.float64)
+def test_steps_are_the_equations(momentum, decay, rate, share, large, dtype):
+    """With one rate or one per parameter. Large arrays take a kernel; what is not trained stays the very same array."""
     rng, sgd = np.random.default_rng(3), SGD(momentum=momentum, weight_decay=decay)
     shapes = {"w": (400, 350) if large else (3, 4), "alpha": ()}
     params = {name: np.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
@@ -35,9 +36,11 @@ def test_steps_are_the_equations(momentum, decay, rate, large, dtype):
         for array in (*params.values(), *velocity.values()):
             array.flags.writeable = False
         gradients = {name: rng.normal(size=shape) for name, shape in shapes.items()}  # of another type perhaps
-        params, velocity = sgd.step(params, velocity, gradients, rate=rate / 2**k)
+        rates = {"w": rate / 2**k, "alpha": rate / 2**k * (1 if share is None else share)}
+        given_rate = rates["w"] if share is None else rates
+        params, velocity = sgd.step(params, velocity, gradients, rate=given_rate)
         for name, (theta, v) in expected.items():
-            moved = equations.sgd_step(theta, v, gradients[name], rate / 2**k, momentum, decay)
+            moved = equations.sgd_step(theta, v, gradients[name], rates[name], momentum, decay)
             expected[name] = tuple(moved)
             for found, known in zip((params[name], velocity[name]), moved, strict=True):
                 assert (found.dtype, found.shape) == (dtype, shapes[name])
