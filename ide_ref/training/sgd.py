@@ -96,10 +96,13 @@ class SGD:
         """
         for name, mapping in (("params", params), ("velocity", velocity), ("gradients", gradients)):
             _checks.kind(name, mapping, Mapping)
+        needed: dict[str, object] = {"rate": rate}
+        if isinstance(rate, Mapping):
+            needed = {f"rate of {name!r}": rate.get(name) for name in velocity}
+        for what, value in needed.items():
+            if not _checks.is_real(value):
+                raise ValueError(f"{what} is {value!r}, expected a finite number")
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(velocity, rate)
-        for name in velocity:
-            if not _checks.is_real(rates.get(name)):
-                raise ValueError(f"rate is {rates.get(name)!r} for {name!r}, expected a finite number")
         like = {name: self._like(name, v, params, gradients) for name, v in velocity.items()}
         share = 1.0
         if self.clip_norm is not None:

@@ -111,7 +111,8 @@ def training_step(
         logits, value, rates, back = differentiate(group, network, params, x, recipe, judged, rng=rng)
     else:
         logits, value, rates, back = _differentiated(preset, params, x, judged, rng, lap)
-    rates_of = {name: rate * (recipe.readout_rate if name.startswith("readout.") else 1.0) for name in velocity}
+    share = {"readout.weight": recipe.readout_rate, "readout.bias": recipe.readout_rate}
+    rates_of = {name: rate * share.get(name, 1.0) for name in velocity}
     new, velocity = optimiser(recipe).step({**params, **back.statistics}, velocity, back.gradients, rate=rates_of)
     new = network.project(new)
     for name, array in new.items():

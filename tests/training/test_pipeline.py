@@ -197,3 +197,16 @@ def test_accuracy_and_loss_of_known_logits(monkeypatch):
     assert result.accuracy == np.mean(data.y_test == 9)
     assert result.loss == pytest.approx(np.mean(np.log(55 / (data.y_test + 1))), rel=1e-6)
     assert result.n_samples == 50
+
+
+def test_the_readouts_rate_is_that_of_nothing_named_like_it(tmp_path):
+    """A connection may be called "readout.in": its parameters move as at the rate of all."""
+    preset = conv(epochs=1, batch_size=64, warmup_steps=0, dtype="float64")
+    c, *rest = preset.network.connections
+    network = replace(preset.network, connections=(replace(c, name="readout.in"), *rest))
+    recipes = [replace(preset.recipe, readout_rate=rate) for rate in (1.0, 0.25)]
+    trained = [loop.train(network, tiny.data(20), r, out=tmp_path / str(r.readout_rate)) for r in recipes]
+    plain, slow = (t.checkpoint.params for t in trained)
+    differing = {name for name in plain if not np.array_equal(plain[name], slow[name])}
+    assert "readout.in.weight" in plain
+    assert differing == {"readout.weight", "readout.bias"}

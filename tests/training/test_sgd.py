@@ -78,6 +78,15 @@ def test_gradients_longer_than_a_bound_are_shortened_to_it_together(size, most, 
                     np.testing.assert_allclose(array, known[name], rtol=64 * np.finfo(dtype).eps, atol=least)
 
 
+def test_a_rate_is_refused_by_its_name_or_where_nothing_is_trained():
+    theta = {"w": np.ones(2), "b": np.ones(1)}
+    with pytest.raises(ValueError, match=r"^rate of 'b' is None, expected a finite number$"):
+        SGD().step(theta, theta, theta, rate={"w": 0.1})
+    for trained in (theta, {}):
+        with pytest.raises(ValueError, match=r"^rate is nan, expected a finite number$"):
+            SGD().step(theta, trained, theta, rate=np.nan)
+
+
 def test_a_gradient_that_is_not_finite_is_not_made_so():
     sgd, theta, v = SGD(clip_norm=1.0, weight_decay=0.0), {"w": np.ones(2)}, {"w": np.zeros(2)}
     for value in (np.nan, np.inf):
