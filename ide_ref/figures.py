@@ -127,21 +127,17 @@ def training_curves(
         ax.plot(epochs, test, color=TEST, label="test", **points)
         # One epoch has one tick.
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        # Room for the words below the best epoch.
-        ax.margins(y=0.15)
         ax.set(xlabel="epoch", ylabel=unit, yscale="log")
         _plain_numbers(ax.yaxis)
         for epoch in _drops(history):
             ax.axvline(epoch + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
     accuracies = [line["test_accuracy"] for line in history]
     best = accuracies.index(max(accuracies))
-    place = epochs[best], errors[1][best]
-    right.plot(*place, "o", color=ACCENT, markersize=5)
-    words: dict[str, Any] = {"ha": "center", "color": ACCENT, "fontsize": 9}
-    right.annotate(f"least {1 - accuracies[best]:.2%}", place, xytext=(0, -14), textcoords="offset points", **words)
+    right.plot(epochs[best], errors[1][best], "o", color=ACCENT, markersize=5)
     _legend(left)
     left.set_title(title, loc="left", fontsize=11)
-    right.set_title(f"test error {1 - accuracies[-1]:.2%} at the end", loc="left", fontsize=11)
+    words = f"test error {1 - accuracies[-1]:.2%} at the end, lowest {1 - accuracies[best]:.2%} (dot)"
+    right.set_title(words, loc="left", fontsize=11)
     return save(figure, path)
 
 
@@ -332,7 +328,7 @@ def _plain_numbers(axis: Axis) -> None:
     def between(value: float, _: float) -> str:
         low, high = axis.get_view_interval()
         decades = math.log10(high / low)
-        labelled = "23457" if decades < 1 else "25" if decades < 2 else ""
+        labelled = "123456789" if decades < 0.5 else "23457" if decades < 1 else "25" if decades < 2 else ""
         return f"{value:g}" if f"{value:.0e}"[0] in labelled else ""
 
     axis.set_major_formatter(lambda value, _: f"{value:g}")
