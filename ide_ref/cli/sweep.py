@@ -117,8 +117,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         told = [f"{field}={value}" for field, value in changes.items() if len(varied[field]) > 1]
         preset = presets.load(name, neuron=neuron, recipe=recipe)
         if args.data not in (None, preset.recipe.dataset):
-            # Statistics of another data set say nothing of this one.
-            changes |= {"dataset": args.data, "mean": None, "std": None}
+            # Statistics of another data set say nothing of this one; those that are asked for do.
+            changes = {"mean": None, "std": None} | changes | {"dataset": args.data}
         of_preset = {field: changes.pop(field) for field in _OF_PRESET if field in changes}
         preset = replace(preset, recipe=replace(preset.recipe, **changes), **of_preset)
         named = f"{name}-fast" if recipe == "fast" else name

@@ -1,6 +1,7 @@
 """The command line with data and networks of one's own, from training to the last report."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import tiny
 
 from ide_ref import LIF, figures, presets
 from ide_ref.bench import machine
+from ide_ref.cli import sweep
 from ide_ref.datasets import load
 from ide_ref.training import checkpoint, loop
 
@@ -123,6 +125,17 @@ def test_a_preset_on_own_data_takes_their_statistics(run, here, monkeypatch):
     assert run("train", "tiny", "--data", "mine.npz", "--out", "run")[0] == 0
     recipe = checkpoint.load("run/checkpoint.safetensors").preset.recipe
     assert (recipe.dataset, recipe.mean, recipe.std) == ("mine.npz", *load("mine.npz", limit=50).statistics)
+
+
+def test_a_sweep_on_own_data_takes_the_statistics_that_are_asked_for_and_else_theirs(run, here, monkeypatch):
+    monkeypatch.setitem(presets._TABLE, "tiny", replace(tiny.preset(epochs=1, crop=0), n_classes=3))
+    monkeypatch.setattr(sweep, "_executor", lambda args, n_jobs: lambda n: ThreadPoolExecutor(1))
+    words = ("sweep", "tiny", "--data", "mine.npz", "--seeds", 0, "--recipe")
+    own = load("mine.npz", limit=50).statistics
+    for asked, expected in (("mean=[0.25]", ((0.25,), own[1])), ("epochs=1", own)):
+        assert run(*words, asked, "--out", asked)[0] == 0
+        recipe = checkpoint.load(f"{asked}/tiny-lif-s0/checkpoint.safetensors").preset.recipe
+        assert (recipe.dataset, recipe.mean, recipe.std) == ("mine.npz", *expected)
 
 
 def test_own_trains_are_trained_on(run, here):
