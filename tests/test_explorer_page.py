@@ -95,7 +95,8 @@ def test_the_film_plays_pauses_steps_and_ends(page):
         (async () => {
           const all = (selector) => [...document.querySelectorAll(selector)];
           const frame = () => new Promise(requestAnimationFrame);
-          const time = () => +all(".ide-status")[0].textContent.match(/t = (\d+)/)[1];
+          // Before the first frame no time is shown.
+          const time = () => +(all(".ide-status")[0].textContent.match(/t = (\d+)/) || [0, -1])[1];
           const [play, step, again] = all(".ide-transport button");
           while (time() < 2) await frame();
           play.click();
