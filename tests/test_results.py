@@ -219,19 +219,24 @@ def test_the_stages_on_cifar_10():
 def test_losses_at_batch_128():
     page = PAGES["cifar-10.md"]
     theirs, ours = (re.findall(r"^\| step \|(?:.*\n\|)+.*$", page, re.M)[i].splitlines() for i in (0, 2))
-    for rows, files, column in (
+    for (_, _, *rows), files, column in (
         (theirs, ("authors-recipe", "authors-fixed-batches"), 2),
         (ours, ("ours-readout-1-clip-2", "ours-readout-0.02"), 1),
     ):
-        steps, rates, *losses = ([c.strip() for c in r.strip("|").split("|")[1:]] for r in (rows[0], *rows[2:]))
-        for row, file in zip(losses, files, strict=True):
-            found = columns(f"cifar10-batch-128/{file}.txt")
-            for step, rate, loss in zip(map(int, steps), rates, row, strict=True):
+        for step, rate, *losses in ([cell.strip() for cell in row.strip("|").split("|")] for row in rows):
+            for file, loss in zip(files, losses, strict=True):
+                found = columns(f"cifar10-batch-128/{file}.txt")
                 if loss in ("stopped", ""):
-                    assert step not in found
+                    assert int(step) not in found
                     continue
-                assert is_rounded(rate, found[step][0])
-                assert is_rounded(loss, found[step][column]), (file, step)
+                assert is_rounded(rate, found[int(step)][0])
+                assert is_rounded(loss, found[int(step)][column]), (file, step)
+    ours = [loss[0] for loss in columns("cifar10-batch-128/ours-fixed-batches.txt").values()]
+    theirs = [columns("cifar10-batch-128/authors-fixed-batches.txt")[step][2] for step in (110, 120, 230, 240)]
+    means = [statistics.mean(part) for part in (ours[100:120], theirs[:2], ours[220:240], theirs[2:])]
+    said = r"at ([\d.]+) by step 120 \(theirs: ([\d.]+)\), at ([\d.]+) by 240 \(([\d.]+)\).* at ([\d.]+) in its last"
+    assert len(ours) == 251
+    assert all(map(is_rounded, re.search(said, plain(page)).groups(), [*means, ours[250]]))
     for text, file in re.findall(r"\[([\d.]+) %\]\((cifar10-batch-128/one-cycle.*?\.txt)\)", page):
         found = float(re.search(r"^accuracy (.*)$", (RESULTS / file).read_text(), re.M)[1])
         assert is_rounded(text, 100 * found)
@@ -345,3 +350,19 @@ def test_memory_of_both_gradients():
             assert abs(ide[1][what] / ide[0][what] - 1) < 0.02
             assert stbp[1][what] > 1.4 * stbp[0][what]
         assert stbp[1]["recording"] == 100 / 30 * stbp[0]["recording"]
+
+
+def test_step_times_of_the_performance_page():
+    (_, *rows) = table((RESULTS.parent / "performance.md").read_text(), "preset | (BETA) to")
+    files = {("fashion-mnist-400", "1e-1"): "two-presets", ("mnist-64c5", "1e-1"): "two-presets"}
+    files |= {("fashion-mnist-400", "1e-6"): "two-presets-1e-6", ("mnist-64c5", "1e-6"): "two-presets-1e-6"}
+    files[("cifar10-alexnet-f", "1e-1")] = "cifar10-alexnet-f"
+    for preset, tol, threads, *cells in rows:
+        timings = json.loads((RESULTS / f"bench/{files[preset, tol]}.json").read_text())["timings"]
+        (t,) = (one for one in timings if one["preset"] == preset and one["threads"] == int(threads))
+        unit = {"ms": 1e3, "s": 1}
+        values = [t[k] * unit[c.split()[1]] for k, c in zip(("step", "dense_equivalent"), cells, strict=False)]
+        values += [t["ratio"], t["samples_per_second"], t["forward"] * unit[cells[4].split()[1]], t["forward_ratio"]]
+        values += [t["blas_ratio"], t["events_per_second"] / 1e9, t["sent_per_second"] / 1e9, t["firing_rate"]]
+        for cell, value in zip(cells, values, strict=True):
+            assert cell == "" if value is None else is_rounded(cell, value), (preset, tol, threads, cell, value)
