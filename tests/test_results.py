@@ -82,7 +82,8 @@ def test_a_command_beside_each_run_has_its_recipe(run, monkeypatch):
     """Given to the command line as it is today, it trains the very preset that the run's own file notes."""
     texts = [*PAGES.values(), TIME.read_text()]
     name = run.removeprefix("backpropagation-through-time/")
-    beside = [one for text in texts for one in sections(text) if re.search(rf"[(`/]{re.escape(name)}[/`]", one)]
+    named = rf"[(`/]({re.escape(name)}|{re.escape(name.split('/')[0])})[/`]"
+    beside = [one for text in texts for one in sections(text) if re.search(named, one)]
     assert beside, "no page has this run"
     wanted = Preset.from_dict(json.loads((RESULTS / run / "run.json").read_text())["preset"])
     given = [preset for one in beside for words in commands(one) for preset in presets_of(words, monkeypatch)]
@@ -296,6 +297,20 @@ def test_what_was_held_out_of_fashion_mnist():
             same = [o for o in found if o["batch_size"] == recipe["batch_size"] and o.get("threads") == int(threads)]
             same = [o for o in same if all(o[k] == recipe[k] for k in ("first_steps", "flip"))]
             assert any(is_rounded(seconds, o["seconds_per_epoch"]) for o in same), name
+
+
+def test_the_tolerance_of_beta():
+    (_, *rows) = table(PAGES["beta-tolerance.md"], "tolerance | Fashion-MNIST")
+    assert len(rows) == 6
+    for tol, *cells in rows:
+        for preset, (right, products) in (("fashion-mnist-400", cells[:2]), ("mnist-64c5", cells[2:])):
+            runs = runs_of("beta-tolerance", f"{preset}-{tol.split()[0]}-s")
+            recipes = [json.loads((RESULTS / run / "run.json").read_text())["preset"]["recipe"] for run in runs]
+            assert all(r["dtype"] == ("float64" if "float64" in tol else "float32") for r in recipes)
+            assert all(r["tol"] == float(tol.split()[0]) for r in recipes)
+            assert right == ", ".join(f"{last(accuracies(run)):.2f} %" for run in runs)
+            if runs:
+                assert is_rounded(products, statistics.mean(last(metrics(run))["solver_iterations"] for run in runs))
 
 
 def test_the_tolerance_of_beta_on_cifar_10():
