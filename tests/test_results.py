@@ -131,6 +131,11 @@ def test_accuracies_in_rows_of_runs():
                     assert values["last"] == f"{found[-1]:.2f} %", (name, row)
                 else:
                     assert values["after each epoch"] == ", ".join(f"{a:.2f}" for a in found) + " %", (name, row)
+                for field, key in (("firing rates", "firing_rate"), ("products", "solver_iterations")):
+                    if field in values:
+                        written = values[field].split(", ")
+                        epochs = metrics(re.search(r"\((.*)/run\.json\)", values["files"])[1])
+                        assert all(is_rounded(w, m[key]) for w, m in zip(written, epochs, strict=True)), (name, row)
                 n_rows += 1
     assert n_rows >= 30
 
@@ -181,6 +186,7 @@ def test_means_of_seeds():
 @pytest.mark.parametrize(
     ("page", "run"),
     [
+        ("n-mnist.md", "nmnist-64c5-ten-epochs-synthetic"),
         ("n-mnist.md", "nmnist-64c5-readout-rate-synthetic"),
         ("n-mnist.md", "nmnist-64c5-kernel-lif-synthetic"),
     ],
@@ -189,9 +195,7 @@ def test_epochs_in_a_sentence(page, run):
     found = [f"{a:.2f}" for a in accuracies(run)]
     text = plain(PAGES[page]).replace(" %, ", ", ")
     others = ", ".join(found[:-1])
-    said = (
-        rf"{found[-1]} % after the last of its \w+ epochs \({others} % after the others\); firing rates ([\d., ]*)[:;]"
-    )
+    said = rf"{found[-1]} % after the last of its \w+ epochs \({others} % after the others\); firing rates ([\d., ]*\d)"
     rates = re.search(said, text)[1].split(",")
     assert all(is_rounded(rate, epoch["firing_rate"]) for rate, epoch in zip(rates, metrics(run), strict=True))
 
