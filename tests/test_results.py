@@ -238,6 +238,15 @@ def test_losses_at_batch_128():
                     continue
                 assert is_rounded(rate, found[int(step)][0])
                 assert is_rounded(loss, found[int(step)][column]), (file, step)
+    (header, *rows) = table(page[page.index("Which share of the rate") :], "step | rate")
+    for step, rate, *losses in rows:
+        for cell, loss in zip(header[2:], losses, strict=True):
+            found = columns(f"cifar10-batch-128/{re.search(r'short-.*txt', cell)[0]}")
+            if loss:
+                assert is_rounded(rate, found[int(step)][0])
+                assert is_rounded(loss, found[int(step)][1]), (cell, step)
+            else:
+                assert int(step) not in found
     ours = [loss[0] for loss in columns("cifar10-batch-128/ours-fixed-batches.txt").values()]
     theirs = [columns("cifar10-batch-128/authors-fixed-batches.txt")[step][2] for step in (110, 120, 230, 240)]
     means = [statistics.mean(part) for part in (ours[100:120], theirs[:2], ours[220:240], theirs[2:])]
