@@ -247,6 +247,10 @@ def test_losses_at_batch_128():
                 assert is_rounded(loss, found[int(step)][1]), (cell, step)
             else:
                 assert int(step) not in found
+    said = re.search(r"learn faster: (.*) at steps 60, 80 and 100, where four had (.*?)\.\s", plain(page))
+    for words, file in zip(said.groups(), ("max-iter-10", "readout-0.02"), strict=True):
+        found = columns(f"cifar10-batch-128/short-cycle-{file}.txt")
+        assert all(map(is_rounded, re.split(", | and ", words), [found[step][1] for step in (60, 80, 100)]))
     ours = [loss[0] for loss in columns("cifar10-batch-128/ours-fixed-batches.txt").values()]
     theirs = [columns("cifar10-batch-128/authors-fixed-batches.txt")[step][2] for step in (110, 120, 230, 240)]
     means = [statistics.mean(part) for part in (ours[100:120], theirs[:2], ours[220:240], theirs[2:])]
