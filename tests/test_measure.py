@@ -326,25 +326,6 @@ def test_the_three_commands(monkeypatch, capsys):
 PAGE = Path(ide_ref.__file__).parents[1] / "docs/backpropagation-through-time.md"
 
 
-def test_the_pages_tables_are_what_was_measured():
-    text = PAGE.read_text()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)]
-    folder = PAGE.parent / "results/backpropagation-through-time"
-    for one in json.loads((folder / "memory-mnist-64c5.json").read_text())["memory"]:
-        sizes = [f"{one[name] / 2**20:.1f}" for name in ("resident", "idle", "arrays", "recording")]
-        assert [one["method"], str(one["n_steps"]), *sizes] in rows
-    for one in json.loads((folder / "angles-fashion-mnist-400.json").read_text())["angles"]:
-        exact, ide = one["degrees"]["exact"], {n: v for n, v in one["degrees"]["ide"].items() if n != "exact"}
-        assert [str(one["batches"]), *(f"{angle:.1f}" for angle in [*exact.values(), *ide.values()])] in rows
-    for name in ("ide-if", "ide-lif", "stbp-rectangle"):
-        one = json.loads((folder / f"activity-{name}.json").read_text())
-        epoch = json.loads((folder / name / "metrics.jsonl").read_text())
-        counts = one["operations"]["feedback"], sum(one["multiplications"].values())
-        energy = [f"{one['energy'][of] / 1e6:.3f} µJ" for of in ("synapses", "neurons", "dense")]
-        shown = [f"{epoch['test_accuracy']:.2%}", f"{one['firing_rate']:.4f}", *(f"{count:.0f}" for count in counts)]
-        assert [*shown, *energy] in [row[1:] for row in rows]
-
-
 def test_the_pages_example_runs(capsys):
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.S)[1]
     exec(compile(code, PAGE.name, "exec"), {})
