@@ -400,3 +400,19 @@ def test_step_times_of_the_performance_page():
         values += [t["blas_ratio"], t["events_per_second"] / 1e9, t["sent_per_second"] / 1e9, t["firing_rate"]]
         for cell, value in zip(cells, values, strict=True):
             assert cell == "" if value is None else is_rounded(cell, value), (preset, tol, threads, cell, value)
+
+
+def test_accuracies_of_the_overview_and_the_log():
+    overview = plain(PAGES["README.md"])
+    (nmnist,) = accuracies("nmnist-64c5-ten-epochs-synthetic")[-1:]
+    (cifar,) = accuracies("cifar10-alexnet-f-5-epochs")[-1:]
+    assert f"| {nmnist:.2f} % on synthetic recordings |" in overview
+    assert f"| {cifar:.1f} % after five epochs, two hours |" in overview
+    n_runs = 0
+    for name, written in re.findall(r"finished: ([\w-]+), ([\d.]+) % \|$", PAGES["LOG.md"], re.M):
+        assert is_rounded(written, accuracies(name)[-1]), name
+        n_runs += 1
+    assert n_runs == 4
+    begun = metrics("cifar10-alexnet-f-10-epochs")
+    for form, key, unit in (("{:.2f}", "test_accuracy", 100), ("{:.2f}", "train_loss", 1)):
+        assert ", ".join(form.format(unit * m[key]) for m in begun) in PAGES["LOG.md"]
