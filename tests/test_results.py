@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from rounding import is_rounded
 
 from ide_ref.cli import parser, sweep
 from ide_ref.presets import Preset
@@ -64,12 +65,6 @@ def mean_of(runs: list[str], which=max) -> str:
 
 def last(values: list[float]) -> float:
     return values[-1]
-
-
-def is_rounded(written: str, value: float) -> bool:
-    """Whether the first number of a cell is that value to its own digits."""
-    number = re.search(r"-?[\d.]+", written)[0]
-    return abs(float(number) - value) <= 0.5001 * 10.0 ** -len(number.partition(".")[2])
 
 
 RUNS = sorted(str(file.parent.relative_to(RESULTS)) for file in RESULTS.rglob("run.json"))
@@ -260,6 +255,7 @@ def test_the_readouts_curvature():
     (_, *rows) = table(
         PAGES["cifar-10.md"], "step | rate | loss | curvature | share | a fiftieth: loss | curvature | share"
     )
+    assert len(rows) == 9
     both = [columns(f"cifar10-batch-128/curvature-readout-{name}.txt") for name in ("1-clip-2", "0.02-clip-10")]
     for step, rate, *cells in rows:
         assert is_rounded(rate, both[0][int(step)][0])
@@ -380,6 +376,7 @@ def test_memory_of_both_gradients():
 
 def test_step_times_of_the_performance_page():
     (_, *rows) = table((RESULTS.parent / "performance.md").read_text(), "preset | (BETA) to")
+    assert len(rows) == 7
     files = {("fashion-mnist-400", "1e-1"): "two-presets", ("mnist-64c5", "1e-1"): "two-presets"}
     files |= {("fashion-mnist-400", "1e-6"): "two-presets-1e-6", ("mnist-64c5", "1e-6"): "two-presets-1e-6"}
     files[("cifar10-alexnet-f", "1e-1")] = "cifar10-alexnet-f"
