@@ -251,6 +251,22 @@ def test_losses_at_batch_128():
         assert is_rounded(text, 100 * found)
 
 
+def test_recipes_tried_on_cifar_10():
+    page = PAGES["cifar-10.md"]
+    text = (RESULTS / "cifar10-recipes/trainings.txt").read_text()
+    told = re.findall(r"^(\S+) epoch (\d+)/\2 .*? loss (\S+) .*? held (\S+) .* (\S+) s$", text, re.M)
+    last_line = {name: [float(value) for value in values] for name, *values in told}
+    (_, *rows) = table(page, "name")
+    assert {row[0].strip("`") for row in rows} == last_line.keys() - {"smoke", "base5-full"}
+    for name, _, epochs, loss, held, seconds in rows:
+        n, *values = last_line[name.strip("`")]
+        assert int(epochs) == n
+        assert all(map(is_rounded, (loss, held, seconds), (values[0], 100 * values[1], values[2]))), name
+    said = re.search(r"`base5-full`.*?: ([\d.]+) % of the test images, where ours below has ([\d.]+) %", page)
+    theirs, ours = 100 * last_line["base5-full"][2], last(accuracies("cifar10-alexnet-f-5-epochs"))
+    assert all(map(is_rounded, said.groups(), (theirs, ours)))
+
+
 def test_the_readouts_curvature():
     (_, *rows) = table(
         PAGES["cifar-10.md"], "step | rate | loss | curvature | share | a fiftieth: loss | curvature | share"
