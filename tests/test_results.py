@@ -262,7 +262,7 @@ def test_recipes_tried_on_cifar_10():
         n, *values = last_line[name.strip("`")]
         assert int(epochs) == n
         assert all(map(is_rounded, (loss, held, seconds), (values[0], 100 * values[1], values[2]))), name
-    said = re.search(r"`base5-full`.*?: ([\d.]+) % of the test images, where ours below has ([\d.]+) %", page)
+    said = re.search(r"`base5-full`.*?: ([\d.]+) % of the test images, where ours above has ([\d.]+) %", page)
     theirs, ours = 100 * last_line["base5-full"][2], last(accuracies("cifar10-alexnet-f-5-epochs"))
     assert all(map(is_rounded, said.groups(), (theirs, ours)))
 
