@@ -419,6 +419,6 @@ def test_accuracies_of_the_overview_and_the_log():
         assert is_rounded(written, accuracies(name)[-1]), name
         n_runs += 1
     assert n_runs == 4
-    begun = metrics("cifar10-alexnet-f-10-epochs")
-    for form, key, unit in (("{:.2f}", "test_accuracy", 100), ("{:.2f}", "train_loss", 1)):
-        assert ", ".join(form.format(unit * m[key]) for m in begun) in PAGES["LOG.md"]
+    for run in ("cifar10-alexnet-f-10-epochs", "cifar10-alexnet-f-14-epochs"):
+        for form, key, unit in (("{:.2f}", "test_accuracy", 100), ("{:.2f}", "train_loss", 1)):
+            assert ", ".join(form.format(unit * m[key]) for m in metrics(run)) in PAGES["LOG.md"], run
