@@ -195,8 +195,8 @@ def backward_through_time(
                 elif source < 0 and is_spike_input:
                     _add_product(products, i, m, there, to_channels_last(x[:, t - 1], net.input_shape))
         total += delta
-    # Each is a state, 80 MB in the larger networks, and the sums are all that is needed now.
-    del d_s, delta, there, u, s
+    # Both are states, 80 MB in the larger networks, and the sums are all that is needed now; `there` lies in delta.
+    del d_s, delta, there
     lap("through time")
 
     statistics = dict(frozen.statistics)

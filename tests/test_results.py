@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import statistics
 from functools import cache
@@ -265,6 +266,12 @@ def test_recipes_tried_on_cifar_10():
     said = re.search(r"`base5-full`.*?: ([\d.]+) % of the test images, where ours above has ([\d.]+) %", page)
     theirs, ours = 100 * last_line["base5-full"][2], last(accuracies("cifar10-alexnet-f-5-epochs"))
     assert all(map(is_rounded, said.groups(), (theirs, ours)))
+
+
+def test_the_program_that_tried_them_has_our_gradients():
+    pytest.importorskip("torch")
+    program = runpy.run_path(str(RESULTS / "cifar10-recipes/gpu_trainings.py"))
+    assert max(program["distances"]().values()) <= 1e-4
 
 
 def test_the_readouts_curvature():

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from ide_ref import backward, cross_entropy, freeze, presets, simulate
+from ide_ref.constraints import EPSILON, MOMENTUM
 from ide_ref.datasets import load
 from ide_ref.maps import read_out
 from ide_ref.training.schedule import learning_rate, time_steps
@@ -34,15 +35,14 @@ DEFAULTS = {
 PRESET = replace(presets.load("cifar10-alexnet-f", norm="kernel"), dropout=0.0)
 RECIPE, (LEAK, V_TH) = PRESET.recipe, (PRESET.neuron.leak, PRESET.neuron.v_th)
 # Forward connections: name, channels in and out, stride, side of the picture that is put out; all kernels are 3 by 3.
-LAYERS = (
-    ("input", 3, 96, 2, 16), ("hidden1", 96, 256, 1, 16), ("hidden2", 256, 384, 2, 8), ("hidden3", 384, 384, 1, 8),
-    ("hidden4", 384, 256, 1, 8),
-)  # fmt: skip
-EPSILON, MU = 1e-5, 0.9
+LAYERS = tuple(
+    (c.name, *c.synapse.channels, c.synapse.stride, c.synapse.out_shape[1]) for c in PRESET.network.connections[:-1]
+)
 SIDES = (1, -1, 1, 1)
 device = "cuda" if sys.argv[1:] == ["train"] and torch.cuda.is_available() else "cpu"
 spikes_type = torch.float16 if device == "cuda" else torch.float32
 channels_last = {"memory_format": torch.channels_last}
+MEAN, STD = (torch.tensor(values, device=device).view(SIDES) for values in (RECIPE.mean, RECIPE.std))
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
 
 if device == "cuda":
@@ -94,6 +94,11 @@ def conv_back(x, w, stride):
 
 def dot(a, b):
     return (a * b).flatten(1).sum(1)
+
+
+def masked(x, keeps, i):
+    """x through the dropout mask of connection i, the feedback's the last; as it is where there are none."""
+    return x if keeps is None else x * keeps[i]
 
 
 def moments(z):
@@ -162,7 +167,7 @@ def rollout(drive, folded, feedback, n_steps, keeps):
     none = [torch.zeros(shape[1], device=device) for shape in shapes]
     for _ in range(n_steps):
         y = conv_back(s[4], feedback, 2)
-        neuron_step(y if keeps is None else y * keeps[5], drive, none[0], u[0], total[0], s[0])
+        neuron_step(masked(y, keeps, 5), drive, none[0], u[0], total[0], s[0])
         for i in range(1, 5):
             y, bias = conv(s[i - 1], weights[i - 1], LAYERS[i][3]), folded[i - 1][1]
             if keeps is not None:
@@ -211,9 +216,10 @@ def gradients(net, x, y, n_steps, recipe, keeps=None):
     net.power_iteration(3)
     with torch.no_grad():
         folded = net.folded(p)
-        feedback = net.feedback_weight(p).contiguous(**channels_last)
+    feeding_back = net.feedback_weight(p)
+    feedback = feeding_back.detach().contiguous(**channels_last)
     drive, found = net.drive(p, x, training=True)
-    drive = drive if keeps is None else drive * keeps[0]
+    drive = masked(drive, keeps, 0)
     with torch.no_grad():
         a = rollout(drive.contiguous(**channels_last), folded, feedback, n_steps, keeps)
     last = a[4].contiguous().flatten(1).requires_grad_(True)
@@ -225,11 +231,10 @@ def gradients(net, x, y, n_steps, recipe, keeps=None):
     arriving, sent, statistics = [drive.detach()], [drive], {"input": found}
     for i, (name, _, _, stride, _) in enumerate(LAYERS[1:], 1):
         z = conv(a[i - 1], p[f"{name}.weight"], stride) + p[f"{name}.bias"].view(SIDES)
-        keep = 1 if keeps is None else keeps[i]
         statistics[name] = moments(z)
-        arriving.append(net.normalised(p, name, z, *net.statistics[name]).detach() * keep)
-        sent.append(net.normalised(p, name, z, *statistics[name]) * keep)
-    fed_back = conv_back(a[4], net.feedback_weight(p), 2) * (1 if keeps is None else keeps[5])
+        arriving.append(masked(net.normalised(p, name, z, *net.statistics[name]).detach(), keeps, i))
+        sent.append(masked(net.normalised(p, name, z, *statistics[name]), keeps, i))
+    fed_back = masked(conv_back(a[4], feeding_back, 2), keeps, 5)
     with torch.no_grad():
         arriving[0] = arriving[0] + fed_back
         slopes = [((q >= 0) & (q <= V_TH)).float() / V_TH for q in arriving]
@@ -237,10 +242,9 @@ def gradients(net, x, y, n_steps, recipe, keeps=None):
         def back(w):
             deltas = [slopes[4] * w]
             for i in range(4, 0, -1):
-                kept = deltas[0] if keeps is None else deltas[0] * keeps[i]
-                deltas.insert(0, slopes[i - 1] * conv_back(kept, folded[i - 1][0], LAYERS[i][3]))
-            kept = deltas[0] if keeps is None else deltas[0] * keeps[5]
-            return conv(kept, feedback, 2), deltas
+                sent_back = conv_back(masked(deltas[0], keeps, i), folded[i - 1][0], LAYERS[i][3])
+                deltas.insert(0, slopes[i - 1] * sent_back)
+            return conv(masked(deltas[0], keeps, 5), feedback, 2), deltas
 
         w = beta(back, b, recipe["solver"], recipe["iters"])
         image, deltas = back(w)
@@ -252,7 +256,7 @@ def gradients(net, x, y, n_steps, recipe, keeps=None):
     with torch.no_grad():
         for name, batch in statistics.items():
             for running, value in zip(net.statistics[name], batch, strict=True):
-                running.add_(value - running, alpha=0.1)
+                running.add_(value - running, alpha=MOMENTUM)
         firing = sum(array.sum() for array in a) / sum(array.numel() for array in a)
     return found, (loss.detach(), (logits.argmax(1) == y).sum().float(), residual, firing)
 
@@ -264,16 +268,15 @@ def update(net, found, rate, recipe):
     share = torch.clamp(recipe["clip"] / length.clamp_min(1e-30), max=1.0)
     for name, theta in net.p.items():
         g = found[name] * share + recipe["wd"] * theta
-        net.v[name].mul_(MU).add_(g)
+        net.v[name].mul_(RECIPE.momentum).add_(g)
         own = rate * recipe["readout_rate"] if name.startswith("readout") else rate
-        theta.sub_(own * (g + MU * net.v[name] if recipe["nesterov"] else net.v[name]))
+        theta.sub_(own * (g + RECIPE.momentum * net.v[name] if recipe["nesterov"] else net.v[name]))
     net.p["feedback.alpha"].clamp_(-1, 1)
     return length
 
 
 def normalised_images(x):
-    mean, std = (torch.tensor(values, device=device).view(SIDES) for values in (RECIPE.mean, RECIPE.std))
-    return ((x.float() / 255 - mean) / std).contiguous(**channels_last)
+    return ((x.float() / 255 - MEAN) / STD).contiguous(**channels_last)
 
 
 @torch.no_grad()
@@ -359,8 +362,8 @@ def train(recipe, images, labels, test_images, test_labels):
         )
 
 
-def check():
-    """Relative distance of each gradient, and of the running statistics, from ide_ref's."""
+def distances():
+    """Relative distance of the loss, each gradient and the running statistics from ide_ref's, by name."""
     rng, network = np.random.default_rng(0), PRESET.network
     params = network.init(rng, dtype=np.float32)
     for name, array in params.items():
@@ -382,26 +385,33 @@ def check():
         variance.copy_(torch.tensor(params[f"{name}.running_var"]))
     net.power_iteration(300)
     found, (loss, *_) = gradients(net, torch.tensor(x), torch.tensor(y), 6, DEFAULTS)
-    print(f"{'loss':20} {abs(float(loss) - value) / value:.1e}")
+    apart = {"loss": abs(float(loss) - value) / value}
     for name, pair in net.statistics.items():
         found |= dict(zip((f"{name}.running_mean", f"{name}.running_var"), pair, strict=True))
     for name, array in found.items():
         wanted = {**ours.gradients, **ours.statistics}[name]
         if name.endswith(".bias") and not name.startswith("readout"):
             continue  # 0 but for rounding: normalisation takes a constant off again
-        print(f"{name:20} {np.linalg.norm(array.cpu().numpy() - wanted) / np.linalg.norm(wanted):.1e}")
+        apart[name] = np.linalg.norm(array.numpy() - wanted) / np.linalg.norm(wanted)
+    return apart
 
 
 def main():
     if sys.argv[1:] == ["check"]:
-        check()
+        for name, distance in distances().items():
+            print(f"{name:20} {distance:.1e}")
     elif sys.argv[1:] == ["train"] and device == "cuda":
         data = load("cifar10")
         x, x_test = (torch.tensor(array, device=device) for array in (data.x_train, data.x_test))
         y, y_test = (torch.tensor(array.astype(np.int64), device=device) for array in (data.y_train, data.y_test))
         for line in sys.stdin:
-            recipe = {**DEFAULTS, **json.loads(line)}
-            print(json.dumps(json.loads(line)), flush=True)
+            given = json.loads(line)
+            if unknown := given.keys() - DEFAULTS.keys() - {"name", "epochs", "lr"}:
+                sys.exit(
+                    f"a recipe has {', '.join(sorted(unknown))}; its fields are name, epochs, lr, {', '.join(DEFAULTS)}"
+                )
+            print(line.strip(), flush=True)
+            recipe = {**DEFAULTS, **given}
             held_out = (x[:45000], y[:45000], x[45000:], y[45000:])
             train(recipe, *((x, y, x_test, y_test) if recipe["full"] else held_out))
     else:
